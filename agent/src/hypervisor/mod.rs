@@ -1,0 +1,2 @@
+//! What runs guests.
+pub mod qemu;

@@ -1,0 +1,1 @@
+//! QEMU, driven over QMP.

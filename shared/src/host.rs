@@ -1,0 +1,190 @@
+//! What a host is and has: the inventory that its agent reports and the planner decides on.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, VmId};
+use crate::time::Timestamp;
+use crate::units::ByteCount;
+use crate::vm::{BootFile, VmSpec};
+
+/// The seconds between two heartbeats of an agent.
+pub const HEARTBEAT_INTERVAL_SECONDS: u64 = 2;
+/// A host not heard of for this many seconds is offline.
+pub const HEARTBEAT_SILENCE_SECONDS_MAX: u64 = 10;
+
+/// All that the fleet knows of a host, as its agent last said.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// The host.
+    pub host: HostId,
+    /// When the agent said so, by its own clock.
+    pub at: Timestamp,
+    /// The agent's version.
+    pub version: String,
+    /// Where its data-plane port is reached, best first.
+    pub addresses: Vec<SocketAddr>,
+    /// Its hypervisor.
+    pub hypervisor: Hypervisor,
+    /// The processor.
+    pub cpu: Cpu,
+    /// Memory for guests in all.
+    pub memory_total: ByteCount,
+    /// Memory that no guest and no reservation holds.
+    pub memory_free: ByteCount,
+    /// Its pools.
+    pub pools: Vec<Pool>,
+    /// Its bridges.
+    pub bridges: Vec<BridgeName>,
+    /// The files in its boot directory.
+    pub boot_files: Vec<BootFile>,
+    /// Its certificate.
+    pub certificate: Certificate,
+    /// What it takes on at once.
+    pub limits: Limits,
+    /// The highest coordinator epoch it has accepted a command of.
+    pub epoch: Epoch,
+    /// The VMs it has a record of.
+    pub vms: Vec<VmReport>,
+}
+
+/// The hypervisor of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hypervisor {
+    /// QEMU's version, such as `10.0.2`.
+    pub version: String,
+    /// How guests are executed.
+    pub accelerator: Accelerator,
+    /// The versioned machine types it has.
+    pub machines: Vec<String>,
+    /// The CPU models that it can run.
+    pub cpu_models: Vec<String>,
+    /// Whether it has firmware for UEFI guests.
+    pub uefi: bool,
+}
+
+/// How guests are executed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the processor's own virtualisation.
+    Kvm,
+    /// By translation; slow, and everywhere.
+    Tcg,
+}
+
+impl Accelerator {
+    /// QEMU's word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// The processor of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cpu {
+    /// Its model, as the kernel names it.
+    pub model: String,
+    /// Its feature flags, as the kernel names them.
+    pub features: Vec<String>,
+    /// Logical processors.
+    pub count: u16,
+}
+
+/// A place where images live.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Its name on this host.
+    pub name: PoolName,
+    /// What storage it is, where several hosts see the same: pools with one `shared` text hold the same images.
+    pub shared: Option<String>,
+    /// What it can hold.
+    pub capacity: ByteCount,
+    /// What is free, reservations taken off.
+    pub free: ByteCount,
+}
+
+/// The agent's certificate, as far as planning needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// SHA-256 of the authority's key, in hex: two hosts that trust one authority report the same.
+    pub authority: String,
+    /// From when it holds.
+    pub not_before: Timestamp,
+    /// Until when it holds.
+    pub not_after: Timestamp,
+}
+
+/// What a host takes on at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Moves out of the host at a time.
+    pub outbound_moves_max: u16,
+    /// Moves into the host at a time.
+    pub inbound_moves_max: u16,
+    /// Lanes of one session.
+    pub lanes_max: u8,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { outbound_moves_max: 4, inbound_moves_max: 4, lanes_max: 16 }
+    }
+}
+
+/// A VM as its host reports it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmReport {
+    /// What it is. For a VM that was ceded to another host and not yet released, what it was.
+    pub spec: VmSpec,
+    /// Whether its guest executes.
+    pub state: VmState,
+    /// The generation of this host's ownership record.
+    pub generation: Generation,
+    /// Whether this host may run it.
+    pub owned: bool,
+    /// The job that holds it, if one does.
+    pub job: Option<JobId>,
+}
+
+impl VmReport {
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> VmId {
+        self.spec.id
+    }
+}
+
+/// Whether a VM's guest executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// No QEMU runs.
+    Stopped,
+    /// The guest executes.
+    Running,
+    /// QEMU runs and the guest does not execute.
+    Paused,
+    /// QEMU waits for a migration, or is loading one.
+    Incoming,
+    /// QEMU ended by itself, or reports an internal error.
+    Failed,
+}
+
+impl std::fmt::Display for VmState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Incoming => "incoming",
+            Self::Failed => "failed",
+        })
+    }
+}
