@@ -12,8 +12,10 @@
 //!   peer/                  hello, messages and frames that cross between two agents
 //! ```
 
+pub mod bus;
 pub mod host;
 pub mod id;
+pub mod job;
 pub mod ownership;
 pub mod peer;
 pub mod time;

@@ -1,0 +1,362 @@
+//! Requests and their answers: operator to coordinator, and coordinator to agent.
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::{Inventory, VmReport};
+use crate::id::{Epoch, HostId, JobId, VmId};
+use crate::job::{Event, JobStatus, MoveRequest, Plan, Progress, Refusal};
+use crate::ownership::Message;
+use crate::time::Timestamp;
+use crate::units::Bandwidth;
+use crate::vm::VmSpec;
+
+/// What an operator asks of the coordinators.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ApiRequest {
+    /// All hosts.
+    HostList,
+    /// One host.
+    HostShow {
+        /// Which.
+        host: HostId,
+    },
+    /// Tell a host of a VM, and make its disks.
+    VmDefine {
+        /// Where.
+        host: HostId,
+        /// What.
+        spec: Box<VmSpec>,
+    },
+    /// All VMs.
+    VmList,
+    /// One VM, by name or id.
+    VmShow {
+        /// Which.
+        vm: String,
+    },
+    /// Start a VM.
+    VmStart {
+        /// Which.
+        vm: String,
+    },
+    /// Stop a VM: by ACPI, and by force when that takes too long or force is asked for.
+    VmStop {
+        /// Which.
+        vm: String,
+        /// At once.
+        force: bool,
+        /// How long ACPI may take, in seconds.
+        timeout_seconds: u32,
+    },
+    /// Forget a stopped VM.
+    VmDelete {
+        /// Which.
+        vm: String,
+        /// And its images.
+        delete_disks: bool,
+    },
+    /// The VM's serial console, from a position of its log on, and what to type.
+    VmConsole {
+        /// Which.
+        vm: String,
+        /// Read from this byte of the log; none for its last 4 KiB.
+        offset: Option<u64>,
+        /// Bytes to type.
+        #[serde(with = "serde_bytes")]
+        input: Vec<u8>,
+    },
+    /// Declare that a host can no longer run a VM: resolves a handover that it was part of.
+    VmResolve {
+        /// Which.
+        vm: String,
+        /// The host that was fenced.
+        fenced: HostId,
+    },
+    /// Move a VM.
+    Migrate {
+        /// The wish.
+        request: MoveRequest,
+        /// Plan and check only.
+        dry_run: bool,
+        /// A job id chosen by the asker: asking twice with one id makes one job.
+        job: JobId,
+    },
+    /// All jobs, newest first.
+    JobList,
+    /// One job.
+    JobShow {
+        /// Which.
+        job: JobId,
+    },
+    /// Cancel a job.
+    JobCancel {
+        /// Which.
+        job: JobId,
+    },
+    /// Change a job's rate limit.
+    JobBandwidth {
+        /// Which.
+        job: JobId,
+        /// The new limit; none lifts it.
+        bandwidth: Option<Bandwidth>,
+    },
+    /// The coordinators' own state.
+    SystemShow,
+}
+
+impl ApiRequest {
+    /// The resource and the verb its subject names.
+    #[must_use]
+    pub const fn subject_tokens(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::HostList => ("host", "list"),
+            Self::HostShow { .. } => ("host", "show"),
+            Self::VmDefine { .. } => ("vm", "define"),
+            Self::VmList => ("vm", "list"),
+            Self::VmShow { .. } => ("vm", "show"),
+            Self::VmStart { .. } => ("vm", "start"),
+            Self::VmStop { .. } => ("vm", "stop"),
+            Self::VmDelete { .. } => ("vm", "delete"),
+            Self::VmConsole { .. } => ("vm", "console"),
+            Self::VmResolve { .. } => ("vm", "resolve"),
+            Self::Migrate { .. } => ("job", "migrate"),
+            Self::JobList => ("job", "list"),
+            Self::JobShow { .. } => ("job", "show"),
+            Self::JobCancel { .. } => ("job", "cancel"),
+            Self::JobBandwidth { .. } => ("job", "bandwidth"),
+            Self::SystemShow => ("system", "show"),
+        }
+    }
+}
+
+/// What the coordinators answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ApiReply {
+    /// Hosts.
+    Hosts {
+        /// By name.
+        hosts: Vec<HostView>,
+    },
+    /// VMs.
+    Vms {
+        /// By name.
+        vms: Vec<VmView>,
+    },
+    /// Done.
+    Done,
+    /// Part of a console.
+    Console {
+        /// What was read.
+        chunk: ConsoleChunk,
+    },
+    /// The plan that a dry run came to.
+    Plan {
+        /// Token blanked.
+        plan: Box<Plan>,
+    },
+    /// A job was made, or existed under that id.
+    JobStarted {
+        /// Its status now.
+        status: Box<JobStatus>,
+    },
+    /// Jobs.
+    Jobs {
+        /// Newest first.
+        jobs: Vec<JobStatus>,
+    },
+    /// One job.
+    Job {
+        /// Its status.
+        status: Box<JobStatus>,
+        /// The latest progress, while it runs.
+        progress: Option<Progress>,
+    },
+    /// The coordinators.
+    System {
+        /// As they are.
+        system: SystemView,
+    },
+    /// It cannot be done.
+    Error {
+        /// Why.
+        error: ApiError,
+    },
+}
+
+/// Why a request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// Its kind, which sets the exit code.
+    pub kind: ApiErrorKind,
+    /// What, naming the thing.
+    pub message: String,
+    /// What to do next.
+    pub hints: Vec<String>,
+    /// Every reason, where a plan was refused.
+    pub refusals: Vec<Refusal>,
+}
+
+/// Kinds of error, each with an exit code of its own (docs/operations.md).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ApiErrorKind {
+    /// The request makes no sense.
+    Invalid,
+    /// There is no such thing.
+    NotFound,
+    /// It cannot be done now, for reasons that are all given.
+    Refused,
+    /// Who must do it cannot be reached.
+    Unreachable,
+    /// It was tried and failed.
+    Failed,
+}
+
+/// A host, as the coordinators see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostView {
+    /// What its agent last said.
+    pub inventory: Inventory,
+    /// Whether it was heard of lately.
+    pub online: bool,
+    /// When it was last heard of, by the coordinator's clock.
+    pub heard_at: Timestamp,
+}
+
+/// A VM, as the coordinators see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmView {
+    /// The host that owns it; where none does, one that has a record of it.
+    pub host: HostId,
+    /// What that host says.
+    pub report: VmReport,
+}
+
+/// Part of a console's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleChunk {
+    /// Where in the log the bytes end: the next offset to ask for.
+    pub end: u64,
+    /// The bytes.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// The coordinators' own state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SystemView {
+    /// The answering coordinator's name.
+    pub coordinator: String,
+    /// Its version.
+    pub version: String,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// nats-server's version.
+    pub nats_version: String,
+    /// The coordinator's clock.
+    pub now: Timestamp,
+}
+
+/// What an agent is asked, over request and reply.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum AgentRequest {
+    /// Take a VM on, and make its disks.
+    VmDefine {
+        /// What.
+        spec: Box<VmSpec>,
+    },
+    /// Start it.
+    VmStart {
+        /// Which.
+        vm: VmId,
+    },
+    /// Stop it.
+    VmStop {
+        /// Which.
+        vm: VmId,
+        /// At once.
+        force: bool,
+        /// How long ACPI may take, in seconds.
+        timeout_seconds: u32,
+    },
+    /// Forget it.
+    VmDelete {
+        /// Which.
+        vm: VmId,
+        /// And its images.
+        delete_disks: bool,
+    },
+    /// Its console.
+    VmConsole {
+        /// Which.
+        vm: VmId,
+        /// Read from this byte of the log; none for its last 4 KiB.
+        offset: Option<u64>,
+        /// Bytes to type.
+        #[serde(with = "serde_bytes")]
+        input: Vec<u8>,
+    },
+    /// An operator's word that a host can no longer run the VM.
+    VmFenced {
+        /// Which.
+        vm: VmId,
+        /// The host that was fenced.
+        fenced: HostId,
+    },
+    /// A message of the handover, where the lanes cannot carry it.
+    Handover {
+        /// Which VM.
+        vm: VmId,
+        /// The job it belongs to.
+        job: JobId,
+        /// The host that sends it.
+        from: HostId,
+        /// What it says.
+        message: Message,
+    },
+    /// All events of the agent's journal, for a coordinator that has lost its own: from this position on.
+    Events {
+        /// Skip that many.
+        skip: u64,
+    },
+    /// The inventory, now.
+    Inventory,
+}
+
+/// What an agent answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum AgentReply {
+    /// Done.
+    Done,
+    /// Part of a console.
+    Console {
+        /// What was read.
+        chunk: ConsoleChunk,
+    },
+    /// The answer to a message of the handover, where there is one.
+    Handover {
+        /// What it says.
+        message: Option<Message>,
+    },
+    /// Events.
+    Events {
+        /// In order.
+        events: Vec<Event>,
+        /// Whether there are more behind these.
+        more: bool,
+    },
+    /// The inventory.
+    Inventory {
+        /// As it is.
+        inventory: Box<Inventory>,
+    },
+    /// It cannot be done.
+    Error {
+        /// Why.
+        error: ApiError,
+    },
+}

@@ -1,0 +1,105 @@
+//! Events: what happened, told by whoever did it, kept for ever.
+
+use serde::{Deserialize, Serialize};
+
+use super::{FailureReport, Plan, StepFigures, StepKind};
+use crate::id::{Generation, HostId, JobId, VmId};
+use crate::time::Timestamp;
+
+/// Something that happened in a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// The job.
+    pub job: JobId,
+    /// Who says so.
+    pub reporter: Reporter,
+    /// The how-manieth event of this reporter for this job, from 1: repeats and gaps are seen by it.
+    pub sequence: u64,
+    /// When, by the reporter's clock.
+    pub at: Timestamp,
+    /// What.
+    pub body: EventBody,
+}
+
+/// Who tells of an event.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reporter {
+    /// The coordinators; one leads at a time.
+    Coordinator,
+    /// A host's agent.
+    Host(HostId),
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum EventBody {
+    /// The coordinator has decided on a plan. Carries it without its token.
+    Planned {
+        /// The plan, token blanked.
+        plan: Box<Plan>,
+    },
+    /// An agent has journalled the plan and will carry it out.
+    Accepted {
+        /// The plan, token blanked: a coordinator that lost everything rebuilds from here.
+        plan: Box<Plan>,
+    },
+    /// A step began.
+    StepStarted {
+        /// Which.
+        step: StepKind,
+    },
+    /// A step ended well.
+    StepFinished {
+        /// Which.
+        step: StepKind,
+        /// What it did.
+        figures: StepFigures,
+    },
+    /// A step failed; the job unwinds.
+    StepFailed {
+        /// Which.
+        step: StepKind,
+        /// Why.
+        failure: FailureReport,
+    },
+    /// Something a watcher should know that changes no state: a stall, a resumed lane, a throttle.
+    Notice {
+        /// In one sentence.
+        text: String,
+    },
+    /// A cancel was asked for and will be carried out.
+    CancelAccepted,
+    /// A cancel was asked for and cannot be honoured.
+    CancelRefused {
+        /// Why not.
+        reason: String,
+    },
+    /// The right to run the VM changed at this host.
+    Ownership {
+        /// The VM.
+        vm: VmId,
+        /// The generation of the record.
+        generation: Generation,
+        /// The record's name, such as `owner` or `ceding`.
+        record: String,
+    },
+    /// The guest stands still and waits for the handover to be resolved.
+    Unresolved {
+        /// What is missing, and what an operator can do.
+        reason: String,
+    },
+    /// The job is over and did what it should.
+    Completed {
+        /// How long the guest did not execute, in microseconds, as the agents measured it.
+        blackout_us: u64,
+    },
+    /// The job is over because it was cancelled; the VM is as it was.
+    Terminated,
+    /// The job is over because of a failure; the VM is as it was unless the report says otherwise.
+    Failed {
+        /// Why.
+        failure: FailureReport,
+    },
+}

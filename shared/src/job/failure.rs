@@ -1,0 +1,160 @@
+//! Why something failed or was refused: a stable code, a sentence, and what to do next.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::HostId;
+
+/// The kinds of failure. The code is stable: scripts and documents may rely on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureCode {
+    /// An operator cancelled the job.
+    Cancelled,
+    /// The target would not take the VM.
+    TargetRefused,
+    /// The two agents could not talk for longer than allowed.
+    LinkLost,
+    /// The peer broke the protocol.
+    PeerMisbehaved,
+    /// An image could not be read.
+    DiskRead,
+    /// An image could not be written.
+    DiskWrite,
+    /// The copies at the two hosts differ.
+    DigestMismatch,
+    /// QEMU would not start, ended, or refused a command.
+    Hypervisor,
+    /// QEMU's migration of the memory failed.
+    MemoryCopy,
+    /// The guest would have stood still for longer than allowed.
+    BlackoutExceeded,
+    /// An agent was restarted in a phase that cannot be resumed; the VM is unharmed.
+    AgentRestarted,
+    /// The agent's journal could not be written.
+    Journal,
+    /// The VM is not, or no longer, what the plan says.
+    PlanStale,
+    /// A fault of Sterna itself.
+    Internal,
+}
+
+/// What went wrong, for a reader who was not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureReport {
+    /// Its kind.
+    pub code: FailureCode,
+    /// What happened, in one sentence that names the thing.
+    pub message: String,
+    /// What led to it, nearest first.
+    #[serde(default)]
+    pub causes: Vec<String>,
+    /// What to do next.
+    #[serde(default)]
+    pub remedy: String,
+    /// Where it happened.
+    pub host: Option<HostId>,
+}
+
+/// The most causes a report keeps of an error's chain.
+const CAUSES_MAX: usize = 8;
+
+impl FailureReport {
+    /// Flattens an error and its chain of sources into text: done once, where an error leaves the program.
+    #[must_use]
+    pub fn from_error(code: FailureCode, host: &HostId, error: &dyn std::error::Error, remedy: &str) -> Self {
+        let mut causes = Vec::new();
+        let mut source = error.source();
+        while let Some(cause) = source.filter(|_| causes.len() < CAUSES_MAX) {
+            causes.push(cause.to_string());
+            source = cause.source();
+        }
+        Self { code, message: error.to_string(), causes, remedy: remedy.to_owned(), host: Some(host.clone()) }
+    }
+}
+
+impl fmt::Display for FailureReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        for cause in &self.causes {
+            write!(f, ": {cause}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a request cannot become a plan. The code is stable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalCode {
+    /// No host reports that VM.
+    UnknownVm,
+    /// Several VMs have that name.
+    AmbiguousVm,
+    /// No such host.
+    UnknownHost,
+    /// The host has not been heard of lately.
+    HostOffline,
+    /// Source and target are one.
+    SameHost,
+    /// No target was named and none is implied.
+    NoTarget,
+    /// Another job holds the VM.
+    VmInJob,
+    /// The VM is in a state in which it cannot move that way.
+    VmState,
+    /// No host owns the VM: a handover of it is unresolved.
+    VmUnresolved,
+    /// The target lacks memory.
+    Memory,
+    /// A pool lacks room.
+    PoolSpace,
+    /// The target has no such pool.
+    UnknownPool,
+    /// The VM has no such disk.
+    UnknownDisk,
+    /// A pool is not shared by both hosts though no disk is to be copied.
+    PoolNotShared,
+    /// The disk is where it is asked to go.
+    NothingToMove,
+    /// The target has no such bridge.
+    UnknownBridge,
+    /// The target's QEMU lacks the machine type.
+    MachineType,
+    /// The target cannot run the CPU model, or lacks features of it.
+    CpuModel,
+    /// The target lacks UEFI firmware.
+    Firmware,
+    /// The target lacks a boot file.
+    BootFile,
+    /// The target has a VM of that name or id.
+    NameTaken,
+    /// A certificate has expired or is not yet valid.
+    CertificateExpired,
+    /// The two hosts trust different authorities.
+    CertificateAuthority,
+    /// A host takes no further move now.
+    HostBusy,
+    /// A value is out of its range.
+    InvalidValue,
+    /// A guest cannot run the same way at both hosts.
+    Accelerator,
+}
+
+/// One reason why not, with what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Its kind.
+    pub code: RefusalCode,
+    /// The reason, naming the thing.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.message, self.remedy)
+    }
+}

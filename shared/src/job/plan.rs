@@ -1,0 +1,100 @@
+//! A plan: a request, wholly decided. The agents that carry it out have no choices left to make.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::StepKind;
+use crate::id::{Generation, HostId, JobId, Token};
+use crate::time::Timestamp;
+use crate::units::{Bandwidth, ByteCount};
+use crate::vm::{DiskSpec, VmSpec};
+
+/// What is to be done, by whom, to what. Immutable: a changed wish is a new plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The job.
+    pub job: JobId,
+    /// When it was planned.
+    pub planned_at: Timestamp,
+    /// How it moves.
+    pub mode: MoveMode,
+    /// The VM as it is at the source.
+    pub vm: VmSpec,
+    /// The VM as it will be: the same, with each disk's pool and format at the target.
+    pub vm_at_target: VmSpec,
+    /// The host that has the VM, and leads.
+    pub source: Host,
+    /// The host that will have it. The same as the source in [`MoveMode::Storage`].
+    pub target: Host,
+    /// The disks whose content is copied.
+    pub disks: Vec<DiskMove>,
+    /// The generation under which the source owns the VM now.
+    pub generation: Generation,
+    /// What admits the source's lanes at the target.
+    pub token: Token,
+    /// Data lanes of the session.
+    pub lanes: u8,
+    /// The rate limit, if any.
+    pub bandwidth: Option<Bandwidth>,
+    /// The longest blackout before the move gives up, in milliseconds.
+    pub blackout_max_ms: u32,
+    /// What will be done, in order.
+    pub steps: Vec<StepKind>,
+}
+
+/// How a VM moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MoveMode {
+    /// The guest runs at the source until the blackout, then at the target.
+    Live,
+    /// The guest is stopped before, during and after.
+    Cold,
+    /// The guest stays, running or stopped; disks change pool or format under it.
+    Storage,
+}
+
+/// A host that takes part.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its id, which its certificate must carry.
+    pub id: HostId,
+    /// Where its data-plane port is reached, best first.
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// A disk whose content is copied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMove {
+    /// As it is.
+    pub source: DiskSpec,
+    /// As it will be.
+    pub target: DiskSpec,
+}
+
+impl Plan {
+    /// The steps of a move: the one place that fixes their order.
+    #[must_use]
+    pub fn steps_of(mode: MoveMode, copies_disks: bool) -> Vec<StepKind> {
+        use StepKind::{CopyDisks, CopyMemory, Handover, Prepare, Prove, Release, Switchover};
+        let all: &[StepKind] = match mode {
+            MoveMode::Live => &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release],
+            MoveMode::Cold => &[Prepare, CopyDisks, Prove, Handover, Release],
+            MoveMode::Storage => &[Prepare, CopyDisks, Switchover, Prove, Release],
+        };
+        all.iter().copied().filter(|step| copies_disks || !matches!(step, CopyDisks | Prove)).collect()
+    }
+
+    /// Whether this host has a part in it.
+    #[must_use]
+    pub fn involves(&self, host: &HostId) -> bool {
+        self.source.id == *host || self.target.id == *host
+    }
+
+    /// What the disks to be copied hold at most.
+    #[must_use]
+    pub fn disk_bytes(&self) -> ByteCount {
+        self.disks.iter().fold(ByteCount(0), |sum, disk| sum.plus(disk.source.size))
+    }
+}

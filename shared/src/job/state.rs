@@ -1,0 +1,186 @@
+//! The states of a job, with the numbers of `Msvm_MigrationJob.JobState`, and the one table of their changes.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The state of a job. The numbers are CIM's (`Msvm_MigrationJob`, `CIM_ConcreteJob` 2.22).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u16)]
+pub enum JobState {
+    /// Planned; no agent has it yet.
+    New = 2,
+    /// An agent has journalled it.
+    Starting = 3,
+    /// A step is under way.
+    Running = 4,
+    /// Stopped on request, can go on.
+    Suspended = 5,
+    /// Cancelled or failed; unwinding.
+    ShuttingDown = 6,
+    /// Over, and did what it should.
+    Completed = 7,
+    /// Over, because it was cancelled in good order.
+    Terminated = 8,
+    /// Over, because it was ended at once; something may be left to clean.
+    Killed = 9,
+    /// Over, because of a failure.
+    Exception = 10,
+    /// Held by the vendor's service.
+    Service = 11,
+    /// Waits for a word from the operator.
+    QueryPending = 12,
+}
+
+/// What moves a job from state to state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StateInput {
+    /// An agent journalled the plan.
+    Accepted,
+    /// A step began, ended, or told something: the job is under way.
+    Progressed,
+    /// A cancel was accepted, or a step failed: the job unwinds.
+    Unwinding,
+    /// Nobody may run the VM until the handover is resolved.
+    Unresolved,
+    /// It did what it should.
+    Completed,
+    /// It was cancelled.
+    Terminated,
+    /// It failed.
+    Failed,
+}
+
+/// An input that is not legal in a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a job that is {from} cannot take {input:?}")]
+pub struct IllegalTransition {
+    /// The state.
+    pub from: JobState,
+    /// The input.
+    pub input: StateInput,
+}
+
+impl JobState {
+    /// All states, in the order of their numbers.
+    pub const ALL: [Self; 11] = [
+        Self::New,
+        Self::Starting,
+        Self::Running,
+        Self::Suspended,
+        Self::ShuttingDown,
+        Self::Completed,
+        Self::Terminated,
+        Self::Killed,
+        Self::Exception,
+        Self::Service,
+        Self::QueryPending,
+    ];
+
+    /// CIM's number.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// Whether the job is over: no event changes it any more.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Terminated | Self::Killed | Self::Exception)
+    }
+
+    /// The state after an input: the whole table.
+    ///
+    /// # Errors
+    /// [`IllegalTransition`] where the input has no meaning in the state. Events of two hosts may cross, so an input that
+    /// only repeats what is known (`Accepted` by the second agent while running) is legal and changes nothing.
+    pub const fn next(self, input: StateInput) -> Result<Self, IllegalTransition> {
+        use StateInput as I;
+        Ok(match (self, input) {
+            (Self::New, I::Accepted) => Self::Starting,
+            (Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Accepted) => self,
+
+            (Self::New | Self::Starting | Self::Running, I::Progressed) => Self::Running,
+            // A resolved handover goes on where it was; a job that unwinds may still tell of its steps.
+            (Self::QueryPending, I::Progressed) => Self::Running,
+            (Self::ShuttingDown, I::Progressed) => Self::ShuttingDown,
+
+            (Self::New | Self::Starting | Self::Running | Self::QueryPending | Self::ShuttingDown, I::Unwinding) => {
+                Self::ShuttingDown
+            }
+            (Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Unresolved) => {
+                Self::QueryPending
+            }
+
+            (Self::Starting | Self::Running | Self::QueryPending, I::Completed) => Self::Completed,
+            // A cancel that came too late loses against the completed move.
+            (Self::ShuttingDown, I::Completed) => Self::Completed,
+            (Self::New | Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Terminated) => {
+                Self::Terminated
+            }
+            (Self::New | Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Failed) => {
+                Self::Exception
+            }
+            (from, input) => return Err(IllegalTransition { from, input }),
+        })
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::New => "New",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Suspended => "Suspended",
+            Self::ShuttingDown => "Shutting Down",
+            Self::Completed => "Completed",
+            Self::Terminated => "Terminated",
+            Self::Killed => "Killed",
+            Self::Exception => "Exception",
+            Self::Service => "Service",
+            Self::QueryPending => "Query Pending",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INPUTS: [StateInput; 7] = [
+        StateInput::Accepted,
+        StateInput::Progressed,
+        StateInput::Unwinding,
+        StateInput::Unresolved,
+        StateInput::Completed,
+        StateInput::Terminated,
+        StateInput::Failed,
+    ];
+
+    #[test]
+    fn final_states_are_final() {
+        for state in JobState::ALL.into_iter().filter(|state| state.is_final()) {
+            for input in INPUTS {
+                assert_eq!(state.next(input), Err(IllegalTransition { from: state, input }));
+            }
+        }
+    }
+
+    #[test]
+    fn every_live_state_can_end_badly() {
+        for state in
+            [JobState::New, JobState::Starting, JobState::Running, JobState::ShuttingDown, JobState::QueryPending]
+        {
+            assert_eq!(state.next(StateInput::Failed), Ok(JobState::Exception));
+            assert_eq!(state.next(StateInput::Terminated), Ok(JobState::Terminated));
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_cim() {
+        let numbers: Vec<u16> = JobState::ALL.into_iter().map(JobState::number).collect();
+        assert_eq!(numbers, (2..=12).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,222 @@
+//! Status: what the events of a job add up to.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Event, EventBody, FailureReport, IllegalTransition, JobState, Plan, Reporter, StateInput, StepKind, StepState,
+    StepStatus,
+};
+use crate::id::{HostId, JobId, Token};
+use crate::time::Timestamp;
+
+/// The most notices a status keeps; the oldest go first.
+pub const NOTICES_MAX: usize = 64;
+
+/// A job, as the events so far tell it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatus {
+    /// The job.
+    pub job: JobId,
+    /// Its plan, token blanked.
+    pub plan: Plan,
+    /// Its state.
+    pub state: JobState,
+    /// Its steps, in the plan's order.
+    pub steps: Vec<StepStatus>,
+    /// When its state last changed.
+    pub changed_at: Timestamp,
+    /// When its first step began.
+    pub started_at: Option<Timestamp>,
+    /// When it was over.
+    pub finished_at: Option<Timestamp>,
+    /// Why it failed.
+    pub failure: Option<FailureReport>,
+    /// How long the guest did not execute, in microseconds.
+    pub blackout_us: Option<u64>,
+    /// What watchers should know.
+    pub notices: Vec<Notice>,
+    /// The last sequence number seen of each reporter.
+    seen: BTreeMap<String, u64>,
+}
+
+/// Something a watcher should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// When.
+    pub at: Timestamp,
+    /// Who says so.
+    pub host: Option<HostId>,
+    /// What.
+    pub text: String,
+}
+
+/// Why an event left a status as it was.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ignored {
+    /// It was seen before.
+    #[error("event {sequence} was seen before")]
+    Repeated {
+        /// Its number.
+        sequence: u64,
+    },
+    /// It is about another job.
+    #[error("it is about job {0}")]
+    OtherJob(JobId),
+    /// Its step is not part of the plan.
+    #[error("the plan has no step {0}")]
+    UnknownStep(StepKind),
+    /// The state's table does not allow it.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+}
+
+impl JobStatus {
+    /// A job that is planned and no more. The token is blanked here, so that no status ever shows it.
+    #[must_use]
+    pub fn planned(mut plan: Plan) -> Self {
+        plan.token = Token::from_bytes([0; crate::id::TOKEN_LENGTH]);
+        Self {
+            job: plan.job,
+            state: JobState::New,
+            steps: plan.steps.iter().copied().map(StepStatus::waiting).collect(),
+            changed_at: plan.planned_at,
+            started_at: None,
+            finished_at: None,
+            failure: None,
+            blackout_us: None,
+            notices: Vec::new(),
+            seen: BTreeMap::new(),
+            plan,
+        }
+    }
+
+    /// Begins a status from any event that carries the plan.
+    #[must_use]
+    pub fn from_event(event: &Event) -> Option<Self> {
+        match &event.body {
+            EventBody::Planned { plan } | EventBody::Accepted { plan } if plan.job == event.job => {
+                let mut status = Self::planned(Plan::clone(plan));
+                status.apply(event).ok().map(|()| status)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a cancel can still be honoured.
+    #[must_use]
+    pub fn cancellable(&self) -> bool {
+        !self.state.is_final()
+            && self.steps.iter().all(|step| step.kind.cancellable() || step.state == StepState::Waiting)
+    }
+
+    /// The step under way.
+    #[must_use]
+    pub fn current_step(&self) -> Option<&StepStatus> {
+        self.steps.iter().rev().find(|step| step.state == StepState::Running)
+    }
+
+    /// Takes an event in.
+    ///
+    /// # Errors
+    /// [`Ignored`] says why the event changed nothing; the status is then as it was, but for remembering that it was seen.
+    pub fn apply(&mut self, event: &Event) -> Result<(), Ignored> {
+        if event.job != self.job {
+            return Err(Ignored::OtherJob(event.job));
+        }
+        let reporter = match &event.reporter {
+            Reporter::Coordinator => String::new(),
+            Reporter::Host(host) => host.to_string(),
+        };
+        let seen = self.seen.entry(reporter).or_default();
+        if event.sequence <= *seen {
+            return Err(Ignored::Repeated { sequence: event.sequence });
+        }
+        *seen = event.sequence;
+        self.fold(event)
+    }
+
+    fn fold(&mut self, event: &Event) -> Result<(), Ignored> {
+        match &event.body {
+            EventBody::Planned { .. } | EventBody::Ownership { .. } => {}
+            EventBody::Accepted { .. } => self.enter(StateInput::Accepted, event.at)?,
+            EventBody::StepStarted { step } => {
+                self.enter(StateInput::Progressed, event.at)?;
+                self.started_at.get_or_insert(event.at);
+                let status = self.step(*step)?;
+                status.state = StepState::Running;
+                status.host = host_of(event);
+                status.started_at.get_or_insert(event.at);
+            }
+            EventBody::StepFinished { step, figures } => {
+                self.enter(StateInput::Progressed, event.at)?;
+                let status = self.step(*step)?;
+                status.state = StepState::Finished;
+                status.finished_at = Some(event.at);
+                status.figures = *figures;
+            }
+            EventBody::StepFailed { step, failure } => {
+                self.enter(StateInput::Unwinding, event.at)?;
+                let status = self.step(*step)?;
+                status.state = StepState::Failed;
+                status.finished_at = Some(event.at);
+                status.failure = Some(failure.clone());
+            }
+            EventBody::Notice { text } => self.note(event, text),
+            EventBody::CancelAccepted => {
+                self.enter(StateInput::Unwinding, event.at)?;
+                self.note(event, "cancel accepted; the job unwinds");
+            }
+            EventBody::CancelRefused { reason } => self.note(event, &format!("cancel refused: {reason}")),
+            EventBody::Unresolved { reason } => {
+                self.enter(StateInput::Unresolved, event.at)?;
+                self.note(event, reason);
+            }
+            EventBody::Completed { blackout_us } => {
+                self.enter(StateInput::Completed, event.at)?;
+                self.blackout_us = Some(*blackout_us);
+            }
+            EventBody::Terminated => self.enter(StateInput::Terminated, event.at)?,
+            EventBody::Failed { failure } => {
+                self.enter(StateInput::Failed, event.at)?;
+                self.failure = Some(failure.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn enter(&mut self, input: StateInput, at: Timestamp) -> Result<(), IllegalTransition> {
+        let next = self.state.next(input)?;
+        if next != self.state {
+            self.state = next;
+            self.changed_at = at;
+        }
+        if next.is_final() {
+            self.finished_at = Some(at);
+            for step in self.steps.iter_mut().filter(|step| step.state == StepState::Running) {
+                step.state = if next == JobState::Completed { StepState::Finished } else { StepState::Failed };
+                step.finished_at.get_or_insert(at);
+            }
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, kind: StepKind) -> Result<&mut StepStatus, Ignored> {
+        self.steps.iter_mut().find(|step| step.kind == kind).ok_or(Ignored::UnknownStep(kind))
+    }
+
+    fn note(&mut self, event: &Event, text: &str) {
+        if self.notices.len() == NOTICES_MAX {
+            self.notices.remove(0);
+        }
+        self.notices.push(Notice { at: event.at, host: host_of(event), text: text.to_owned() });
+    }
+}
+
+fn host_of(event: &Event) -> Option<HostId> {
+    match &event.reporter {
+        Reporter::Coordinator => None,
+        Reporter::Host(host) => Some(host.clone()),
+    }
+}

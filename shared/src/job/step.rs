@@ -1,0 +1,127 @@
+//! Steps: the phases of a job, under the same names in logs, events, progress and documents.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::FailureReport;
+use crate::id::HostId;
+use crate::time::Timestamp;
+
+/// A phase of a move, in the order in which a live one passes through them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepKind {
+    /// The target reserves memory, disks and ports, and starts its QEMU; the session is open.
+    Prepare,
+    /// Disk passes, until what the guest dirties between two is little.
+    CopyDisks,
+    /// QEMU's precopy, through the lanes.
+    CopyMemory,
+    /// The guest is paused; the last disk pass.
+    Switchover,
+    /// Both ends' digests are compared.
+    Prove,
+    /// The right to run the VM goes to the target.
+    Handover,
+    /// The source lets go of its copy.
+    Release,
+}
+
+impl StepKind {
+    /// The name in events, logs and documents.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::CopyDisks => "copy_disks",
+            Self::CopyMemory => "copy_memory",
+            Self::Switchover => "switchover",
+            Self::Prove => "prove",
+            Self::Handover => "handover",
+            Self::Release => "release",
+        }
+    }
+
+    /// Whether a job in this step can still be cancelled: until the right to run is ceded.
+    #[must_use]
+    pub const fn cancellable(self) -> bool {
+        !matches!(self, Self::Handover | Self::Release)
+    }
+}
+
+impl fmt::Display for StepKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Where a step stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Not begun.
+    #[default]
+    Waiting,
+    /// Begun.
+    Running,
+    /// Done.
+    Finished,
+    /// Ended by a failure or a cancel.
+    Failed,
+}
+
+/// What a step did, in numbers. Zero where a number means nothing for the step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StepFigures {
+    /// Bytes of content the step had to carry, as the guest sees them.
+    pub bytes_total: u64,
+    /// Bytes of payload it put on the link.
+    pub bytes_sent: u64,
+    /// Passes over the disks or rounds over memory.
+    pub passes: u32,
+    /// How long the guest stood still in this step, in microseconds, by the source's clock.
+    pub blackout_us: u64,
+}
+
+/// A step of a job, as folded from events.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepStatus {
+    /// Which.
+    pub kind: StepKind,
+    /// Where it stands.
+    pub state: StepState,
+    /// Who reports it.
+    pub host: Option<HostId>,
+    /// When it began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// What it did.
+    pub figures: StepFigures,
+    /// Why it failed.
+    pub failure: Option<FailureReport>,
+}
+
+impl StepStatus {
+    /// A step that has not begun.
+    #[must_use]
+    pub fn waiting(kind: StepKind) -> Self {
+        Self {
+            kind,
+            state: StepState::Waiting,
+            host: None,
+            started_at: None,
+            finished_at: None,
+            figures: StepFigures::default(),
+            failure: None,
+        }
+    }
+
+    /// How long it took, once it has ended.
+    #[must_use]
+    pub fn seconds(&self) -> Option<f64> {
+        Some(self.finished_at?.seconds_since(self.started_at?))
+    }
+}
