@@ -90,3 +90,9 @@ fn a_fenced_host_that_is_believed_is_noticed() {
     let budget = Budget { fences: 1, ..MUTANT };
     breaks(Mutation::BelieveFenced, budget, &[Property::OneGuest, Property::NoWriteLost]);
 }
+
+#[test]
+fn a_false_claim_that_a_guest_never_ran_is_noticed() {
+    let budget = Budget { guest_deaths: 1, ..MUTANT };
+    breaks(Mutation::ClaimNeverRan, budget, &[Property::GrantedOnce]);
+}

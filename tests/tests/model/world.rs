@@ -44,6 +44,8 @@ pub(crate) enum Mutation {
     DropTakenBack,
     /// A fenced host is let in again without being told that its record is void.
     BelieveFenced,
+    /// The driver says that a guest never ran which ran and died before that was confirmed.
+    ClaimNeverRan,
 }
 
 /// What must hold in every state.
@@ -299,7 +301,12 @@ impl Handover {
                 self.feed(&mut next, h, Input::GuestRuns);
                 "confirms"
             }
-            Todo::Confirm => "finds the guest dead",
+            Todo::Confirm => {
+                if self.mutation == Some(Mutation::ClaimNeverRan) {
+                    self.feed(&mut next, h, Input::CannotRun);
+                }
+                "finds the guest dead"
+            }
             Todo::Cleaned => {
                 self.feed(&mut next, h, Input::Released);
                 "is cleaned up"
