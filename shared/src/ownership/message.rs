@@ -37,9 +37,9 @@ pub enum Message {
 pub enum Input {
     /// A VM with a new id is defined here.
     Create,
-    /// The VM is to be no more; its owner forgets it.
+    /// The VM is to be no more; its owner, whose guest is stopped, forgets it.
     Delete,
-    /// This host is to be a move's target.
+    /// This host is to be a move's target. The incoming guest is started when the record is on the disk, not before.
     Prepare {
         /// The generation the plan offers; above what both hosts have seen.
         generation: Generation,

@@ -49,6 +49,8 @@
 //! 5. A lost journal is a lost host. An empty one must not be started in its place under the same host id: it would answer
 //!    `refused` for what it runs. Such a host is fenced first.
 //! 6. [`Input::BeginCede`] is fed only with the guest paused, everything sent and proven equal, the target's guest loaded.
+//! 7. A source that restarts as `Owner` and finds its guest paused by a move lets it run on; that move has failed. A target
+//!    that restarts as `Incoming` keeps its guest until the source speaks or the job gives up ([`Input::Abort`]).
 //!
 //! What is then true of the VM, at every instant: at most one host may run it, and
 //!
