@@ -17,7 +17,9 @@ pub struct Bandwidth(pub u64);
 
 /// A text that is no quantity.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a size; write a number of bytes, or one with a unit, such as 512 MiB or 4G (units are powers of 1024)")]
+#[error(
+    "{text:?} is not a size; write a number of bytes, or one with a unit, such as 512 MiB or 4G (units are powers of 1024)"
+)]
 pub struct InvalidQuantity {
     text: String,
 }

@@ -123,7 +123,9 @@ impl TryFrom<String> for BootFile {
     fn try_from(text: String) -> Result<Self, String> {
         let valid = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+');
         if text.is_empty() || text.len() > 128 || text.starts_with('.') || !text.bytes().all(valid) {
-            return Err(format!("{text:?} is not the name of a boot file: 1 to 128 of A-Z a-z 0-9 . _ - +, not starting with a point"));
+            return Err(format!(
+                "{text:?} is not the name of a boot file: 1 to 128 of A-Z a-z 0-9 . _ - +, not starting with a point"
+            ));
         }
         Ok(Self(text))
     }
@@ -308,7 +310,9 @@ impl VmSpec {
             }
         };
         let word = |text: &str| {
-            !text.is_empty() && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
+            !text.is_empty()
+                && text.len() <= 128
+                && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
         };
         check((MEMORY_MIN..=MEMORY_MAX).contains(&self.memory) && self.memory.0.is_multiple_of(1 << 20), &|| {
             format!("memory is {}; give whole MiB from {MEMORY_MIN} to {MEMORY_MAX}", self.memory)
@@ -319,14 +323,22 @@ impl VmSpec {
             format!("machine {:?} is not a machine type's name, such as pc-q35-7.2", self.machine)
         });
         check(self.machine.bytes().any(|b| b.is_ascii_digit()) && self.machine.contains('-'), &|| {
-            format!("machine {:?} has no version; give a versioned type such as pc-q35-7.2, so that it means the same on every host", self.machine)
+            format!(
+                "machine {:?} has no version; give a versioned type such as pc-q35-7.2, so that it means the same on every host",
+                self.machine
+            )
         });
-        check(self.disks.len() <= DISKS_MAX, &|| format!("{} disks; at most {DISKS_MAX} are allowed", self.disks.len()));
+        check(self.disks.len() <= DISKS_MAX, &|| {
+            format!("{} disks; at most {DISKS_MAX} are allowed", self.disks.len())
+        });
         check(self.nics.len() <= NICS_MAX, &|| format!("{} nics; at most {NICS_MAX} are allowed", self.nics.len()));
         for disk in &self.disks {
             let sized = disk.size.0 > 0 && disk.size <= DISK_SIZE_MAX && disk.size.0.is_multiple_of(DISK_SIZE_UNIT);
             check(sized, &|| {
-                format!("disk {} has a size of {}; give a multiple of 64 KiB up to {DISK_SIZE_MAX}", disk.name, disk.size)
+                format!(
+                    "disk {} has a size of {}; give a multiple of 64 KiB up to {DISK_SIZE_MAX}",
+                    disk.name, disk.size
+                )
             });
         }
         check(self.disks.iter().map(|disk| &disk.name).collect::<BTreeSet<_>>().len() == self.disks.len(), &|| {
@@ -398,6 +410,9 @@ mod tests {
         assert!(BootFile::try_from("../../etc/passwd".to_owned()).is_err());
         assert!(BootFile::try_from("vmlinuz-6.1".to_owned()).is_ok());
         assert!("53:54:00:00:00:01".parse::<MacAddress>().is_err(), "multicast");
-        assert_eq!("52:54:00:AB:00:01".parse::<MacAddress>().map(|m| m.to_string()), Ok("52:54:00:ab:00:01".to_owned()));
+        assert_eq!(
+            "52:54:00:AB:00:01".parse::<MacAddress>().map(|m| m.to_string()),
+            Ok("52:54:00:ab:00:01".to_owned())
+        );
     }
 }
