@@ -115,10 +115,9 @@ pub enum RefusalCode {
     Replayed,
     /// A later incarnation of the session has attached.
     Outdated,
-    /// The target no longer has the state of the lanes; a higher incarnation starts anew.
+    /// The target does not have the state of the lanes: the session has ended there, or its agent was restarted.
+    /// A higher incarnation starts anew.
     StateLost,
-    /// The session has ended.
-    Ended,
     /// The message is not well-formed.
     Malformed,
     /// Too much is going on; the same connection may be taken later.

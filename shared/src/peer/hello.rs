@@ -67,6 +67,12 @@ impl Versions {
         Ok(Self { oldest, newest })
     }
 
+    /// The oldest and the newest version.
+    #[must_use]
+    pub const fn bounds(self) -> (u16, u16) {
+        (self.oldest, self.newest)
+    }
+
     /// The newest version in both ranges.
     #[must_use]
     pub const fn common(self, other: Self) -> Option<u16> {
