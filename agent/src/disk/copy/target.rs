@@ -1,0 +1,362 @@
+//! The target half: writes blocks as they come, and proves what it wrote by reading it back.
+//!
+//! ```text
+//!   apply(block) ─▶ check ─▶ wait for a place in the window and for what overlaps ─▶ task: write
+//!                                         a few chunks behind the writes           ─▶ task: read back, digest
+//! ```
+//!
+//! Reading back runs behind the writes, so that little is left to prove when the guest is paused. One owner keeps all state;
+//! the tasks only carry an operation and bring its outcome.
+
+use std::collections::VecDeque;
+
+use tokio::task::JoinSet;
+
+use super::super::digest::{CHUNK_SIZE, Chunk, DigestTable};
+use super::super::extent::{Extent, ExtentSet};
+use super::super::nbd::{BASE_ALLOCATION, Client, NbdError, Piece, ZeroMode};
+use super::{BLOCK_DATA_MAX, Block, Body, CopyError, digest_of};
+
+/// The operations in flight at a time, so also at most that many MiB of blocks held, and digests computed in parallel.
+pub const WRITE_WINDOW: usize = 16;
+/// How many chunks reading back stays behind writing: the blocks of one chunk come together, and this is when they have.
+pub const READ_BACK_DISTANCE: usize = 16;
+
+/// What the target image held before the copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// It was just created and reads as zeroes: zeroes need writing only where data was written before.
+    Fresh,
+    /// Anything.
+    Used,
+}
+
+/// What a writer did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WriteStatistics {
+    /// Blocks applied.
+    pub blocks: u64,
+    /// Bytes written as data.
+    pub data_bytes: u64,
+    /// Bytes made zero.
+    pub zero_bytes: u64,
+    /// Of those, bytes that already were and cost nothing.
+    pub zero_bytes_skipped: u64,
+    /// Bytes read back.
+    pub read_back_bytes: u64,
+}
+
+/// The writer of one disk. When it is dropped, operations in flight may still take effect at the server: close the client
+/// before the image is used otherwise.
+pub struct Writer {
+    client: Client,
+    disk: u16,
+    origin: Origin,
+    table: DigestTable,
+    /// Where data was ever written to a fresh image.
+    written: ExtentSet,
+    received: ExtentSet,
+    /// Touched chunks, not yet read back, in the order of writing.
+    behind: VecDeque<usize>,
+    tasks: JoinSet<Done>,
+    /// The ranges of the tasks; no two overlap.
+    active: Vec<Extent>,
+    broken: bool,
+    statistics: WriteStatistics,
+}
+
+struct Done {
+    extent: Extent,
+    outcome: Result<Outcome, CopyError>,
+}
+
+enum Outcome {
+    Data,
+    Zero,
+    ReadBack(Chunk),
+}
+
+impl Writer {
+    /// A writer of disk number `disk` of the plan, which the plan says has `size` bytes.
+    ///
+    /// # Errors
+    /// When the export's size is another.
+    pub fn new(client: Client, disk: u16, size: u64, origin: Origin) -> Result<Self, CopyError> {
+        if client.size() != size {
+            return Err(CopyError::Size { disk, exported: client.size(), planned: size });
+        }
+        Ok(Self {
+            client,
+            disk,
+            origin,
+            table: DigestTable::new(size),
+            written: ExtentSet::new(),
+            received: ExtentSet::new(),
+            behind: VecDeque::with_capacity(READ_BACK_DISTANCE + 2),
+            tasks: JoinSet::new(),
+            active: Vec::with_capacity(WRITE_WINDOW),
+            broken: false,
+            statistics: WriteStatistics::default(),
+        })
+    }
+
+    /// Accepts a block: checks it, waits for a place, and starts writing it. A future dropped before it is done has not
+    /// accepted the block.
+    ///
+    /// # Errors
+    /// When the block does not fit the disk (the peer's fault), or this or an earlier one could not be written. After an
+    /// error of writing the writer refuses everything.
+    pub async fn apply(&mut self, block: Block) -> Result<(), CopyError> {
+        self.check_sound()?;
+        let extent = self.check(&block)?;
+        self.collect_finished()?;
+        while self.active.len() >= WRITE_WINDOW || self.is_active(extent) {
+            self.complete_one().await?;
+        }
+        self.table.mark_stale(extent);
+        let (client, disk) = (self.client.clone(), self.disk);
+        match block.body {
+            Body::Data(bytes) => {
+                if self.origin == Origin::Fresh {
+                    self.written.insert(extent);
+                }
+                self.start(extent, async move {
+                    let written = client.write(extent.offset(), bytes).await;
+                    written.map(|()| Outcome::Data).map_err(|source| write_error(disk, extent, source))
+                });
+                self.read_back_behind(extent);
+            }
+            Body::Zero(_) if self.origin == Origin::Fresh && self.written.within(extent).next().is_none() => {
+                self.statistics.zero_bytes_skipped += extent.length();
+                self.finish(extent, &Outcome::Zero);
+            }
+            Body::Zero(length) => self.start(extent, async move {
+                let written = client.write_zeroes(extent.offset(), length, ZeroMode::MayPunch).await;
+                written.map(|()| Outcome::Zero).map_err(|source| write_error(disk, extent, source))
+            }),
+        }
+        Ok(())
+    }
+
+    /// Waits until every accepted block is applied (and everything started to be read back is).
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn barrier(&mut self) -> Result<(), CopyError> {
+        self.check_sound()?;
+        while !self.tasks.is_empty() {
+            self.complete_one().await?;
+        }
+        Ok(())
+    }
+
+    /// A barrier, and then everything applied is on stable storage: what [`Self::received`] says may now be journalled.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn flush(&mut self) -> Result<(), CopyError> {
+        self.barrier().await?;
+        let flushed = self.client.flush().await;
+        flushed.map_err(|source| {
+            self.broken = true;
+            CopyError::Flush { disk: self.disk, source }
+        })
+    }
+
+    /// Reads back every chunk that is not known, by block status where that says zeroes, so that the table is whole.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn verify(&mut self) -> Result<(), CopyError> {
+        self.barrier().await?;
+        self.behind.clear();
+        self.recognise_zeroes().await?;
+        let mut next = 0;
+        while let Some(index) = self.table.next_unknown(next) {
+            while self.active.len() >= WRITE_WINDOW {
+                self.complete_one().await?;
+            }
+            self.start_read_back(index);
+            next = index + 1;
+        }
+        self.barrier().await
+    }
+
+    /// A barrier, and then forgets what is known of a range, so that the next [`Self::verify`] reads it again.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn forget(&mut self, extent: Extent) -> Result<(), CopyError> {
+        self.barrier().await?;
+        self.table.mark_stale(extent);
+        Ok(())
+    }
+
+    /// The digests. The root is there after a [`Self::verify`] that nothing followed.
+    pub fn table(&mut self) -> &mut DigestTable {
+        &mut self.table
+    }
+
+    /// The ranges applied by this writer, data and zeroes. On stable storage only as of the last [`Self::flush`].
+    #[must_use]
+    pub fn received(&self) -> &ExtentSet {
+        &self.received
+    }
+
+    /// What was done so far.
+    #[must_use]
+    pub fn statistics(&self) -> WriteStatistics {
+        self.statistics
+    }
+
+    fn check_sound(&self) -> Result<(), CopyError> {
+        if self.broken { Err(CopyError::Broken { disk: self.disk }) } else { Ok(()) }
+    }
+
+    /// The range of a block, which the peer may have made up.
+    fn check(&self, block: &Block) -> Result<Extent, CopyError> {
+        let (disk, offset, length, size) = (self.disk, block.offset, block.body.length(), self.table.size());
+        if block.disk != disk {
+            return Err(CopyError::WrongDisk { disk, got: block.disk });
+        }
+        if matches!(block.body, Body::Data(_)) && length > BLOCK_DATA_MAX {
+            return Err(CopyError::TooLong { disk, length });
+        }
+        Extent::new(offset, length).filter(|extent| extent.end() <= size).ok_or(CopyError::Outside {
+            disk,
+            offset,
+            length,
+            size,
+        })
+    }
+
+    fn is_active(&self, extent: Extent) -> bool {
+        self.active.iter().any(|active| active.overlaps(extent))
+    }
+
+    fn start(&mut self, extent: Extent, operation: impl Future<Output = Result<Outcome, CopyError>> + Send + 'static) {
+        self.active.push(extent);
+        self.tasks.spawn(async move { Done { extent, outcome: operation.await } });
+    }
+
+    /// Notes that data touched these chunks, and reads back those that are far enough behind.
+    fn read_back_behind(&mut self, extent: Extent) {
+        for index in self.table.touched(extent) {
+            if self.behind.back() != Some(&index) {
+                self.behind.push_back(index);
+            }
+        }
+        while self.behind.len() > READ_BACK_DISTANCE && self.active.len() < WRITE_WINDOW {
+            let Some(index) = self.behind.pop_front() else { return };
+            let busy = self.table.extent(index).is_none_or(|chunk| self.is_active(chunk));
+            // A chunk that is still busy is left to a later touch, or to `verify`.
+            if !busy && self.table.chunk(index) == Chunk::Unknown {
+                self.start_read_back(index);
+            }
+        }
+        // Where there was no room for so long, it is left to `verify` too.
+        while self.behind.len() > 2 * READ_BACK_DISTANCE {
+            self.behind.pop_front();
+        }
+    }
+
+    fn start_read_back(&mut self, index: usize) {
+        let Some(extent) = self.table.extent(index) else { return };
+        let (client, disk) = (self.client.clone(), self.disk);
+        self.start(extent, async move { read_back(&client, disk, extent).await.map(Outcome::ReadBack) });
+    }
+
+    /// Makes known, without reading, the unknown chunks that block status says are zeroes.
+    async fn recognise_zeroes(&mut self) -> Result<(), CopyError> {
+        if !self.client.has_context(BASE_ALLOCATION) {
+            return Ok(());
+        }
+        let mut next = 0;
+        while let Some(first) = self.table.next_unknown(next) {
+            let run = (first..self.table.count()).take_while(|index| self.table.chunk(*index) == Chunk::Unknown);
+            let last = run.last().unwrap_or(first);
+            next = last + 1;
+            let (Some(start), Some(end)) = (self.table.extent(first), self.table.extent(last)) else { return Ok(()) };
+            let Some(range) = Extent::between(start.offset(), end.end()) else { return Ok(()) };
+            let statuses = self.client.block_status(BASE_ALLOCATION, range).await;
+            let statuses = statuses.map_err(|source| self.read_error(range, source))?;
+            for zero in statuses.iter().filter(|status| status.reads_as_zero()) {
+                for index in self.table.touched(zero.extent) {
+                    let inside = self.table.extent(index).is_some_and(|chunk| chunk.clip(zero.extent) == Some(chunk));
+                    if inside {
+                        self.table.set(index, Chunk::Zero);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_error(&mut self, extent: Extent, source: NbdError) -> CopyError {
+        self.broken = true;
+        CopyError::Read { disk: self.disk, offset: extent.offset(), source }
+    }
+
+    async fn complete_one(&mut self) -> Result<(), CopyError> {
+        match self.tasks.join_next().await {
+            Some(joined) => self.complete(joined),
+            None => Ok(()),
+        }
+    }
+
+    fn collect_finished(&mut self) -> Result<(), CopyError> {
+        while let Some(joined) = self.tasks.try_join_next() {
+            self.complete(joined)?;
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, joined: Result<Done, tokio::task::JoinError>) -> Result<(), CopyError> {
+        let disk = self.disk;
+        let done = joined.map_err(|source| CopyError::Task { disk, source }).and_then(|done| {
+            self.active.retain(|active| *active != done.extent);
+            done.outcome.map(|outcome| (done.extent, outcome))
+        });
+        match done {
+            Ok((extent, outcome)) => self.finish(extent, &outcome),
+            Err(error) => {
+                self.broken = true;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, extent: Extent, outcome: &Outcome) {
+        let length = extent.length();
+        match outcome {
+            Outcome::ReadBack(chunk) => {
+                self.statistics.read_back_bytes += length;
+                // No write to the chunk can have started since: it would have waited for this.
+                self.table.touched(extent).for_each(|index| self.table.set(index, *chunk));
+                return;
+            }
+            Outcome::Data => self.statistics.data_bytes += length,
+            Outcome::Zero => self.statistics.zero_bytes += length,
+        }
+        self.statistics.blocks += 1;
+        self.received.insert(extent);
+    }
+}
+
+async fn read_back(client: &Client, disk: u16, extent: Extent) -> Result<Chunk, CopyError> {
+    let length = u32::try_from(extent.length().min(CHUNK_SIZE)).unwrap_or(u32::MAX);
+    let pieces = client
+        .read(extent.offset(), length)
+        .await
+        .map_err(|source| CopyError::Read { disk, offset: extent.offset(), source })?;
+    if pieces.iter().all(|piece| matches!(piece, Piece::Hole(_))) {
+        return Ok(Chunk::Zero);
+    }
+    let digest = tokio::task::spawn_blocking(move || digest_of(&pieces));
+    digest.await.map_err(|source| CopyError::Task { disk, source })
+}
+
+fn write_error(disk: u16, extent: Extent, source: NbdError) -> CopyError {
+    CopyError::Write { disk, offset: extent.offset(), length: extent.length(), source }
+}

@@ -1,0 +1,557 @@
+//! An NBD client: how Sterna reads and writes disks, through the servers of QEMU, qemu-nbd and qemu-storage-daemon.
+//!
+//! ```text
+//!   Client ──┬─ Connection ── UNIX socket ──┐
+//!            ├─ Connection ── UNIX socket ──┼── one export
+//!            └─ …        (if it allows it) ─┘
+//! ```
+//!
+//! Each connection keeps many requests in flight, and replies come in any order (see `connection`). Read data lands once
+//! in the memory it is handed out in; write payloads go to the socket from where they are.
+//!
+//! The server is not trusted: a guest may have broken its QEMU. Every length it sends is checked against what was asked
+//! for and a named limit before anything is allocated, and every wait has an end. What it does wrong ends the connection
+//! with a typed error; it never hangs or panics. Only UNIX sockets: no NBD byte crosses a network by itself.
+//!
+//! Costs of this shape: a server without structured replies (QEMU before 2.11) is refused, which saves a second reply
+//! parser; and a request larger than the window takes the whole window, and not more memory than its own length.
+
+mod connection;
+mod negotiate;
+mod wire;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sterna_shared::vm::DISK_SIZE_MAX;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use self::connection::{Connection, Reply, Request};
+use self::negotiate::Terms;
+use self::wire::{Command, can, flag};
+use super::extent::Extent;
+
+pub use self::wire::Violation;
+
+/// The most requests in flight on one connection; QEMU's server takes up to 16 at a time, the rest waits in the socket.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 32;
+/// The most payload bytes in flight on one connection, in either direction.
+pub const BYTES_IN_FLIGHT_MAX: u32 = 16 << 20;
+/// The most connections of one client.
+pub const CONNECTIONS_MAX: usize = 8;
+/// The most block-status contexts of one client.
+pub const CONTEXTS_MAX: usize = 8;
+/// The longest a negotiation may take.
+pub const NEGOTIATION_MAX: Duration = Duration::from_secs(10);
+/// The longest a request may be in flight without an answer: longer than any healthy storage takes, and an end.
+pub const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// The longest a goodbye may take.
+pub const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// The most extents that one reading of a whole context may give, 24 bytes each.
+pub const STATUSES_MAX: usize = 4 << 20;
+
+/// Block statuses are asked for in steps of this.
+const STATUS_STEP: u32 = 1 << 30;
+/// Zeroes are written, and ranges discarded, in steps of this, so that each step answers well within [`SILENCE_MAX`].
+const ZERO_STEP: u32 = 256 << 20;
+
+/// The context that tells data from holes and zeroes.
+pub const BASE_ALLOCATION: &str = "base:allocation";
+
+/// The name of the context of a dirty bitmap.
+#[must_use]
+pub fn dirty_bitmap(bitmap: &str) -> String {
+    format!("qemu:dirty-bitmap:{bitmap}")
+}
+
+/// Why an NBD operation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum NbdError {
+    /// The socket could not be connected to.
+    #[error("cannot connect to the NBD socket {}; is the export's server running?", socket.display())]
+    Connect {
+        /// The socket.
+        socket: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The negotiation failed.
+    #[error("the NBD negotiation failed")]
+    Negotiation {
+        /// Why.
+        #[source]
+        cause: Failure,
+    },
+    /// The server refused the export or the contexts.
+    #[error("the NBD server refuses export {export:?} (reply {reply:#x}, {message:?}); is it exported under that name?")]
+    Refused {
+        /// The export.
+        export: String,
+        /// The server's reply.
+        reply: u32,
+        /// The server's words.
+        message: String,
+    },
+    /// The server granted the export, but not that context.
+    #[error("the NBD export has no context {context:?}; was it exported with that bitmap?")]
+    NoContext {
+        /// The context.
+        context: String,
+    },
+    /// The server cannot do what Sterna needs.
+    #[error("the NBD server has no {lacks}; QEMU 7.2 or later has it")]
+    Incompatible {
+        /// What it lacks.
+        lacks: &'static str,
+    },
+    /// The export is larger than any disk may be.
+    #[error("the NBD export has {size} bytes; the largest disk has {DISK_SIZE_MAX}")]
+    TooLarge {
+        /// Its size.
+        size: u64,
+    },
+    /// The caller asked for something the protocol cannot say.
+    #[error("{what} is {value}, and must be {must}")]
+    Argument {
+        /// What is wrong.
+        what: &'static str,
+        /// Its value.
+        value: String,
+        /// What it must be.
+        must: String,
+    },
+    /// The range is not within the disk, or not in whole blocks.
+    #[error(
+        "a {operation} of {length} bytes at {offset} does not fit an export of {size} bytes in blocks of {block_min} \
+         and requests of at most {length_max} bytes"
+    )]
+    Range {
+        /// The operation.
+        operation: &'static str,
+        /// Its first byte.
+        offset: u64,
+        /// Its length.
+        length: u64,
+        /// The disk's size.
+        size: u64,
+        /// The smallest block.
+        block_min: u32,
+        /// The longest request.
+        length_max: u64,
+    },
+    /// The export does not allow the operation.
+    #[error("the NBD export does not allow a {operation}; export it with what the operation needs (writable, discard)")]
+    NotAllowed {
+        /// The operation.
+        operation: &'static str,
+    },
+    /// The server tried and failed.
+    #[error("the NBD server failed a {operation} of {length} bytes at {offset} with error {errno} {message:?}")]
+    Server {
+        /// The operation.
+        operation: &'static str,
+        /// Its first byte.
+        offset: u64,
+        /// Its length.
+        length: u32,
+        /// The server's error number, as NBD numbers them: 1 EPERM, 5 EIO, 12 ENOMEM, 22 EINVAL, 28 ENOSPC, 75
+        /// EOVERFLOW, 95 ENOTSUP, 108 ESHUTDOWN.
+        errno: u32,
+        /// The server's words.
+        message: String,
+    },
+    /// The connection ended before the operation did. Whether a write took effect is unknown.
+    #[error("the NBD connection ended during a {operation}")]
+    Lost {
+        /// The operation.
+        operation: &'static str,
+        /// Why.
+        #[source]
+        cause: Arc<Failure>,
+    },
+    /// A disk so fragmented that the list of its extents is over its limit.
+    #[error("context {context} has over {STATUSES_MAX} extents in one range; ask for smaller ranges")]
+    TooFragmented {
+        /// The context.
+        context: String,
+    },
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The socket failed.
+    #[error("the socket failed")]
+    Io(#[source] std::io::Error),
+    /// The server closed the connection.
+    #[error("the server closed the connection")]
+    Ended,
+    /// The server did something that the protocol does not allow.
+    #[error("the server broke the protocol")]
+    Violation(#[from] Violation),
+    /// The server did not answer in time.
+    #[error("the server did not answer in time (negotiation {NEGOTIATION_MAX:?}, requests {SILENCE_MAX:?})")]
+    Silent,
+    /// This side closed the connection.
+    #[error("this side closed the connection")]
+    Closed,
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::UnexpectedEof { Self::Ended } else { Self::Io(error) }
+    }
+}
+
+/// A part of what was read, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Bytes, which may be zeroes too.
+    Data(Bytes),
+    /// That many bytes that read as zeroes.
+    Hole(u64),
+}
+
+impl Piece {
+    /// Its length in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        match self {
+            Self::Data(bytes) => bytes.len() as u64,
+            Self::Hole(length) => *length,
+        }
+    }
+}
+
+/// What a context says of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// The range.
+    pub extent: Extent,
+    /// The context's flags.
+    pub flags: u32,
+}
+
+impl Status {
+    /// For [`BASE_ALLOCATION`]: whether the range reads as zeroes. (A hole alone need not.)
+    #[must_use]
+    pub const fn reads_as_zero(&self) -> bool {
+        self.flags & 2 != 0
+    }
+
+    /// For [`BASE_ALLOCATION`]: whether nothing is allocated.
+    #[must_use]
+    pub const fn is_hole(&self) -> bool {
+        self.flags & 1 != 0
+    }
+
+    /// For a [`dirty_bitmap`]: whether the range was written.
+    #[must_use]
+    pub const fn is_dirty(&self) -> bool {
+        self.flags & 1 != 0
+    }
+}
+
+/// How zeroes are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ZeroMode {
+    /// The server may leave a hole.
+    MayPunch,
+    /// The server must keep, or make, the range allocated.
+    Allocate,
+    /// The server must fail (95, ENOTSUP) rather than write the zeroes one by one.
+    Fast,
+}
+
+/// A disk, reached over one or more connections. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Client {
+    connections: Arc<[(Connection, Vec<(String, u32)>)]>,
+    terms: Arc<Terms>,
+}
+
+impl Client {
+    /// Connects to `export` at the UNIX socket, with these block-status `contexts`, over `connections` connections; over
+    /// one where the export does not allow several.
+    ///
+    /// # Errors
+    /// When the socket, the server or the export is not there, lacks a context, or breaks the protocol.
+    pub async fn connect(
+        socket: &Path,
+        export: &str,
+        contexts: &[&str],
+        connections: usize,
+    ) -> Result<Self, NbdError> {
+        check_names(export, contexts, connections)?;
+        let (first, terms) = connect_one(socket, export, contexts).await?;
+        if terms.size > DISK_SIZE_MAX.0 {
+            return Err(NbdError::TooLarge { size: terms.size });
+        }
+        let mut all = vec![(first, terms.contexts.clone())];
+        if terms.flags & can::MULTI_CONN != 0 {
+            for _ in 1..connections {
+                let (next, other) = connect_one(socket, export, contexts).await?;
+                if other.size != terms.size {
+                    let violation = Violation::SizeChanged { first: terms.size, other: other.size };
+                    return Err(NbdError::Negotiation { cause: Failure::Violation(violation) });
+                }
+                all.push((next, other.contexts));
+            }
+        }
+        Ok(Self { connections: all.into(), terms: Arc::new(terms) })
+    }
+
+    /// The disk's size in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.terms.size
+    }
+
+    /// How many connections it has.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Whether the export refuses writes.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.allows(can::READ_ONLY)
+    }
+
+    /// Whether that context was negotiated.
+    #[must_use]
+    pub fn has_context(&self, context: &str) -> bool {
+        self.terms.contexts.iter().any(|(name, _)| name == context)
+    }
+
+    /// Reads `length` bytes at `offset`. The pieces are in order and have exactly that length together.
+    ///
+    /// # Errors
+    /// As all operations here: a bad range, a failure the server reports, or the connection's end.
+    pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, NbdError> {
+        self.check(Command::Read, offset, length.into(), self.terms.payload_max.into())?;
+        match self.call(Command::Read, 0, offset, length, Bytes::new()).await? {
+            Reply::Pieces(pieces) => Ok(pieces),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Writes `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// As [`Self::read`], or a read-only export.
+    pub async fn write(&self, offset: u64, bytes: Bytes) -> Result<(), NbdError> {
+        self.write_flagged(offset, bytes, 0).await
+    }
+
+    /// Writes `bytes` at `offset`, and returns when they are on stable storage.
+    ///
+    /// # Errors
+    /// As [`Self::write`], or an export without FUA.
+    pub async fn write_durable(&self, offset: u64, bytes: Bytes) -> Result<(), NbdError> {
+        self.require(Command::Write, can::FUA)?;
+        self.write_flagged(offset, bytes, flag::FUA).await
+    }
+
+    /// Makes `length` bytes at `offset` read as zeroes.
+    ///
+    /// # Errors
+    /// As [`Self::write`], or an export without WRITE_ZEROES (or FAST_ZERO, for that mode).
+    pub async fn write_zeroes(&self, offset: u64, length: u64, mode: ZeroMode) -> Result<(), NbdError> {
+        let flags = match mode {
+            ZeroMode::MayPunch => 0,
+            ZeroMode::Allocate => flag::NO_HOLE,
+            ZeroMode::Fast => flag::FAST_ZERO,
+        };
+        self.require(Command::WriteZeroes, can::WRITE_ZEROES)?;
+        if mode == ZeroMode::Fast {
+            self.require(Command::WriteZeroes, can::FAST_ZERO)?;
+        }
+        self.in_steps(Command::WriteZeroes, flags, offset, length).await
+    }
+
+    /// Tells the server that `length` bytes at `offset` are not needed; what they read as afterwards is undefined.
+    ///
+    /// # Errors
+    /// As [`Self::write`], or an export without TRIM.
+    pub async fn trim(&self, offset: u64, length: u64) -> Result<(), NbdError> {
+        self.require(Command::Trim, can::TRIM)?;
+        self.in_steps(Command::Trim, 0, offset, length).await
+    }
+
+    /// Puts every completed write, of all connections, on stable storage.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn flush(&self) -> Result<(), NbdError> {
+        if !self.allows(can::FLUSH) {
+            return if self.is_read_only() { Ok(()) } else { Err(not_allowed(Command::Flush)) };
+        }
+        self.call(Command::Flush, 0, 0, 0, Bytes::new()).await.map(drop)
+    }
+
+    /// What `context` says of `range`, from its start to its end, neighbours with equal flags made one.
+    ///
+    /// # Errors
+    /// As [`Self::read`], a context that was not negotiated, or more than [`STATUSES_MAX`] extents.
+    pub async fn block_status(&self, context: &str, range: Extent) -> Result<Vec<Status>, NbdError> {
+        if !self.has_context(context) {
+            return Err(NbdError::NoContext { context: context.to_owned() });
+        }
+        self.check(Command::BlockStatus, range.offset(), range.length(), u64::MAX)?;
+        let mut statuses: Vec<Status> = Vec::new();
+        let mut next = range.offset();
+        while next < range.end() {
+            let length = step(range.end() - next, STATUS_STEP);
+            for (length, flags) in self.status_entries(context, next, length).await? {
+                // The last entry may reach past what was asked for.
+                let Some(extent) = Extent::between(next, next.saturating_add(length.into()).min(range.end())) else {
+                    break;
+                };
+                next = extent.end();
+                if let Some(last) = statuses.last_mut().filter(|last| last.flags == flags) {
+                    last.extent = Extent::between(last.extent.offset(), next).unwrap_or(last.extent);
+                } else if statuses.len() < STATUSES_MAX {
+                    statuses.push(Status { extent, flags });
+                } else {
+                    return Err(NbdError::TooFragmented { context: context.to_owned() });
+                }
+            }
+        }
+        Ok(statuses)
+    }
+
+    /// What `context` says of the whole disk.
+    ///
+    /// # Errors
+    /// As [`Self::block_status`].
+    pub async fn extents(&self, context: &str) -> Result<Vec<Status>, NbdError> {
+        match Extent::between(0, self.size()) {
+            Some(whole) => self.block_status(context, whole).await,
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Waits for the operations in flight, says goodbye, and waits until the server has closed its side (at most
+    /// [`CLOSE_MAX`]). Operations of clones fail from now on. Close clients before their server is stopped.
+    pub async fn close(self) {
+        for (connection, _) in self.connections.iter() {
+            connection.close().await;
+        }
+    }
+
+    async fn write_flagged(&self, offset: u64, bytes: Bytes, flags: u16) -> Result<(), NbdError> {
+        self.require(Command::Write, 0)?;
+        self.check(Command::Write, offset, bytes.len() as u64, self.terms.payload_max.into())?;
+        // The check holds the length to a u32.
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        self.call(Command::Write, flags, offset, length, bytes).await.map(drop)
+    }
+
+    async fn in_steps(&self, command: Command, flags: u16, offset: u64, length: u64) -> Result<(), NbdError> {
+        self.check(command, offset, length, u64::MAX)?;
+        let (mut next, end) = (offset, offset + length);
+        while next < end {
+            let length = step(end - next, ZERO_STEP);
+            self.call(command, flags, next, length, Bytes::new()).await?;
+            next += u64::from(length);
+        }
+        Ok(())
+    }
+
+    /// One block-status request; the entries cover at least a part of the range.
+    async fn status_entries(&self, context: &str, offset: u64, length: u32) -> Result<Vec<(u32, u32)>, NbdError> {
+        let (connection, contexts) = self.least_busy();
+        let request = Request { command: Command::BlockStatus, flags: 0, offset, length, payload: Bytes::new() };
+        let reply = connection.call(request).await?;
+        let id = contexts.iter().find(|(name, _)| name == context).map(|(_, id)| *id);
+        let chunk = match reply {
+            Reply::Status(chunks) => chunks.into_iter().find(|chunk| Some(chunk.context) == id),
+            _ => None,
+        };
+        chunk.map(|chunk| chunk.entries).ok_or_else(|| {
+            let violation = Violation::Incomplete { command: Command::BlockStatus.as_str(), missing: length.into() };
+            NbdError::Lost { operation: Command::BlockStatus.as_str(), cause: Arc::new(violation.into()) }
+        })
+    }
+
+    async fn call(
+        &self,
+        command: Command,
+        flags: u16,
+        offset: u64,
+        length: u32,
+        payload: Bytes,
+    ) -> Result<Reply, NbdError> {
+        self.least_busy().0.call(Request { command, flags, offset, length, payload }).await
+    }
+
+    fn least_busy(&self) -> &(Connection, Vec<(String, u32)>) {
+        let busiest_last = self.connections.iter().max_by_key(|(connection, _)| connection.room());
+        busiest_last.unwrap_or(&self.connections[0])
+    }
+
+    fn allows(&self, flag: u16) -> bool {
+        self.terms.flags & flag != 0
+    }
+
+    fn require(&self, command: Command, flag: u16) -> Result<(), NbdError> {
+        if self.is_read_only() || self.terms.flags & flag != flag {
+            return Err(not_allowed(command));
+        }
+        Ok(())
+    }
+
+    fn check(&self, command: Command, offset: u64, length: u64, length_max: u64) -> Result<(), NbdError> {
+        let Terms { size, block_min, .. } = *self.terms;
+        let whole = |value: u64| value.is_multiple_of(block_min.into());
+        let inside = offset.checked_add(length).is_some_and(|end| end <= size);
+        if length == 0 || length > length_max || !inside || !whole(offset) || !whole(length) {
+            let operation = command.as_str();
+            return Err(NbdError::Range { operation, offset, length, size, block_min, length_max });
+        }
+        Ok(())
+    }
+}
+
+fn not_allowed(command: Command) -> NbdError {
+    NbdError::NotAllowed { operation: command.as_str() }
+}
+
+fn step(rest: u64, step: u32) -> u32 {
+    u32::try_from(rest).map_or(step, |rest| rest.min(step))
+}
+
+fn check_names(export: &str, contexts: &[&str], connections: usize) -> Result<(), NbdError> {
+    let argument = |what, value: String, must: String| Err(NbdError::Argument { what, value, must });
+    for name in contexts.iter().chain([&export]) {
+        if name.len() > wire::NAME_LENGTH_MAX {
+            let must = format!("at most {} bytes", wire::NAME_LENGTH_MAX);
+            return argument("the length of an export or context name", name.len().to_string(), must);
+        }
+    }
+    if contexts.len() > CONTEXTS_MAX {
+        return argument("the number of contexts", contexts.len().to_string(), format!("at most {CONTEXTS_MAX}"));
+    }
+    if !(1..=CONNECTIONS_MAX).contains(&connections) {
+        return argument("the number of connections", connections.to_string(), format!("1 to {CONNECTIONS_MAX}"));
+    }
+    Ok(())
+}
+
+async fn connect_one(socket: &Path, export: &str, contexts: &[&str]) -> Result<(Connection, Terms), NbdError> {
+    let connect = async {
+        let mut stream = UnixStream::connect(socket)
+            .await
+            .map_err(|source| NbdError::Connect { socket: socket.to_owned(), source })?;
+        let terms = negotiate::negotiate(&mut stream, export, contexts).await?;
+        let (reader, writer) = stream.into_split();
+        Ok((Connection::start(reader, writer), terms))
+    };
+    timeout(NEGOTIATION_MAX, connect).await.map_err(|_| NbdError::Negotiation { cause: Failure::Silent })?
+}
