@@ -173,6 +173,10 @@ impl Identity {
 }
 
 /// Waits until a process that is no child ends.
+#[expect(
+    deprecated,
+    reason = "what replaces AsyncFd::new is unsafe to call; this descriptor is owned and never replaced"
+)]
 async fn outlive(identity: Identity, descriptor: Option<Arc<OwnedFd>>) {
     if let Some(descriptor) = descriptor
         && let Ok(descriptor) = AsyncFd::new(descriptor)

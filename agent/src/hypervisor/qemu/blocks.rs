@@ -13,10 +13,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sterna_shared::units::{Bandwidth, ByteCount};
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{DiskBus, DiskSpec};
 use tokio::time::Instant;
 
-use super::command_line::{top_node, top_options};
+use super::command_line::{device_id, top_options};
 use super::qmp::QmpError;
 use super::{Machine, MachineError, next_event, text};
 
@@ -305,40 +305,20 @@ impl Machine {
     /// # Errors
     /// [`MachineError`].
     pub async fn throttle_writes(&self, disk: &DiskSpec, limit: Option<Bandwidth>) -> Result<(), MachineError> {
+        let device = match disk.bus {
+            // A virtio-blk disk is a device within the PCI device that carries the id.
+            DiskBus::Virtio => format!("/machine/peripheral/{}/virtio-backend", device_id(&disk.name)),
+            DiskBus::Scsi | DiskBus::Sata => device_id(&disk.name),
+        };
         self.tell(
             "block_set_io_throttle",
             json!({
-                "id": super::command_line::device_id(&disk.name),
+                "id": device,
                 "bps": 0, "bps_rd": 0, "bps_wr": limit.map_or(0, |limit| limit.0),
                 "iops": 0, "iops_rd": 0, "iops_wr": 0,
             }),
         )
         .await
-    }
-
-    /// The node that the device of a disk is on has this below it.
-    ///
-    /// # Errors
-    /// [`MachineError::NoNode`] where the disk has no top node, or nothing below it.
-    pub async fn node_below(&self, disk: &DiskSpec) -> Result<String, MachineError> {
-        #[derive(Deserialize)]
-        struct Top {
-            #[serde(rename = "node-name")]
-            name: String,
-            #[serde(default)]
-            children: Vec<Child>,
-        }
-        #[derive(Deserialize)]
-        struct Child {
-            child: String,
-            #[serde(rename = "node-name", default)]
-            node: String,
-        }
-        let top = top_node(&disk.name);
-        let nodes: Vec<Top> = self.ask("query-named-block-nodes", json!({ "flat": true })).await?;
-        let children = nodes.into_iter().find(|node| node.name == top).map(|node| node.children).unwrap_or_default();
-        let below = children.into_iter().find(|child| child.child == "file").map(|child| child.node);
-        below.ok_or(MachineError::NoNode { node: top })
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //!   each disk:   device disk-NAME ─▶ top-NAME (raw) ─▶ format-NAME (raw, qcow2) ─▶ file-NAME (file, host_device)
 //!                                       ▲ a filter or another image is swapped in here under a running guest
-//!   PCI slots:   02–03 nics · 04–07 virtio disks · 08 SCSI · 09 guest agent · 0a SATA      (8 functions a slot)
+//!   PCI slots:   02–03 nics · 04–07 virtio disks · 08 SCSI · 09 guest agent · 0a SATA · 10 others    (8 functions a slot)
 //! ```
 //!
 //! Every device has an address that follows from its place among its own kind, so that source and target build the same
@@ -27,6 +27,9 @@ const VIRTIO_DISK_SLOT: usize = 0x04;
 const SCSI_SLOT: usize = 0x08;
 const GUEST_AGENT_SLOT: usize = 0x09;
 const SATA_SLOT: usize = 0x0a;
+const EXTRA_SLOT: usize = 0x10;
+/// The most further devices: they fill one slot.
+const EXTRA_DEVICES_MAX: usize = 8;
 /// Disks on one AHCI controller.
 const SATA_PORTS: usize = 6;
 /// How much of a disk's name fits its serial number on every bus.
@@ -182,9 +185,7 @@ pub fn command_line(vm: &VmSpec, placement: &Placement) -> Result<Vec<OsString>,
     if vm.guest_agent {
         line.guest_agent(&placement.runtime)?;
     }
-    for argument in extra_arguments::checked(&vm.extra_arguments)? {
-        line.0.push(argument.into());
-    }
+    line.extra_arguments(&vm.extra_arguments)?;
     if placement.incoming {
         line.option("-incoming", "defer");
     }
@@ -350,6 +351,21 @@ impl Line {
         Ok(())
     }
 
+    fn extra_arguments(&mut self, arguments: &[String]) -> Result<(), CommandLineError> {
+        let checked = extra_arguments::checked(arguments)?;
+        for (index, driver) in checked.devices.into_iter().enumerate() {
+            if index >= EXTRA_DEVICES_MAX {
+                let reason = format!("at most {EXTRA_DEVICES_MAX} further devices are allowed");
+                return Err(CommandLineError::ExtraArgument { argument: driver.to_owned(), reason });
+            }
+            // As JSON and in a place of its own: QEMU makes all other devices first and gives them the first free
+            // places, which may be meant for disks and nics.
+            self.controller(driver, &format!("extra-{index}"), EXTRA_SLOT, index);
+        }
+        self.0.extend(checked.plain.into_iter().map(OsString::from));
+        Ok(())
+    }
+
     fn controller(&mut self, driver: &str, id: &str, slot: usize, index: usize) {
         let mut device = json!({ "id": id });
         place(&mut device, driver, slot, index);
@@ -497,7 +513,7 @@ mod tests {
             + &disk("c0", "bus = \"scsi\"")
             + &disk("c1", "bus = \"scsi\"")
             + "[[nic]]\nmac = \"52:54:00:00:00:01\"\nbridge = \"br0\"\n[[nic]]\nmac = \"52:54:00:00:00:02\"\n";
-        let line = line(&vm(&disks, "guest_agent = true"));
+        let line = line(&vm(&disks, "guest_agent = true\nextra_arguments = [\"-device\", \"i6300esb\"]"));
         let devices = json_values(&line, "-device");
         let of = |id: &str| devices.iter().find(|device| device["id"] == id).expect("a device");
         assert_eq!((&of("disk-v0")["addr"], &of("disk-v0")["multifunction"]), (&json!("4.0"), &json!(true)));
@@ -507,6 +523,7 @@ mod tests {
         assert_eq!((&of("scsi")["addr"], &of("disk-c1")["scsi-id"]), (&json!("8.0"), &json!(1)));
         assert_eq!((&of("nic-1")["addr"], &of("nic-1")["mac"]), (&json!("2.1"), &json!("52:54:00:00:00:02")));
         assert_eq!(of("guest-agent-port")["bus"], "serial.0");
+        assert_eq!((&of("extra-0")["driver"], &of("extra-0")["addr"]), (&json!("i6300esb"), &json!("10.0")));
         let networks = json_values(&line, "-netdev");
         assert_eq!((&networks[0]["ifname"], &networks[0]["script"]), (&json!("tap0"), &json!("no")));
         assert_eq!(networks[1]["type"], "user");

@@ -20,8 +20,8 @@ pub struct Allowed {
 pub enum AllowedValue {
     /// The option has none.
     None,
-    /// One of these, with nothing behind it.
-    OneOf(&'static [&'static str]),
+    /// One of these PCI devices, without properties. Sterna gives it its address.
+    Device(&'static [&'static str]),
     /// `key=value` pairs of these keys, joined by commas.
     Keys(&'static [&'static str]),
 }
@@ -49,51 +49,58 @@ pub const ALLOWED: &[Allowed] = &[
     },
     Allowed {
         option: "-device",
-        value: AllowedValue::OneOf(&["virtio-rng-pci", "virtio-balloon-pci", "i6300esb", "pvpanic"]),
+        value: AllowedValue::Device(&["virtio-rng-pci", "virtio-balloon-pci", "i6300esb", "pvpanic-pci"]),
     },
 ];
 
-/// Passes on arguments that [`ALLOWED`] has.
+/// Further arguments that may be given.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Checked<'a> {
+    /// Those that go to QEMU as they are.
+    pub(super) plain: Vec<&'a str>,
+    /// PCI devices, by model.
+    pub(super) devices: Vec<&'a str>,
+}
+
+/// Holds arguments against [`ALLOWED`].
 ///
 /// # Errors
-/// [`CommandLineError::ExtraArgument`] for the first that it has not.
-pub(super) fn checked(arguments: &[String]) -> Result<&[String], CommandLineError> {
+/// [`CommandLineError::ExtraArgument`] for the first that is not in it.
+pub(super) fn checked(arguments: &[String]) -> Result<Checked<'_>, CommandLineError> {
+    let mut checked = Checked::default();
     let mut rest = arguments.iter();
     while let Some(option) = rest.next() {
-        let refuse =
-            |argument: &String, reason: String| CommandLineError::ExtraArgument { argument: argument.clone(), reason };
+        let refuse = |argument: &str, reason| CommandLineError::ExtraArgument { argument: argument.to_owned(), reason };
         let allowed = ALLOWED.iter().find(|allowed| allowed.option == option).ok_or_else(|| {
             let options: Vec<_> = ALLOWED.iter().map(|allowed| allowed.option).collect();
             refuse(option, format!("give one of {}", options.join(" ")))
         })?;
-        if matches!(allowed.value, AllowedValue::None) {
-            continue;
-        }
-        let value = rest.next().ok_or_else(|| refuse(option, "it needs a value behind it".to_owned()))?;
-        allows(allowed.value, value).map_err(|reason| refuse(value, reason))?;
-    }
-    Ok(arguments)
-}
-
-fn allows(allowed: AllowedValue, value: &str) -> Result<(), String> {
-    match allowed {
-        AllowedValue::None => Ok(()),
-        AllowedValue::OneOf(values) if values.contains(&value) => Ok(()),
-        AllowedValue::OneOf(values) => Err(format!("give one of {}", values.join(" "))),
-        AllowedValue::Keys(keys) => {
-            // A doubled comma would be a comma within a value to QEMU and an empty pair here: refused like any other.
-            let pair = |pair: &str| {
-                pair.split_once('=').is_some_and(|(key, text)| {
-                    keys.contains(&key) && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
-                })
-            };
-            if value.split(',').all(pair) {
-                Ok(())
-            } else {
-                Err(format!("give key=value pairs of {}, joined by commas", keys.join(" ")))
+        let mut value = || rest.next().ok_or_else(|| refuse(option, "it needs a value behind it".to_owned()));
+        match allowed.value {
+            AllowedValue::None => checked.plain.push(option),
+            AllowedValue::Keys(keys) => {
+                let value = value()?;
+                if !value.split(',').all(|pair| is_pair(pair, keys)) {
+                    return Err(refuse(value, format!("give key=value pairs of {}, joined by commas", keys.join(" "))));
+                }
+                checked.plain.extend([option.as_str(), value]);
+            }
+            AllowedValue::Device(models) => {
+                let value = value()?;
+                if !models.contains(&value.as_str()) {
+                    return Err(refuse(value, format!("give one of {}", models.join(" "))));
+                }
+                checked.devices.push(value);
             }
         }
     }
+    Ok(checked)
+}
+
+/// A doubled comma, which is a comma within a value to QEMU, makes an empty pair here and is refused like any other.
+fn is_pair(pair: &str, keys: &[&str]) -> bool {
+    let printable = |text: &str| text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    pair.split_once('=').is_some_and(|(key, text)| keys.contains(&key) && printable(text))
 }
 
 #[cfg(test)]
@@ -110,6 +117,9 @@ mod tests {
         assert!(check(&[]));
         assert!(check(&["-no-reboot", "-rtc", "base=utc,clock=host", "-device", "virtio-rng-pci"]));
         assert!(check(&["-smbios", "type=1,serial=4711,product=a b"]));
+        let arguments = ["-no-reboot", "-device", "i6300esb", "-rtc", "base=utc"].map(str::to_owned);
+        let wanted = Checked { plain: vec!["-no-reboot", "-rtc", "base=utc"], devices: vec!["i6300esb"] };
+        assert_eq!(checked(&arguments), Ok(wanted));
         for refused in [
             &["-rtc"][..],
             &["-smbios", "type=1,,file=/etc/shadow"],

@@ -165,7 +165,9 @@ async fn answer<T: serde::de::DeserializeOwned>(qmp: &Qmp, command: &'static str
     serde_json::from_value(answer).map_err(|source| ProbeError::Answer { command, source })
 }
 
-fn uefi_firmware() -> Option<UefiFirmware> {
+/// The UEFI firmware of this host, as a distribution installs it.
+#[must_use]
+pub fn uefi_firmware() -> Option<UefiFirmware> {
     let found =
         UEFI_CANDIDATES.iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file());
     found.map(|(code, variables)| UefiFirmware { code: code.into(), variables_template: variables.into() })
