@@ -1,1 +1,9 @@
-//! The guests of this host.
+//! The guests of this host: QEMU processes that the agent starts, finds again, and ends.
+//!
+//! A guest is no child of the agent in anything but name: it has its own session, under systemd its own scope, and goes
+//! on when the agent is stopped, upgraded or killed. What ties the two together is the runtime directory.
+
+pub mod launcher;
+pub mod process;
+pub mod storage_daemon;
+pub mod tap;

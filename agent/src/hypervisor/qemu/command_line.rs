@@ -1,0 +1,590 @@
+//! A VM as QEMU arguments. Pure: the same specification gives the same machine, on every host, every time.
+//!
+//! ```text
+//!   each disk:   device disk-NAME ─▶ top-NAME (raw) ─▶ format-NAME (raw, qcow2) ─▶ file-NAME (file, host_device)
+//!                                       ▲ a filter or another image is swapped in here under a running guest
+//!   PCI slots:   02–03 nics · 04–07 virtio disks · 08 SCSI · 09 guest agent · 0a SATA · 10 others    (8 functions a slot)
+//! ```
+//!
+//! Every device has an address that follows from its place among its own kind, so that source and target build the same
+//! machine, and a disk added later moves no nic. Arguments are JSON wherever QEMU takes it: a path needs no quoting there.
+//! Every start has `-S`; only the handover lets a guest run.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sterna_shared::host::Accelerator;
+use sterna_shared::id::DiskName;
+use sterna_shared::vm::{CacheMode, DiskBus, DiskSpec, VmSpec};
+
+use super::extra_arguments;
+use super::runtime::RuntimeDirectory;
+
+const NIC_SLOT: usize = 0x02;
+const VIRTIO_DISK_SLOT: usize = 0x04;
+const SCSI_SLOT: usize = 0x08;
+const GUEST_AGENT_SLOT: usize = 0x09;
+const SATA_SLOT: usize = 0x0a;
+const EXTRA_SLOT: usize = 0x10;
+/// The most further devices: they fill one slot.
+const EXTRA_DEVICES_MAX: usize = 8;
+/// Disks on one AHCI controller.
+const SATA_PORTS: usize = 6;
+/// How much of a disk's name fits its serial number on every bus.
+const SERIAL_BYTES_MAX: usize = 20;
+
+/// Where on this host a VM's parts are.
+#[derive(Debug, Clone)]
+pub struct Placement {
+    /// Its sockets, logs and process id.
+    pub runtime: RuntimeDirectory,
+    /// The image of each disk.
+    pub images: BTreeMap<DiskName, Image>,
+    /// Where kernels and initial RAM disks are.
+    pub boot_directory: PathBuf,
+    /// What a UEFI guest starts from.
+    pub uefi: Option<UefiPlacement>,
+    /// For each nic, in order: its tap device, where it is on a bridge.
+    pub taps: Vec<Option<String>>,
+    /// How the guest is executed.
+    pub accelerator: Accelerator,
+    /// Whether it waits for a migration, and does not start by itself.
+    pub incoming: bool,
+}
+
+/// Where a disk's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its path.
+    pub path: PathBuf,
+    /// What is at the path.
+    pub kind: ImageKind,
+}
+
+/// What an image is to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageKind {
+    /// A regular file.
+    File,
+    /// A block device.
+    BlockDevice,
+}
+
+/// UEFI firmware of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UefiPlacement {
+    /// The firmware's code, only read.
+    pub code: PathBuf,
+    /// This VM's own variable store, a raw file.
+    pub variables: PathBuf,
+}
+
+/// Why a VM cannot be put as a command line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandLineError {
+    /// The agent left something out of the placement.
+    #[error("the placement has no {what}; this is a fault of the agent")]
+    NotPlaced {
+        /// What is missing.
+        what: String,
+    },
+    /// A path is no UTF-8 text, which QEMU's JSON needs.
+    #[error("the path {path:?} is not UTF-8 text; rename it")]
+    Path {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Sterna gives out PCI addresses, and knows them for these machine types only.
+    #[error("machine {machine:?} is not one Sterna can lay out; give a versioned pc-q35-… or pc-i440fx-… type")]
+    Machine {
+        /// The type asked for.
+        machine: String,
+    },
+    /// AHCI has no read-only disks.
+    #[error("disk {disk} is read-only on SATA, which QEMU does not offer; put it on virtio or scsi")]
+    ReadOnlySata {
+        /// The disk.
+        disk: DiskName,
+    },
+    /// A further argument is not allowed.
+    #[error("extra argument {argument:?} is not allowed: {reason}")]
+    ExtraArgument {
+        /// The argument.
+        argument: String,
+        /// What is allowed in its place.
+        reason: String,
+    },
+}
+
+/// The name of a disk's device, for commands such as `block_set_io_throttle`.
+#[must_use]
+pub fn device_id(disk: &DiskName) -> String {
+    format!("disk-{disk}")
+}
+
+/// The node under a disk's device. What is below it may be swapped while the guest runs.
+#[must_use]
+pub fn top_node(disk: &DiskName) -> String {
+    format!("top-{disk}")
+}
+
+/// The node that holds a disk's contents as the guest sees them, and its dirty bitmaps.
+#[must_use]
+pub fn format_node(disk: &DiskName) -> String {
+    format!("format-{disk}")
+}
+
+/// The node of a disk's image file.
+#[must_use]
+pub fn file_node(disk: &DiskName) -> String {
+    format!("file-{disk}")
+}
+
+/// The options of a disk's top node over the node `below`: what `blockdev-add` and `blockdev-reopen` take. A reopen
+/// resets whatever it does not name, so both must come from here.
+#[must_use]
+pub fn top_options(disk: &DiskSpec, below: &str) -> Value {
+    node_options(disk, "raw", &top_node(&disk.name), json!({ "file": below }))
+}
+
+/// The three nodes of a disk, lowest first: what `-blockdev` and `blockdev-add` take.
+///
+/// # Errors
+/// [`CommandLineError::Path`].
+pub fn disk_nodes(disk: &DiskSpec, image: &Image) -> Result<[Value; 3], CommandLineError> {
+    let (file, format) = (file_node(&disk.name), format_node(&disk.name));
+    let driver = match image.kind {
+        ImageKind::File => "file",
+        ImageKind::BlockDevice => "host_device",
+    };
+    let mut format_options = node_options(disk, disk.format.as_str(), &format, json!({ "file": file }));
+    if disk.discard && !disk.read_only {
+        // At the format node, because writes of the guest and of a copy into this disk both pass it.
+        format_options["detect-zeroes"] = json!("unmap");
+    }
+    Ok([
+        node_options(disk, driver, &file, json!({ "filename": text(&image.path)? })),
+        format_options,
+        top_options(disk, &format),
+    ])
+}
+
+/// The whole command line, without the program.
+///
+/// # Errors
+/// [`CommandLineError`].
+pub fn command_line(vm: &VmSpec, placement: &Placement) -> Result<Vec<OsString>, CommandLineError> {
+    let mut line = Line::default();
+    line.machine(vm, placement)?;
+    line.monitors(&placement.runtime)?;
+    line.boot(vm, placement)?;
+    line.disks(vm, placement)?;
+    line.nics(vm, placement)?;
+    if vm.guest_agent {
+        line.guest_agent(&placement.runtime)?;
+    }
+    line.extra_arguments(&vm.extra_arguments)?;
+    if placement.incoming {
+        line.option("-incoming", "defer");
+    }
+    line.flag("-S");
+    Ok(line.0)
+}
+
+/// The arguments as they grow.
+#[derive(Default)]
+struct Line(Vec<OsString>);
+
+impl Line {
+    fn machine(&mut self, vm: &VmSpec, placement: &Placement) -> Result<(), CommandLineError> {
+        if !vm.machine.starts_with("pc-q35-") && !vm.machine.starts_with("pc-i440fx-") {
+            return Err(CommandLineError::Machine { machine: vm.machine.clone() });
+        }
+        let mut machine = format!("{},accel={},memory-backend=ram", vm.machine, placement.accelerator.as_str());
+        if let Some(uefi) = uefi(vm, placement)? {
+            let store = |name: &str, path: &Path, read_only: bool| -> Result<[Value; 2], CommandLineError> {
+                let file = format!("{name}-file");
+                Ok([
+                    json!({ "driver": "file", "node-name": file, "filename": text(path)?, "read-only": read_only }),
+                    json!({ "driver": "raw", "node-name": name, "file": file, "read-only": read_only }),
+                ])
+            };
+            for node in
+                [store("uefi-code", &uefi.code, true)?, store("uefi-variables", &uefi.variables, false)?].concat()
+            {
+                self.json("-blockdev", &node);
+            }
+            machine += ",pflash0=uefi-code,pflash1=uefi-variables";
+        }
+        self.option("-name", &format!("guest={},debug-threads=on", vm.name));
+        self.option("-uuid", &vm.id.to_string());
+        self.flag("-nodefaults");
+        self.flag("-no-user-config");
+        self.option("-display", "none");
+        self.option("-msg", "timestamp=on");
+        self.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        self.json("-object", &json!({ "qom-type": "memory-backend-ram", "id": "ram", "size": vm.memory.0 }));
+        self.option("-machine", &machine);
+        self.option("-cpu", &vm.cpu);
+        self.option("-m", &format!("{}M", vm.memory.0 >> 20));
+        self.option("-smp", &vm.vcpus.to_string());
+        Ok(())
+    }
+
+    fn monitors(&mut self, runtime: &RuntimeDirectory) -> Result<(), CommandLineError> {
+        for socket in [runtime.qmp_socket(), runtime.diagnosis_socket()] {
+            self.option("-qmp", &format!("unix:{},server=on,wait=off", escaped(&socket)?));
+        }
+        self.option("-pidfile", text(&runtime.pid_file())?);
+        let (socket, log) = (escaped(&runtime.console_socket())?, escaped(&runtime.console_log())?);
+        self.option(
+            "-chardev",
+            &format!("socket,id=console,path={socket},server=on,wait=off,logfile={log},logappend=on"),
+        );
+        self.option("-serial", "chardev:console");
+        Ok(())
+    }
+
+    fn boot(&mut self, vm: &VmSpec, placement: &Placement) -> Result<(), CommandLineError> {
+        self.option("-boot", "strict=on");
+        let Some(kernel) = &vm.kernel else { return Ok(()) };
+        let file = |name: &str| placement.boot_directory.join(name);
+        self.option("-kernel", text(&file(kernel.image.as_str()))?);
+        if let Some(initrd) = &kernel.initrd {
+            self.option("-initrd", text(&file(initrd.as_str()))?);
+        }
+        if !kernel.append.is_empty() {
+            self.option("-append", &kernel.append);
+        }
+        Ok(())
+    }
+
+    fn disks(&mut self, vm: &VmSpec, placement: &Placement) -> Result<(), CommandLineError> {
+        let (mut virtio, mut scsi, mut sata) = (0, 0, 0);
+        for (index, disk) in vm.disks.iter().enumerate() {
+            let image =
+                placement.images.get(&disk.name).ok_or_else(|| not_placed(format!("image of disk {}", disk.name)))?;
+            for node in disk_nodes(disk, image)? {
+                self.json("-blockdev", &node);
+            }
+            let mut device = json!({
+                "id": device_id(&disk.name),
+                "drive": top_node(&disk.name),
+                "bootindex": index + 1,
+                "serial": disk.name.as_str().chars().take(SERIAL_BYTES_MAX).collect::<String>(),
+                // The guest's own flushes decide, whichever way the host caches.
+                "write-cache": "on",
+            });
+            match disk.bus {
+                DiskBus::Virtio => {
+                    place(&mut device, "virtio-blk-pci", VIRTIO_DISK_SLOT, virtio);
+                    device["discard"] = json!(disk.discard);
+                    virtio += 1;
+                }
+                DiskBus::Scsi => {
+                    if scsi == 0 {
+                        self.controller("virtio-scsi-pci", "scsi", SCSI_SLOT, 0);
+                    }
+                    device["driver"] = json!("scsi-hd");
+                    device["bus"] = json!("scsi.0");
+                    device["scsi-id"] = json!(scsi);
+                    device["lun"] = json!(0);
+                    scsi += 1;
+                }
+                DiskBus::Sata if disk.read_only => {
+                    return Err(CommandLineError::ReadOnlySata { disk: disk.name.clone() });
+                }
+                DiskBus::Sata => {
+                    let (controller, port) = (sata / SATA_PORTS, sata % SATA_PORTS);
+                    if port == 0 {
+                        self.controller("ich9-ahci", &format!("sata{controller}"), SATA_SLOT, controller);
+                    }
+                    device["driver"] = json!("ide-hd");
+                    device["bus"] = json!(format!("sata{controller}.{port}"));
+                    sata += 1;
+                }
+            }
+            self.json("-device", &device);
+        }
+        Ok(())
+    }
+
+    fn nics(&mut self, vm: &VmSpec, placement: &Placement) -> Result<(), CommandLineError> {
+        for (index, nic) in vm.nics.iter().enumerate() {
+            let network = format!("net-{index}");
+            let backend = match (&nic.bridge, placement.taps.get(index).and_then(Option::as_deref)) {
+                (None, _) => json!({ "type": "user", "id": network }),
+                (Some(_), Some(tap)) => {
+                    json!({ "type": "tap", "id": network, "ifname": tap, "script": "no", "downscript": "no" })
+                }
+                (Some(bridge), None) => {
+                    return Err(not_placed(format!("tap device of nic {index} on bridge {bridge}")));
+                }
+            };
+            self.json("-netdev", &backend);
+            let mut device = json!({
+                "id": format!("nic-{index}"),
+                "netdev": network,
+                "mac": nic.mac.to_string(),
+                // No boot ROM: its size, which differs between packages of QEMU, would have to be equal on both hosts.
+                "romfile": "",
+            });
+            place(&mut device, "virtio-net-pci", NIC_SLOT, index);
+            self.json("-device", &device);
+        }
+        Ok(())
+    }
+
+    fn guest_agent(&mut self, runtime: &RuntimeDirectory) -> Result<(), CommandLineError> {
+        let socket = escaped(&runtime.guest_agent_socket())?;
+        self.controller("virtio-serial-pci", "serial", GUEST_AGENT_SLOT, 0);
+        self.option("-chardev", &format!("socket,id=guest-agent,path={socket},server=on,wait=off"));
+        self.json(
+            "-device",
+            &json!({
+                "driver": "virtserialport", "id": "guest-agent-port", "bus": "serial.0", "nr": 1,
+                "chardev": "guest-agent", "name": "org.qemu.guest_agent.0",
+            }),
+        );
+        Ok(())
+    }
+
+    fn extra_arguments(&mut self, arguments: &[String]) -> Result<(), CommandLineError> {
+        let checked = extra_arguments::checked(arguments)?;
+        for (index, driver) in checked.devices.into_iter().enumerate() {
+            if index >= EXTRA_DEVICES_MAX {
+                let reason = format!("at most {EXTRA_DEVICES_MAX} further devices are allowed");
+                return Err(CommandLineError::ExtraArgument { argument: driver.to_owned(), reason });
+            }
+            // As JSON and in a place of its own: QEMU makes all other devices first and gives them the first free
+            // places, which may be meant for disks and nics.
+            self.controller(driver, &format!("extra-{index}"), EXTRA_SLOT, index);
+        }
+        self.0.extend(checked.plain.into_iter().map(OsString::from));
+        Ok(())
+    }
+
+    fn controller(&mut self, driver: &str, id: &str, slot: usize, index: usize) {
+        let mut device = json!({ "id": id });
+        place(&mut device, driver, slot, index);
+        self.json("-device", &device);
+    }
+
+    fn json(&mut self, option: &str, value: &Value) {
+        self.option(option, &value.to_string());
+    }
+
+    fn option(&mut self, option: &str, value: &str) {
+        self.0.extend([option.into(), value.into()]);
+    }
+
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+}
+
+/// Gives a device the `index`-th place from `slot` on, eight to a slot.
+fn place(device: &mut Value, driver: &str, slot: usize, index: usize) {
+    let (slot, function) = (slot + index / 8, index % 8);
+    device["driver"] = json!(driver);
+    device["addr"] = json!(format!("{slot:x}.{function:x}"));
+    if function == 0 {
+        // Also for one alone: whether there is a second must not change the first.
+        device["multifunction"] = json!(true);
+    }
+}
+
+fn node_options(disk: &DiskSpec, driver: &str, name: &str, rest: Value) -> Value {
+    let mut options = json!({
+        "driver": driver,
+        "node-name": name,
+        "read-only": disk.read_only,
+        "discard": if disk.discard { "unmap" } else { "ignore" },
+        "cache": { "direct": disk.cache == CacheMode::None, "no-flush": false },
+    });
+    if let (Value::Object(options), Value::Object(rest)) = (&mut options, rest) {
+        options.extend(rest);
+    }
+    options
+}
+
+fn uefi<'a>(vm: &VmSpec, placement: &'a Placement) -> Result<Option<&'a UefiPlacement>, CommandLineError> {
+    match vm.firmware {
+        sterna_shared::vm::Firmware::Bios => Ok(None),
+        sterna_shared::vm::Firmware::Uefi => {
+            placement.uefi.as_ref().map(Some).ok_or_else(|| not_placed("UEFI firmware".to_owned()))
+        }
+    }
+}
+
+fn not_placed(what: String) -> CommandLineError {
+    CommandLineError::NotPlaced { what }
+}
+
+fn text(path: &Path) -> Result<&str, CommandLineError> {
+    path.to_str().ok_or_else(|| CommandLineError::Path { path: path.to_owned() })
+}
+
+/// A path as the value of `key=value,…`, where a comma is written twice.
+pub(crate) fn escaped(path: &Path) -> Result<String, CommandLineError> {
+    Ok(text(path)?.replace(',', ",,"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sterna_shared::units::ByteCount;
+    use sterna_shared::vm::{DiskFormat, Firmware};
+
+    fn vm(disks: &str, rest: &str) -> VmSpec {
+        let text = format!(
+            "name = \"web\"\nid = \"0197c0de-0000-7000-8000-000000000001\"\nmemory = \"128 MiB\"\n{rest}\n{disks}"
+        );
+        toml::from_str(&text).expect("a specification")
+    }
+
+    fn disk(name: &str, rest: &str) -> String {
+        format!("[[disk]]\nname = \"{name}\"\npool = \"fast\"\nsize = \"64 MiB\"\n{rest}\n")
+    }
+
+    fn placement(vm: &VmSpec) -> Placement {
+        let image = |name: &DiskName| Image { path: format!("/pool/a,b/{name}.img").into(), kind: ImageKind::File };
+        Placement {
+            runtime: RuntimeDirectory::new("/run/sterna/x,y").expect("a directory"),
+            images: vm.disks.iter().map(|disk| (disk.name.clone(), image(&disk.name))).collect(),
+            boot_directory: "/boot".into(),
+            uefi: Some(UefiPlacement { code: "/fw/code".into(), variables: "/pool/vars".into() }),
+            taps: vec![Some("tap0".to_owned()), None],
+            accelerator: Accelerator::Tcg,
+            incoming: false,
+        }
+    }
+
+    fn line(vm: &VmSpec) -> Vec<String> {
+        let line = command_line(vm, &placement(vm)).expect("a command line");
+        line.into_iter().map(|argument| argument.into_string().expect("text")).collect()
+    }
+
+    fn values<'a>(line: &'a [String], option: &str) -> Vec<&'a str> {
+        line.windows(2).filter(|pair| pair[0] == option).map(|pair| pair[1].as_str()).collect()
+    }
+
+    fn json_values(line: &[String], option: &str) -> Vec<Value> {
+        values(line, option).into_iter().map(|value| serde_json::from_str(value).expect("JSON")).collect()
+    }
+
+    #[test]
+    fn a_disk_is_three_nodes_and_a_device() {
+        let line = line(&vm(&disk("root", "format = \"qcow2\""), ""));
+        let nodes = json_values(&line, "-blockdev");
+        let common = json!({ "direct": true, "no-flush": false });
+        assert_eq!(
+            nodes,
+            [
+                json!({"driver": "file", "node-name": "file-root", "read-only": false, "discard": "unmap",
+                    "cache": common, "filename": "/pool/a,b/root.img"}),
+                json!({"driver": "qcow2", "node-name": "format-root", "read-only": false, "discard": "unmap",
+                    "cache": common, "file": "file-root", "detect-zeroes": "unmap"}),
+                json!({"driver": "raw", "node-name": "top-root", "read-only": false, "discard": "unmap",
+                    "cache": common, "file": "format-root"}),
+            ]
+        );
+        let device = &json_values(&line, "-device")[0];
+        assert_eq!(
+            (&device["driver"], &device["drive"], &device["addr"]),
+            (&json!("virtio-blk-pci"), &json!("top-root"), &json!("4.0"))
+        );
+    }
+
+    #[test]
+    fn node_names_fit_qemu_also_for_the_longest_disk_name() {
+        let name: DiskName = "x".repeat(sterna_shared::id::NAME_LENGTH_MAX).parse().expect("a name");
+        for node in [top_node(&name), format_node(&name), file_node(&name)] {
+            assert!(node.len() <= 31, "{node}");
+        }
+    }
+
+    #[test]
+    fn addresses_follow_from_the_place_among_the_own_kind() {
+        let disks: String = (0..9).map(|i| disk(&format!("v{i}"), "")).collect::<String>()
+            + &(0..7).map(|i| disk(&format!("s{i}"), "bus = \"sata\"")).collect::<String>()
+            + &disk("c0", "bus = \"scsi\"")
+            + &disk("c1", "bus = \"scsi\"")
+            + "[[nic]]\nmac = \"52:54:00:00:00:01\"\nbridge = \"br0\"\n[[nic]]\nmac = \"52:54:00:00:00:02\"\n";
+        let line = line(&vm(&disks, "guest_agent = true\nextra_arguments = [\"-device\", \"i6300esb\"]"));
+        let devices = json_values(&line, "-device");
+        let of = |id: &str| devices.iter().find(|device| device["id"] == id).expect("a device");
+        assert_eq!((&of("disk-v0")["addr"], &of("disk-v0")["multifunction"]), (&json!("4.0"), &json!(true)));
+        assert_eq!((&of("disk-v7")["addr"], of("disk-v7").get("multifunction")), (&json!("4.7"), None));
+        assert_eq!(of("disk-v8")["addr"], "5.0");
+        assert_eq!((&of("sata1")["addr"], &of("disk-s6")["bus"]), (&json!("a.1"), &json!("sata1.0")));
+        assert_eq!((&of("scsi")["addr"], &of("disk-c1")["scsi-id"]), (&json!("8.0"), &json!(1)));
+        assert_eq!((&of("nic-1")["addr"], &of("nic-1")["mac"]), (&json!("2.1"), &json!("52:54:00:00:00:02")));
+        assert_eq!(of("guest-agent-port")["bus"], "serial.0");
+        assert_eq!((&of("extra-0")["driver"], &of("extra-0")["addr"]), (&json!("i6300esb"), &json!("10.0")));
+        let networks = json_values(&line, "-netdev");
+        assert_eq!((&networks[0]["ifname"], &networks[0]["script"]), (&json!("tap0"), &json!("no")));
+        assert_eq!(networks[1]["type"], "user");
+    }
+
+    #[test]
+    fn commas_in_paths_are_doubled_only_where_qemu_splits_at_them() {
+        let line = line(&vm("", ""));
+        assert_eq!(values(&line, "-qmp")[0], "unix:/run/sterna/x,,y/qmp.sock,server=on,wait=off");
+        assert_eq!(values(&line, "-pidfile"), ["/run/sterna/x,y/qemu.pid"]);
+        assert!(values(&line, "-chardev")[0].contains("logfile=/run/sterna/x,,y/console.log,logappend=on"));
+    }
+
+    #[test]
+    fn every_start_is_stopped_and_an_incoming_one_waits() {
+        let spec = vm("", "");
+        assert_eq!(line(&spec).last().map(String::as_str), Some("-S"));
+        let incoming = Placement { incoming: true, ..placement(&spec) };
+        let arguments = command_line(&spec, &incoming).expect("a command line");
+        assert_eq!(arguments[arguments.len() - 3..], ["-incoming", "defer", "-S"]);
+    }
+
+    #[test]
+    fn firmware_and_kernel_are_found_in_their_places() {
+        let uefi = line(&vm("", "firmware = \"uefi\""));
+        assert!(values(&uefi, "-machine")[0].ends_with(",pflash0=uefi-code,pflash1=uefi-variables"));
+        let nodes = json_values(&uefi, "-blockdev");
+        assert_eq!((&nodes[0]["filename"], &nodes[0]["read-only"]), (&json!("/fw/code"), &json!(true)));
+        assert_eq!((&nodes[2]["filename"], &nodes[2]["read-only"]), (&json!("/pool/vars"), &json!(false)));
+        let kernel = line(&vm("", "kernel = { image = \"vmlinuz\", initrd = \"initrd\", append = \"a=1,b quiet\" }"));
+        assert_eq!(values(&kernel, "-kernel"), ["/boot/vmlinuz"]);
+        assert_eq!(values(&kernel, "-initrd"), ["/boot/initrd"]);
+        assert_eq!(values(&kernel, "-append"), ["a=1,b quiet"]);
+    }
+
+    #[test]
+    fn what_cannot_be_built_is_refused_by_name() {
+        let refused = |vm: &VmSpec, placement: &Placement| command_line(vm, placement).expect_err("refused");
+        let mut spec = vm(&disk("root", ""), "");
+        let unplaced = Placement { images: BTreeMap::new(), ..placement(&spec) };
+        assert!(matches!(refused(&spec, &unplaced), CommandLineError::NotPlaced { what } if what.contains("root")));
+        spec.machine = "microvm-1.0".to_owned();
+        assert!(matches!(refused(&spec, &placement(&spec)), CommandLineError::Machine { .. }));
+        let sata = vm(&disk("root", "bus = \"sata\"\nread_only = true"), "");
+        assert!(matches!(refused(&sata, &placement(&sata)), CommandLineError::ReadOnlySata { .. }));
+        let uefi = VmSpec { firmware: Firmware::Uefi, ..vm("", "") };
+        let bare = Placement { uefi: None, ..placement(&uefi) };
+        assert!(matches!(refused(&uefi, &bare), CommandLineError::NotPlaced { .. }));
+        let evil = vm("", "extra_arguments = [\"-monitor\", \"stdio\"]");
+        assert!(matches!(refused(&evil, &placement(&evil)), CommandLineError::ExtraArgument { .. }));
+    }
+
+    #[test]
+    fn a_block_device_and_a_read_only_disk_keep_their_kind() {
+        let mut spec = vm(&disk("root", "read_only = true\ncache = \"writeback\""), "").disks.remove(0);
+        spec.format = DiskFormat::Raw;
+        spec.size = ByteCount::mebibytes(1);
+        let image = Image { path: "/dev/vg/root".into(), kind: ImageKind::BlockDevice };
+        let [file, format, top] = disk_nodes(&spec, &image).expect("nodes");
+        assert_eq!((&file["driver"], &file["cache"]["direct"]), (&json!("host_device"), &json!(false)));
+        assert_eq!((&format["read-only"], format.get("detect-zeroes")), (&json!(true), None));
+        assert_eq!(top["read-only"], json!(true));
+    }
+}

@@ -1,0 +1,262 @@
+//! What this host can do: its QEMU, asked once, and its processor and memory, as the kernel tells.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::Value;
+use sterna_shared::host::{Accelerator, Cpu, Hypervisor};
+use sterna_shared::units::ByteCount;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+use super::qmp::{Qmp, QmpError};
+
+/// How long each question to QEMU may take.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How long the guest that tries the accelerator may take.
+const TRIAL_WAIT_MAX: Duration = Duration::from_secs(10);
+/// The machine types whose devices Sterna can lay out.
+const MACHINE_PREFIXES: [&str; 2] = ["pc-q35-", "pc-i440fx-"];
+
+/// Where distributions put UEFI firmware, best first: the code, and what a new variable store is a copy of. The 4 MiB
+/// builds come first, because they take the updates that the smaller ones no longer hold.
+const UEFI_CANDIDATES: [(&str, &str); 5] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/edk2/x64/OVMF_CODE.4m.fd", "/usr/share/edk2/x64/OVMF_VARS.4m.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+    ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),
+];
+
+/// What a host can do. It changes when QEMU, the kernel or the machine does: probe at the agent's start and keep it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// Its QEMU.
+    pub hypervisor: Hypervisor,
+    /// Its UEFI firmware, if it has any.
+    pub uefi: Option<UefiFirmware>,
+    /// Its processor.
+    pub cpu: Cpu,
+    /// Its memory.
+    pub memory: ByteCount,
+}
+
+/// UEFI firmware of a host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UefiFirmware {
+    /// The code.
+    pub code: PathBuf,
+    /// What a VM's variable store starts as a copy of.
+    pub variables_template: PathBuf,
+}
+
+/// Probes this host. `scratch` is a directory to write a tiny ROM to, which is removed again.
+///
+/// # Errors
+/// [`ProbeError`].
+pub async fn probe(qemu: &Path, scratch: &Path) -> Result<Probe, ProbeError> {
+    let read = |path: &'static str| std::fs::read_to_string(path).map_err(|source| ProbeError::Kernel { path, source });
+    let cpu = parse_cpu(&read("/proc/cpuinfo")?);
+    let memory = parse_memory(&read("/proc/meminfo")?).ok_or(ProbeError::NoMemory)?;
+    let uefi = uefi_firmware();
+    let accelerator =
+        if executes(qemu, Accelerator::Kvm, scratch).await? { Accelerator::Kvm } else { Accelerator::Tcg };
+    let hypervisor = hypervisor(qemu, accelerator, uefi.is_some()).await?;
+    Ok(Probe { hypervisor, uefi, cpu, memory })
+}
+
+/// Whether a guest really executes with this accelerator: `/dev/kvm` may be there and not work. The guest is a ROM whose
+/// first instructions, at the reset vector, end QEMU with an exit status that nothing else gives.
+///
+/// # Errors
+/// [`ProbeError::Run`], [`ProbeError::Scratch`]. QEMU refusing the accelerator is the answer `false`.
+pub async fn executes(qemu: &Path, accelerator: Accelerator, scratch: &Path) -> Result<bool, ProbeError> {
+    const ROM_BYTES: usize = 64 << 10;
+    const RESET_VECTOR: usize = ROM_BYTES - 16;
+    // mov al, 0x2a; out 0xf4, al; hlt; and back to the hlt. isa-debug-exit makes 2 × 0x2a + 1 of it.
+    const PROGRAM: [u8; 7] = [0xb0, 0x2a, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd];
+    const EXIT_STATUS: i32 = 85;
+
+    let mut rom = vec![0; ROM_BYTES];
+    rom[RESET_VECTOR..RESET_VECTOR + PROGRAM.len()].copy_from_slice(&PROGRAM);
+    let path = scratch.join(format!("probe-{}.rom", std::process::id()));
+    let unwritable = |source| ProbeError::Scratch { path: path.clone(), source };
+    tokio::fs::write(&path, rom).await.map_err(unwritable)?;
+    let trial = Command::new(qemu)
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "16", "-machine"])
+        .arg(format!("pc,accel={}", accelerator.as_str()))
+        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-bios"])
+        .arg(&path)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .status();
+    let outcome = timeout(TRIAL_WAIT_MAX, trial).await;
+    tokio::fs::remove_file(&path).await.map_err(unwritable)?;
+    match outcome {
+        Ok(Ok(status)) => Ok(status.code() == Some(EXIT_STATUS)),
+        Ok(Err(source)) => Err(ProbeError::Run { program: qemu.to_owned(), source }),
+        Err(_) => Ok(false),
+    }
+}
+
+async fn hypervisor(qemu: &Path, accelerator: Accelerator, uefi: bool) -> Result<Hypervisor, ProbeError> {
+    let run = |source| ProbeError::Run { program: qemu.to_owned(), source };
+    let mut child = Command::new(qemu)
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio", "-machine"])
+        .arg(format!("none,accel={}", accelerator.as_str()))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(run)?;
+    let hypervisor = ask(&mut child, accelerator, uefi).await?;
+    // The questions are answered; how QEMU ends does not matter, only that it does.
+    let _ = child.kill().await;
+    Ok(hypervisor)
+}
+
+async fn ask(child: &mut Child, accelerator: Accelerator, uefi: bool) -> Result<Hypervisor, ProbeError> {
+    #[derive(Deserialize)]
+    struct Version {
+        qemu: Triple,
+    }
+    #[derive(Deserialize)]
+    struct Triple {
+        major: u32,
+        minor: u32,
+        micro: u32,
+    }
+    #[derive(Deserialize)]
+    struct Machine {
+        name: String,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    struct CpuModel {
+        name: String,
+        #[serde(default)]
+        unavailable_features: Vec<Value>,
+    }
+    let (Some(output), Some(input)) = (child.stdout.take(), child.stdin.take()) else {
+        return Err(ProbeError::NoMonitor);
+    };
+    let qmp = Qmp::over(tokio::io::join(output, input), PROBE_WAIT_MAX).await?;
+    let Version { qemu: Triple { major, minor, micro } } = answer(&qmp, "query-version").await?;
+    let machines: Vec<Machine> = answer(&qmp, "query-machines").await?;
+    let models: Vec<CpuModel> = answer(&qmp, "query-cpu-definitions").await?;
+    let versioned = |name: &String| MACHINE_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let mut machines: Vec<_> = machines.into_iter().map(|machine| machine.name).filter(versioned).collect();
+    let runnable = models.into_iter().filter(|model| model.unavailable_features.is_empty());
+    let mut cpu_models: Vec<_> = runnable.map(|model| model.name).collect();
+    // QEMU's order changes from run to run; an inventory should not.
+    machines.sort();
+    cpu_models.sort();
+    Ok(Hypervisor { version: format!("{major}.{minor}.{micro}"), accelerator, machines, cpu_models, uefi })
+}
+
+async fn answer<T: serde::de::DeserializeOwned>(qmp: &Qmp, command: &'static str) -> Result<T, ProbeError> {
+    let answer = qmp.execute(command, Value::Null, PROBE_WAIT_MAX).await?;
+    serde_json::from_value(answer).map_err(|source| ProbeError::Answer { command, source })
+}
+
+/// The UEFI firmware of this host, as a distribution installs it.
+#[must_use]
+pub fn uefi_firmware() -> Option<UefiFirmware> {
+    let found =
+        UEFI_CANDIDATES.iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file());
+    found.map(|(code, variables)| UefiFirmware { code: code.into(), variables_template: variables.into() })
+}
+
+fn parse_cpu(text: &str) -> Cpu {
+    let values = |key: &'static str| {
+        text.lines().filter_map(move |line| {
+            let (name, value) = line.split_once(':')?;
+            (name.trim() == key).then(|| value.trim())
+        })
+    };
+    let mut features: Vec<_> =
+        values("flags").next().unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    features.sort();
+    Cpu {
+        model: values("model name").next().unwrap_or("unknown").to_owned(),
+        features,
+        count: u16::try_from(values("processor").count()).unwrap_or(u16::MAX),
+    }
+}
+
+fn parse_memory(text: &str) -> Option<ByteCount> {
+    let value = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1 << 10).map(ByteCount)
+}
+
+/// Why a host could not be probed.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// QEMU does not start.
+    #[error("cannot run {program:?}; install QEMU for x86_64, or set its path in the agent's configuration")]
+    Run {
+        /// The program.
+        program: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The scratch directory cannot be written.
+    #[error("cannot write {path:?}; the agent needs a scratch directory")]
+    Scratch {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// The child has no standard input and output.
+    #[error("QEMU was started without a monitor; this is a fault of the agent")]
+    NoMonitor,
+    /// QEMU does not answer.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// QEMU's answer has not the form that its schema promises.
+    #[error("QEMU's answer to {command} has not the expected form; this QEMU may be too new for this agent")]
+    Answer {
+        /// The command.
+        command: &'static str,
+        /// What is wrong with it.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The kernel does not tell.
+    #[error("cannot read {path}; is /proc mounted?")]
+    Kernel {
+        /// The file.
+        path: &'static str,
+        /// What the system says.
+        #[source]
+        source: io::Error,
+    },
+    /// `/proc/meminfo` says nothing of memory.
+    #[error("/proc/meminfo has no line MemTotal in kB")]
+    NoMemory,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_texts_are_understood() {
+        let text = "processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: sse2 avx2 aes\n\nprocessor\t: 1\nmodel name\t: x\nflags\t\t: sse2\n";
+        let cpu = parse_cpu(text);
+        assert_eq!((cpu.model.as_str(), cpu.count), ("Some CPU @ 2 GHz", 2));
+        assert_eq!(cpu.features, ["aes", "avx2", "sse2"]);
+        assert_eq!(parse_memory("MemTotal:       24602212 kB\nMemFree: 1 kB\n"), Some(ByteCount(24_602_212 << 10)));
+        assert_eq!(parse_memory("MemFree: 1 kB\n"), None);
+    }
+}

@@ -1,0 +1,352 @@
+//! The hypervisor's part against real QEMUs. Nothing here has a kernel: the guest sits in its BIOS, or was never let go.
+
+#[path = "qemu/bench.rs"]
+mod bench;
+
+use std::time::Duration;
+
+use bench::{Bench, Guard, QEMU, WAIT, qemu_io};
+use serde_json::{Value, json};
+use sterna_agent::guest::launcher::{AttachError, LaunchError, Launched, attach, launch};
+use sterna_agent::guest::process::Ended;
+use sterna_agent::guest::storage_daemon::{Access, serve};
+use sterna_agent::guest::tap;
+use sterna_agent::hypervisor::qemu::command_line::{disk_nodes, format_node, top_node};
+use sterna_agent::hypervisor::qemu::probe::{executes, probe};
+use sterna_agent::hypervisor::qemu::qmp::{Qmp, QmpError};
+use sterna_agent::hypervisor::qemu::{
+    BitmapOptions, Export, MachineError, MigrationSettings, MigrationStatus, RunState,
+};
+use sterna_shared::host::Accelerator;
+use sterna_shared::units::{Bandwidth, ByteCount};
+use sterna_shared::vm::{DiskBus, DiskSpec, Firmware};
+
+const BITMAP: BitmapOptions = BitmapOptions { granularity: 65536, persistent: false };
+
+fn export(id: &str, node: &str, writable: bool, bitmaps: &[(&str, &str)]) -> Export {
+    let bitmaps = bitmaps.iter().map(|(node, name)| ((*node).to_owned(), (*name).to_owned())).collect();
+    Export { id: id.to_owned(), node: node.to_owned(), name: id.to_owned(), writable, bitmaps }
+}
+
+/// Lets a guest execute, as a person at the second monitor would: only the handover has a method for it.
+async fn let_go(guest: &Guard) {
+    let monitor = Qmp::connect(&guest.runtime.diagnosis_socket(), WAIT).await.expect("the second monitor");
+    monitor.execute("cont", Value::Null, WAIT).await.expect("it runs");
+}
+
+/// Writes to the first disk as its guest does: through the device, and so through the top node.
+async fn guest_writes(guest: &Guard, command: &str) {
+    let line = format!("qemu-io -d /machine/peripheral/disk-root/virtio-backend \"{command}\"");
+    let arguments = json!({ "command-line": line });
+    let output = guest.machine.qmp().execute("human-monitor-command", arguments, WAIT).await.expect("an answer");
+    // It says nothing, or what went wrong.
+    assert_eq!(output, json!(""));
+}
+
+fn session_of(pid: u32) -> u32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let (_, rest) = stat.rsplit_once(')').expect("a command name");
+    rest.split_whitespace().nth(3).expect("a session").parse().expect("a number")
+}
+
+#[tokio::test]
+async fn a_host_is_probed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let found = probe(QEMU.as_ref(), folder.path()).await.expect("an answer");
+    assert!(found.hypervisor.machines.contains(&"pc-q35-7.2".to_owned()), "{:?}", found.hypervisor.machines);
+    assert!(found.hypervisor.cpu_models.contains(&"max".to_owned()));
+    assert!(
+        found.hypervisor.version.split('.').count() == 3 && found.cpu.count > 0 && found.memory > ByteCount(1 << 28)
+    );
+    assert_eq!(found.hypervisor.uefi, found.uefi.is_some());
+    // The trial itself: translation works on every host, and so tells a trial that works from one that never does.
+    assert!(executes(QEMU.as_ref(), Accelerator::Tcg, folder.path()).await.expect("an answer"));
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "the ROM is removed");
+    assert!(probe("/nonexistent/qemu".as_ref(), folder.path()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_machine_starts_paused_answers_and_outlives_its_agent() {
+    let bench = Bench::new();
+    let guest = bench.start("source", false).await;
+    let identity = guest.process.identity();
+    assert_eq!(session_of(identity.pid), identity.pid, "it leads a session of its own");
+    assert_eq!(guest.machine.run_state().await.expect("a state"), RunState::Prelaunch);
+    let pid: u32 =
+        std::fs::read_to_string(guest.runtime.pid_file()).expect("a pid file").trim().parse().expect("a number");
+    assert_eq!(pid, identity.pid);
+    let data = &bench.vm.disks[1];
+    assert_eq!(guest.machine.node_size(&top_node(&data.name)).await.expect("a size"), data.size);
+    let refused = guest.machine.qmp().execute("no-such-command", Value::Null, WAIT).await;
+    assert!(matches!(refused, Err(QmpError::Refused { class, .. }) if class == "CommandNotFound"));
+
+    let_go(&guest).await;
+    guest.machine.run_state_reached(&[RunState::Running], WAIT).await.expect("it runs");
+    guest.machine.stop().await.expect("it stops");
+    assert_eq!(guest.machine.run_state().await.expect("a state"), RunState::Paused);
+
+    // While an agent holds the monitor a second one gets no greeting: it runs and cannot be driven, and is not "stopped".
+    let occupied = attach(&guest.runtime, Duration::from_millis(300)).await;
+    let Err(AttachError::Unreachable { process, .. }) = occupied else { panic!("{occupied:?}") };
+    assert_eq!(process.identity(), identity);
+    drop(process);
+
+    // The agent ends: all its handles are gone.
+    let runtime = guest.runtime.clone();
+    let _reaper = guest.abandon();
+    let again = attach(&runtime, WAIT).await.expect("an answer").expect("it is found");
+    assert_eq!(again.process.identity(), identity);
+    assert_eq!(again.machine.run_state().await.expect("a state"), RunState::Paused);
+    let ended = again.end(WAIT).await.expect("ended");
+    assert_eq!(ended, Ended { status: None }, "the status of another agent's child is not known");
+    assert!(!runtime.path().exists());
+    assert!(attach(&runtime, WAIT).await.expect("an answer").is_none());
+}
+
+#[tokio::test]
+async fn a_machine_that_cannot_start_says_why() {
+    let bench = Bench::new();
+    let options = bench.launch_options("source", false, vec![]);
+    std::fs::write(bench.image("source", 1).path, "no qcow2").expect("written");
+    let error = launch(&options, WAIT).await.expect_err("it ends");
+    let LaunchError::Ended { log, ended, .. } = &error else { panic!("{error}") };
+    assert!(log.contains("qcow2") && ended.status.is_some_and(|status| !status.success()), "{error}");
+}
+
+#[tokio::test]
+async fn a_machine_ends_when_it_is_told_to_quit() {
+    let bench = Bench::new();
+    let guest = bench.start("source", false).await;
+    guest.machine.quit().await.expect("it quits");
+    assert_eq!(guest.process.ended().await.status.and_then(|status| status.code()), Some(0));
+    assert!(matches!(guest.machine.stop().await, Err(MachineError::Qmp(QmpError::Lost { .. }))));
+}
+
+#[tokio::test]
+async fn passes_record_move_and_come_back() {
+    let bench = Bench::new();
+    let guest = bench.start("source", false).await;
+    let machine = &guest.machine;
+    let names: Vec<String> = bench.vm.disks.iter().map(|disk| format_node(&disk.name)).collect();
+    let nodes: Vec<&str> = names.iter().map(String::as_str).collect();
+    let socket = guest.runtime.nbd_socket();
+    machine.nbd_server_start(&socket).await.expect("a server");
+    machine.bitmap_add(&nodes, "main", BITMAP).await.expect("bitmaps");
+    machine.export_add(&export("w", nodes[0], false, &[])).await.expect("an export");
+    guest_writes(&guest, "write -P 7 1M 128k").await;
+    assert_eq!(machine.dirty_bytes(&nodes, "main").await.expect("a count"), ByteCount(128 << 10));
+
+    machine.pass_begin(&nodes, "main", "pass1").await.expect("a pass");
+    assert_eq!(machine.dirty_bytes(&nodes, "main").await.expect("a count"), ByteCount(0));
+    assert_eq!(machine.dirty_bytes(&nodes, "pass1").await.expect("a count"), ByteCount(128 << 10));
+    guest_writes(&guest, "write -P 8 4M 64k").await;
+    assert_eq!(machine.dirty_bytes(&nodes, "pass1").await.expect("a count"), ByteCount(128 << 10), "it stands still");
+    machine.export_add(&export("p", nodes[0], false, &[(nodes[0], "pass1")])).await.expect("an export");
+    assert!(machine.pass_end(&nodes, "pass1").await.is_err(), "it is in use");
+    qemu_io("p", &socket, "read -P 7 1M 128k");
+    machine.export_remove("p", WAIT).await.expect("gone");
+    machine.export_remove("p", WAIT).await.expect("gone already");
+    assert_eq!(machine.exports().await.expect("exports"), ["w"]);
+
+    machine.pass_abandon(&nodes, "main", "pass1").await.expect("given up");
+    assert_eq!(
+        machine.dirty_bytes(&nodes, "main").await.expect("a count"),
+        ByteCount(192 << 10),
+        "nothing is forgotten"
+    );
+    assert!(matches!(machine.dirty_bytes(&nodes, "pass1").await, Err(MachineError::NoBitmap { .. })));
+    machine.pass_begin(&nodes, "main", "pass2").await.expect("a pass");
+    machine.pass_end(&nodes, "pass2").await.expect("done");
+    assert!(machine.pass_begin(&nodes, "no-such", "pass3").await.is_err());
+    machine.bitmap_remove(&nodes, "main").await.expect("removed");
+    machine.nbd_server_stop().await.expect("stopped");
+}
+
+#[tokio::test]
+async fn another_image_goes_under_a_running_guest() {
+    let bench = Bench::new();
+    let guest = bench.start("source", false).await;
+    let_go(&guest).await;
+    let mut moved = bench.vm.disks[0].clone();
+    let disk = moved.clone();
+    moved.name = "moved".parse().expect("a name");
+    for node in disk_nodes(&moved, &bench.image("elsewhere", 0)).expect("nodes").into_iter().take(2) {
+        guest.machine.blockdev_add(node).await.expect("a node");
+    }
+    assert!(guest.machine.blockdev_del(&format_node(&disk.name)).await.is_err(), "it is in use");
+    guest.machine.swap_below(&[(&disk, "format-moved")]).await.expect("swapped");
+    guest.machine.blockdev_del(&format_node(&disk.name)).await.expect("nothing uses it");
+    guest.machine.throttle_writes(&disk, Some(Bandwidth(1 << 20))).await.expect("throttled");
+    guest.machine.throttle_writes(&disk, None).await.expect("free");
+    assert_eq!(guest.machine.run_state().await.expect("a state"), RunState::Running);
+}
+
+#[tokio::test]
+async fn a_guest_moves_and_the_target_ends_paused() {
+    for multifd_channels in [2, 0] {
+        let bench = Bench::new();
+        let (source, target) = (bench.start("source", false).await, bench.start("target", true).await);
+        let_go(&source).await;
+        let settings = MigrationSettings {
+            multifd_channels,
+            bandwidth: None,
+            downtime_limit: Duration::from_millis(300),
+            auto_converge: false,
+        };
+        for side in [&source, &target] {
+            side.machine.migration_set_up(&settings).await.expect("set up");
+        }
+        assert_eq!(target.machine.run_state().await.expect("a state"), RunState::InMigrate);
+        assert_eq!(source.machine.migration().await.expect("an answer").status, MigrationStatus::None);
+        // The disks of a waiting target are filled below its devices.
+        let nbd = target.runtime.nbd_socket();
+        target.machine.nbd_server_start(&nbd).await.expect("a server");
+        for disk in &bench.vm.disks {
+            let export = export(disk.name.as_str(), &format_node(&disk.name), true, &[]);
+            target.machine.export_add(&export).await.expect("an export");
+            qemu_io(disk.name.as_str(), &nbd, "write -P 5 1M 64k");
+        }
+        let socket = bench.path("memory.sock");
+        target.machine.migrate_incoming(&socket).await.expect("listening");
+        source.machine.migrate(&socket).await.expect("started");
+        let paused = source.machine.migration_reached(&[MigrationStatus::PreSwitchover], WAIT).await.expect("paused");
+        assert!(paused.ram.is_some_and(|ram| ram.total >= bench.vm.memory && ram.iterations > 0), "{paused:?}");
+        assert_ne!(source.machine.run_state().await.expect("a state"), RunState::Running);
+        source.machine.migrate_continue().await.expect("goes on");
+        let done = source.machine.migration_reached(&[MigrationStatus::Completed], WAIT).await.expect("completed");
+        assert!(done.downtime_ms.is_some(), "{done:?}");
+        source.machine.run_state_reached(&[RunState::PostMigrate], WAIT).await.expect("over");
+        target.machine.migration_reached(&[MigrationStatus::Completed], WAIT).await.expect("loaded");
+        target.machine.run_state_reached(&[RunState::Paused], WAIT).await.expect("it waits");
+        qemu_io("root", &nbd, "read -P 5 1M 64k");
+        target.machine.nbd_server_stop().await.expect("stopped");
+        let_go(&target).await;
+        target.machine.run_state_reached(&[RunState::Running], WAIT).await.expect("it runs");
+        guest_writes(&target, "write -P 6 2M 64k").await;
+    }
+}
+
+#[tokio::test]
+async fn a_move_given_up_at_the_switchover_leaves_the_guest_running() {
+    let bench = Bench::new();
+    let (source, target) = (bench.start("source", false).await, bench.start("target", true).await);
+    let_go(&source).await;
+    let settings = MigrationSettings {
+        multifd_channels: 2,
+        bandwidth: Some(Bandwidth(1 << 30)),
+        downtime_limit: Duration::from_millis(300),
+        auto_converge: true,
+    };
+    for side in [&source, &target] {
+        side.machine.migration_set_up(&settings).await.expect("set up");
+    }
+    let socket = bench.path("memory.sock");
+    target.machine.migrate_incoming(&socket).await.expect("listening");
+    source.machine.migrate(&socket).await.expect("started");
+    source.machine.migration_limit(None).await.expect("no limit");
+    source.machine.migration_reached(&[MigrationStatus::PreSwitchover], WAIT).await.expect("paused");
+    source.machine.migrate_cancel().await.expect("cancelled");
+    source.machine.migration_reached(&[MigrationStatus::Cancelled], WAIT).await.expect("cancelled");
+    source.machine.run_state_reached(&[RunState::Running], WAIT).await.expect("it runs on");
+    let late = source.machine.migration_reached(&[MigrationStatus::Completed], WAIT).await;
+    assert!(matches!(late, Err(MachineError::MigrationEnded { status: MigrationStatus::Cancelled, .. })), "{late:?}");
+    target.process.kill(Duration::ZERO).await.expect("the target is ended");
+    let gone = target.machine.migration_reached(&[MigrationStatus::Completed], WAIT).await;
+    assert!(matches!(gone, Err(MachineError::Qmp(QmpError::Lost { .. }))), "{gone:?}");
+}
+
+#[tokio::test]
+async fn a_storage_daemon_serves_what_a_machine_would() {
+    let bench = Bench::new();
+    let runtime = bench.runtime("daemon");
+    let disks = [(&bench.vm.disks[0], bench.image("source", 0)), (&bench.vm.disks[1], bench.image("source", 1))];
+    let program = "qemu-storage-daemon".as_ref();
+    let unit = || format!("sterna-test-{}-daemon", std::process::id());
+    let daemon = Guard::new(serve(program, &disks, Access::Write, &runtime, unit(), WAIT).await.expect("a daemon"));
+    let node = format_node(&disks[1].0.name);
+    let socket = runtime.nbd_socket();
+    daemon.machine.nbd_server_start(&socket).await.expect("a server");
+    let persistent = BitmapOptions { persistent: true, ..BITMAP };
+    daemon.machine.bitmap_add(&[&node], "main", persistent).await.expect("a bitmap");
+    daemon.machine.export_add(&export("data", &node, true, &[])).await.expect("an export");
+    qemu_io("data", &socket, "write -P 9 0 64k");
+    // An agent's restart: the connection goes, the daemon and its exports stay.
+    let identity = daemon.process.identity();
+    let _reaper = daemon.abandon();
+    let daemon = Guard::new(attach(&runtime, WAIT).await.expect("an answer").expect("it is found"));
+    assert_eq!(daemon.process.identity(), identity);
+    assert_eq!(daemon.machine.exports().await.expect("exports"), ["data"]);
+    daemon.machine.quit().await.expect("it quits");
+    daemon.process.ended().await;
+
+    let reader = Guard::new(serve(program, &disks, Access::Read, &runtime, unit(), WAIT).await.expect("a daemon"));
+    let bitmaps = reader.machine.node(&node).await.expect("a node").bitmaps;
+    assert!(bitmaps.iter().any(|bitmap| bitmap.name == "main" && bitmap.persistent), "it is in the image: {bitmaps:?}");
+    assert!(reader.machine.export_add(&export("data", &node, true, &[])).await.is_err(), "nothing may be written");
+    Launched::clone(&reader).end(WAIT).await.expect("ended");
+}
+
+#[tokio::test]
+async fn qemu_takes_every_bus_and_firmware_that_is_laid_out() {
+    for (machine, firmware) in [("pc-q35-7.2", Firmware::Uefi), ("pc-i440fx-7.2", Firmware::Bios)] {
+        let mut bench = Bench::new();
+        machine.clone_into(&mut bench.vm.machine);
+        bench.vm.firmware = firmware;
+        let extra = ["virtio-rng-pci", "virtio-balloon-pci", "i6300esb", "pvpanic-pci"].map(|model| ["-device", model]);
+        let plain = ["-no-reboot", "-rtc", "base=utc,clock=host", "-smbios", "type=1,product=a b", "-action", "panic=none"];
+        bench.vm.extra_arguments = extra.into_iter().flatten().chain(plain).map(str::to_owned).collect();
+        let model = bench.vm.disks[1].clone();
+        let buses = [(DiskBus::Virtio, 9), (DiskBus::Scsi, 2), (DiskBus::Sata, 7)];
+        let places = buses.iter().flat_map(|(bus, count)| (0..*count).map(move |index| (*bus, index)));
+        bench.vm.disks = places
+            .map(|(bus, index)| DiskSpec {
+                name: format!("{bus:?}-of-a-long-name-{index}").parse().expect("a name"),
+                bus,
+                read_only: bus != DiskBus::Sata && index == 0,
+                ..model.clone()
+            })
+            .collect();
+        let guest = bench.start("source", false).await;
+        for disk in &bench.vm.disks {
+            guest.machine.throttle_writes(disk, Some(Bandwidth(1 << 20))).await.expect("its device is found");
+            let node = guest.machine.node(&top_node(&disk.name)).await.expect("a node");
+            assert_eq!((node.image.size, node.read_only), (disk.size, disk.read_only), "{}", disk.name);
+        }
+        let_go(&guest).await;
+        guest.machine.run_state_reached(&[RunState::Running], WAIT).await.expect("it runs");
+    }
+}
+
+/// A bridge that goes with the test.
+struct Bridge(String);
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("ip").args(["link", "delete", "dev", &self.0]).status();
+    }
+}
+
+#[tokio::test]
+async fn a_nic_is_on_its_bridge() {
+    let mut bench = Bench::new();
+    let bridge = Bridge(format!("stbr{}", std::process::id()));
+    let made = std::process::Command::new("ip").args(["link", "add", "dev", &bridge.0, "type", "bridge"]).status();
+    assert!(made.expect("ip").success(), "this test makes a bridge: run it as root");
+    let id = uuid::Uuid::new_v4().to_string().parse().expect("an id");
+    let tap = tap::tap_name(id, 0);
+    let name: sterna_shared::id::BridgeName = bridge.0.parse().expect("a name");
+    tap::create(&tap, &name).await.expect("made");
+    tap::create(&tap, &name).await.expect("made already");
+    let master = std::fs::read_link(format!("/sys/class/net/{tap}/master")).expect("a master");
+    assert!(master.ends_with(&bridge.0));
+
+    bench.vm.nics[0].bridge = Some(name);
+    let options = bench.launch_options("source", false, vec![Some(tap.clone())]);
+    let guest = Guard::new(launch(&options, WAIT).await.expect("a machine"));
+    let network =
+        guest.machine.qmp().execute("query-rx-filter", json!({ "name": "nic-0" }), WAIT).await.expect("a nic");
+    assert_eq!(network[0]["main-mac"], "52:54:00:00:00:01");
+    drop(guest);
+    tap::delete(&tap).await.expect("removed");
+    tap::delete(&tap).await.expect("removed already");
+}
