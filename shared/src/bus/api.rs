@@ -316,6 +316,9 @@ pub enum AgentRequest {
         from: HostId,
         /// What it says.
         message: Message,
+        /// BLAKE3 of the other fields, keyed with the job's token: only the plan's two hosts can make it.
+        #[serde(with = "serde_bytes")]
+        proof: Vec<u8>,
     },
     /// All events of the agent's journal, for a coordinator that has lost its own: from this position on.
     Events {

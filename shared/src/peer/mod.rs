@@ -8,8 +8,10 @@
 //!     │ ── Attach{job, token, session, …} ───▶ │   attach  MessagePack, at most 4 KiB
 //!     │ ◀──── Attached{received} or Refused ───│
 //!     │ ◀═════════════ frames ════════════════▶│   frame   24-byte header, raw payload
+//!     │ ◀═════════════ control ═══════════════▶│   message what the agents say in control frames
 //! ```
 
 pub mod attach;
 pub mod frame;
 pub mod hello;
+pub mod message;

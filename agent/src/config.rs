@@ -1,0 +1,232 @@
+//! `/etc/sterna/agent.toml`: what this host is and what it may touch.
+//!
+//! Everything is checked before anything starts. A fault names the file, the line and what to write instead.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use sterna_shared::bus::NatsSettings;
+use sterna_shared::host::Limits;
+use sterna_shared::id::{BridgeName, HostId, PoolName};
+
+/// The most addresses an agent listens on or advertises: a peer tries each in turn.
+pub const ADDRESSES_MAX: usize = 8;
+/// The longest path of a runtime directory: a UNIX socket's whole path must stay below 108 bytes.
+pub const RUNTIME_PATH_LENGTH_MAX: usize = 40;
+
+/// The agent's configuration.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This host's id: the one in its certificate.
+    pub host: HostId,
+    /// Where the data-plane port listens.
+    pub listen: Vec<SocketAddr>,
+    /// Where peers reach it, best first; the listening addresses where it is left out.
+    #[serde(default)]
+    pub advertise: Vec<SocketAddr>,
+    /// What must survive a reboot: the journal.
+    #[serde(default = "state_directory")]
+    pub state_directory: PathBuf,
+    /// What need not: sockets, pid files, console logs.
+    #[serde(default = "runtime_directory")]
+    pub runtime_directory: PathBuf,
+    /// Kernels and RAM disks for direct boot.
+    #[serde(default)]
+    pub boot_directory: Option<PathBuf>,
+    /// The bridges that guests may be on.
+    #[serde(default)]
+    pub bridges: Vec<BridgeName>,
+    /// Where images live.
+    pub pools: BTreeMap<PoolName, PoolSettings>,
+    /// What the host takes on at once.
+    #[serde(default)]
+    pub limits: Limits,
+    /// The broker.
+    pub nats: NatsSettings,
+    /// This host's certificate.
+    pub tls: TlsSettings,
+}
+
+/// A pool.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PoolSettings {
+    /// Its directory.
+    pub directory: PathBuf,
+    /// What storage it is, where several hosts see the same directory: the same text on each.
+    #[serde(default)]
+    pub shared: Option<String>,
+}
+
+/// Certificate files, PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// The fleet's authority.
+    pub ca_file: PathBuf,
+    /// This host's certificate chain, leaf first.
+    pub certificate_file: PathBuf,
+    /// Its key, mode 0600.
+    pub key_file: PathBuf,
+}
+
+fn state_directory() -> PathBuf {
+    PathBuf::from("/var/lib/sterna")
+}
+
+fn runtime_directory() -> PathBuf {
+    PathBuf::from("/run/sterna")
+}
+
+/// What is wrong with a configuration file.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It cannot be read.
+    #[error("the configuration {} cannot be read; name another with --config", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not the TOML that is expected.
+    #[error("{}, line {line}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong there and what is expected.
+        message: String,
+    },
+    /// Its values do not go together.
+    #[error("{}: {}", path.display(), faults.join("; "))]
+    Faults {
+        /// The file.
+        path: PathBuf,
+        /// Each fault with its remedy.
+        faults: Vec<String>,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not the expected TOML, or its values do not go together.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks the text of a file; `path` is only for messages.
+    ///
+    /// # Errors
+    /// As [`Config::load`], but for reading.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let mut config: Self = toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start.min(text.len()));
+            let line = 1 + text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count();
+            ConfigError::Parse { path: path.to_owned(), line, message: error.message().to_owned() }
+        })?;
+        if config.advertise.is_empty() {
+            config.advertise.clone_from(&config.listen);
+        }
+        let faults = config.faults();
+        if faults.is_empty() { Ok(config) } else { Err(ConfigError::Faults { path: path.to_owned(), faults }) }
+    }
+
+    fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for (key, addresses) in [("listen", &self.listen), ("advertise", &self.advertise)] {
+            if addresses.is_empty() || addresses.len() > ADDRESSES_MAX {
+                faults.push(format!("{key} has {} addresses; give 1 to {ADDRESSES_MAX}", addresses.len()));
+            }
+        }
+        for address in &self.advertise {
+            if address.ip().is_unspecified() || address.port() == 0 {
+                faults.push(format!("advertise has {address}, which no peer can reach; give an address of this host"));
+            }
+        }
+        if self.pools.is_empty() {
+            faults.push("there is no pool; add a section [pools.NAME] with a directory".to_owned());
+        }
+        let directories = self.pools.iter().map(|(name, pool)| (format!("pools.{name}"), &pool.directory));
+        for (key, directory) in directories.chain([
+            ("state_directory".to_owned(), &self.state_directory),
+            ("runtime_directory".to_owned(), &self.runtime_directory),
+        ]) {
+            if !directory.is_absolute() {
+                faults.push(format!("{key} is {}; give an absolute path", directory.display()));
+            }
+        }
+        if self.runtime_directory.as_os_str().len() > RUNTIME_PATH_LENGTH_MAX {
+            faults.push(format!(
+                "runtime_directory {} is longer than {RUNTIME_PATH_LENGTH_MAX} bytes, and sockets in it would not fit the system's limit; give a shorter one",
+                self.runtime_directory.display()
+            ));
+        }
+        for server in &self.nats.servers {
+            if !server.starts_with("tls://") && !server.starts_with("nats://") {
+                faults.push(format!("nats.servers has {server:?}; give an address such as tls://nats.example:4222"));
+            }
+        }
+        if self.nats.servers.is_empty() {
+            faults.push("nats.servers is empty; give at least one address such as tls://nats.example:4222".to_owned());
+        }
+        faults
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOUND: &str = r#"
+host = "alpha"
+listen = ["0.0.0.0:7411"]
+advertise = ["10.0.0.1:7411"]
+
+[pools.fast]
+directory = "/srv/fast"
+
+[nats]
+servers = ["tls://10.0.0.9:4222"]
+
+[tls]
+ca_file = "/etc/sterna/ca.pem"
+certificate_file = "/etc/sterna/host.pem"
+key_file = "/etc/sterna/host.key"
+"#;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("agent.toml"), text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_sound_file_is_taken() {
+        let config = parse(SOUND).expect("sound");
+        assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.runtime_directory, Path::new("/run/sterna"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let error = parse(&SOUND.replace("directory =", "path =")).expect_err("unknown key");
+        assert!(error.contains("line 7") && error.contains("path") && error.contains("directory"), "{error}");
+    }
+
+    #[test]
+    fn every_fault_is_told_at_once() {
+        let text = SOUND.replace("10.0.0.1:7411", "0.0.0.0:7411").replace("/srv/fast", "fast").replace("tls://", "http://");
+        let error = parse(&text).expect_err("faults");
+        for part in ["advertise has 0.0.0.0:7411", "pools.fast is fast", "http://10.0.0.9:4222"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

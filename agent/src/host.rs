@@ -1,0 +1,214 @@
+//! This host, as every part of the agent may see it: what is configured, what was found at the start, and the journal.
+//! Nothing in it changes while the agent runs but the journal, which guards itself.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sterna_shared::host::{Inventory, Pool as PoolReport, VmReport};
+use sterna_shared::id::{HostId, JobId, PoolName, VmId};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport};
+use sterna_shared::units::ByteCount;
+use sterna_shared::vm::{BootFile, DiskSpec, Firmware, VmSpec};
+
+use crate::clock;
+use crate::config::Config;
+use crate::disk::pool::{Pool, PoolError};
+use crate::hypervisor::qemu::command_line::{Image, ImageKind, Placement, UefiPlacement};
+use crate::hypervisor::qemu::probe::Probe;
+use crate::hypervisor::qemu::runtime::{RuntimeDirectory, RuntimeError};
+use crate::guest::tap;
+use crate::journal::Journal;
+use crate::link::tls::Tls;
+use crate::teller::{NotTold, Teller};
+
+/// The most boot files that are reported.
+const BOOT_FILES_MAX: usize = 256;
+
+/// This host.
+#[derive(Debug)]
+pub struct Host {
+    /// Its configuration.
+    pub config: Config,
+    /// Its pools, opened.
+    pub pools: BTreeMap<PoolName, Pool>,
+    /// What its QEMU, processor and memory are.
+    pub probe: Probe,
+    /// Its certificate and its peers' authority.
+    pub tls: Arc<Tls>,
+    /// What it must not forget.
+    pub journal: Journal,
+    teller: Teller,
+}
+
+/// Why a VM's parts cannot be laid out on this host.
+#[derive(Debug, thiserror::Error)]
+pub enum PlacementError {
+    /// A disk's pool is not here.
+    #[error("disk {disk} is in pool {pool}, which this host does not have; add it to the agent's configuration")]
+    UnknownPool {
+        /// The disk.
+        disk: String,
+        /// The pool.
+        pool: PoolName,
+    },
+    /// An image is not usable.
+    #[error("an image of the VM is not usable")]
+    Pool(#[from] PoolError),
+    /// The VM has a kernel to start and the host no boot directory.
+    #[error("the VM starts a kernel directly, and this host has no boot_directory; set it in the agent's configuration")]
+    NoBootDirectory,
+    /// The VM needs UEFI firmware.
+    #[error("the VM needs UEFI firmware, and this host has none; install the ovmf package")]
+    NoFirmware,
+    /// A UEFI guest's variable store lives beside its first disk.
+    #[error("the VM has UEFI firmware and no disk; its variable store lives beside its first disk: give it one")]
+    NoPlaceForVariables,
+    /// The runtime directory is not usable.
+    #[error("the VM's runtime directory is not usable")]
+    Runtime(#[from] RuntimeError),
+}
+
+impl Host {
+    /// Puts together what was found at the start.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        pools: BTreeMap<PoolName, Pool>,
+        probe: Probe,
+        tls: Arc<Tls>,
+        journal: Journal,
+        teller: Teller,
+    ) -> Self {
+        Self { config, pools, probe, tls, journal, teller }
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &HostId {
+        &self.config.host
+    }
+
+    /// Tells of something that has just happened in a job; it is published when the broker is there.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn tell(&self, job: JobId, body: EventBody) -> Result<(), NotTold> {
+        self.teller.tell(job, body).await
+    }
+
+    /// Waits until what was told is on the disk.
+    pub async fn flush(&self) {
+        self.teller.flush().await;
+    }
+
+    /// An error of this host as a report.
+    #[must_use]
+    pub fn failure(&self, code: FailureCode, error: &dyn std::error::Error, remedy: &str) -> FailureReport {
+        FailureReport::from_error(code, self.id(), error, remedy)
+    }
+
+    /// The pool of a disk.
+    ///
+    /// # Errors
+    /// This host does not have it.
+    pub fn pool(&self, disk: &DiskSpec) -> Result<&Pool, PlacementError> {
+        self.pools
+            .get(&disk.pool)
+            .ok_or_else(|| PlacementError::UnknownPool { disk: disk.name.to_string(), pool: disk.pool.clone() })
+    }
+
+    /// The runtime directory of a VM's QEMU.
+    ///
+    /// # Errors
+    /// The configured directory does not do.
+    pub fn runtime(&self, vm: VmId) -> Result<RuntimeDirectory, RuntimeError> {
+        RuntimeDirectory::new(self.config.runtime_directory.join("vm").join(vm.to_string()))
+    }
+
+    /// The runtime directory of a storage daemon that serves a job's `source` or `target` images.
+    ///
+    /// # Errors
+    /// The configured directory does not do.
+    pub fn storage_runtime(&self, job: JobId, part: &str) -> Result<RuntimeDirectory, RuntimeError> {
+        // The job's last digits are random enough, and the whole id would not leave room for a socket's name.
+        let id = job.uuid().as_simple().to_string();
+        RuntimeDirectory::new(self.config.runtime_directory.join(format!("job-{}-{part}", &id[16..])))
+    }
+
+    /// Where everything of a VM is on this host. Its images must be there already.
+    ///
+    /// # Errors
+    /// Something that the VM needs is not here.
+    pub fn placement(&self, spec: &VmSpec, incoming: bool) -> Result<Placement, PlacementError> {
+        let mut images = BTreeMap::new();
+        for disk in &spec.disks {
+            let path = self.pool(disk)?.image_path(spec.id, &disk.name, disk.format);
+            images.insert(disk.name.clone(), Image { path, kind: ImageKind::File });
+        }
+        let boot_directory = match (&spec.kernel, &self.config.boot_directory) {
+            (Some(_), None) => return Err(PlacementError::NoBootDirectory),
+            (_, directory) => directory.clone().unwrap_or_default(),
+        };
+        let uefi = match spec.firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi => {
+                let firmware = self.probe.uefi.as_ref().ok_or(PlacementError::NoFirmware)?;
+                Some(UefiPlacement { code: firmware.code.clone(), variables: self.variable_store(spec)? })
+            }
+        };
+        let taps = (0_u8..).zip(&spec.nics).map(|(index, nic)| nic.bridge.as_ref().map(|_| tap::tap_name(spec.id, index)));
+        Ok(Placement {
+            runtime: self.runtime(spec.id)?,
+            images,
+            boot_directory,
+            uefi,
+            taps: taps.collect(),
+            accelerator: self.probe.hypervisor.accelerator,
+            incoming,
+        })
+    }
+
+    /// The path of a UEFI VM's variable store: beside its first disk, so that it lives and goes where the VM does.
+    ///
+    /// # Errors
+    /// The VM has no disk, or its pool is not here.
+    pub fn variable_store(&self, spec: &VmSpec) -> Result<PathBuf, PlacementError> {
+        let disk = spec.disks.first().ok_or(PlacementError::NoPlaceForVariables)?;
+        Ok(self.pool(disk)?.variable_store_path(spec.id))
+    }
+
+    /// What the fleet is told of this host.
+    #[must_use]
+    pub fn inventory(&self, vms: Vec<VmReport>) -> Inventory {
+        let used = vms.iter().filter(|vm| vm.owned).fold(ByteCount(0), |sum, vm| sum.plus(vm.spec.memory));
+        let pools = self.pools.values().map(|pool| {
+            let (capacity, free) = pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
+            PoolReport { name: pool.name().clone(), shared: pool.shared().map(str::to_owned), capacity, free }
+        });
+        Inventory {
+            host: self.id().clone(),
+            at: clock::now(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            addresses: self.config.advertise.clone(),
+            hypervisor: self.probe.hypervisor.clone(),
+            cpu: self.probe.cpu.clone(),
+            memory_total: self.probe.memory,
+            memory_free: ByteCount(self.probe.memory.0.saturating_sub(used.0)),
+            pools: pools.collect(),
+            bridges: self.config.bridges.clone(),
+            boot_files: self.boot_files(),
+            certificate: self.tls.certificate(),
+            limits: self.config.limits,
+            epoch: self.journal.epoch().unwrap_or_default(),
+            vms,
+        }
+    }
+
+    fn boot_files(&self) -> Vec<BootFile> {
+        let Some(directory) = &self.config.boot_directory else { return Vec::new() };
+        let names = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+        let files = names.filter_map(|entry| BootFile::try_from(entry.file_name().into_string().ok()?).ok());
+        files.take(BOOT_FILES_MAX).collect()
+    }
+}

@@ -1,0 +1,418 @@
+//! The journal: what this host must not forget, whatever happens to the agent or the machine.
+//!
+//! ```text
+//!   vms      VmId           → VmRecord    what the VM is, and this host's right to run it
+//!   jobs     JobId          → JobRecord   the plan and how far it is
+//!   events   number         → Event       what this agent told of its jobs, in order
+//!   told     JobId          → number      how many events it told of that job
+//!   facts    name           → bytes       the highest epoch; how far events are published
+//! ```
+//!
+//! Every write is one transaction that is on the disk (`fsync`) before the call returns: callers act after it, never
+//! before. A journal that cannot be written stops the agent from granting rights, and stops nothing that runs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sterna_shared::bus::{EnvelopeError, decode, encode};
+use sterna_shared::id::{Epoch, JobId, VmId};
+use sterna_shared::job::{Event, EventBody, Plan, Reporter};
+use sterna_shared::ownership::Record;
+use sterna_shared::peer::attach::Admitted;
+use sterna_shared::time::Timestamp;
+use sterna_shared::vm::VmSpec;
+
+/// The most events the journal keeps; the oldest published ones go first.
+pub const EVENTS_MAX: u64 = 20_000;
+
+const VMS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("vms");
+const JOBS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("jobs");
+const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+const TOLD: TableDefinition<'_, [u8; 16], u64> = TableDefinition::new("told");
+const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+
+const FACT_EPOCH: &str = "epoch";
+const FACT_PUBLISHED: &str = "published";
+
+/// A VM that this host has, had, or is to have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// What it is on this host.
+    pub spec: VmSpec,
+    /// This host's right to run it.
+    pub ownership: Record,
+    /// Whether its guest is meant to run: an agent that starts anew on a rebooted host knows by it what ran.
+    pub wanted_running: bool,
+}
+
+/// A job that this host has a part in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobRecord {
+    /// The plan, token included.
+    pub plan: Plan,
+    /// Which part.
+    pub role: Role,
+    /// How far it is.
+    pub stage: Stage,
+    /// The session that the token has admitted (target), or that this host opens (source).
+    pub admitted: Option<Admitted>,
+    /// Whether the target's images may be there: they are this job's to remove.
+    pub images_made: bool,
+    /// When the plan was taken.
+    pub accepted_at: Timestamp,
+}
+
+/// A host's part in a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It has the VM, and leads.
+    Source,
+    /// It will have it.
+    Target,
+    /// Both: disks move under a VM that stays.
+    Storage,
+}
+
+/// Something to be told.
+#[derive(Debug, Clone)]
+pub struct News {
+    /// The job.
+    pub job: JobId,
+    /// When it happened.
+    pub at: Timestamp,
+    /// What happened.
+    pub body: EventBody,
+}
+
+/// How far a job is at this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Accepted, and not over: an agent that starts anew takes it up.
+    InHand,
+    /// Over. Kept, so that a repeated command or a late peer gets the same answer.
+    Over,
+}
+
+/// Why the journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// It cannot be opened.
+    #[error("the journal {} cannot be opened; is another agent running on it, or is the disk failing?", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What the store says.
+        #[source]
+        source: Box<redb::DatabaseError>,
+    },
+    /// It cannot be read or written.
+    #[error("the journal cannot be {action}; is the disk full or failing?")]
+    Access {
+        /// `read` or `written`.
+        action: &'static str,
+        /// What the store says.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// A record in it is not readable by this build.
+    #[error("a record of the journal is not readable; it may be of a newer version")]
+    Record(#[from] EnvelopeError),
+    /// The thread that does it is gone.
+    #[error("the journal's thread ended early")]
+    Gone,
+}
+
+fn read_error(source: impl Into<redb::Error>) -> JournalError {
+    JournalError::Access { action: "read", source: Box::new(source.into()) }
+}
+
+fn write_error(source: impl Into<redb::Error>) -> JournalError {
+    JournalError::Access { action: "written", source: Box::new(source.into()) }
+}
+
+/// A handle to the journal.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    database: Arc<Database>,
+}
+
+impl Journal {
+    /// Opens the journal in a state directory, making it if it is not there.
+    ///
+    /// # Errors
+    /// It is held by another process, or not readable.
+    pub fn open(path: &Path) -> Result<Self, JournalError> {
+        let database = Database::create(path)
+            .map_err(|source| JournalError::Open { path: path.to_owned(), source: Box::new(source) })?;
+        let journal = Self { database: Arc::new(database) };
+        journal.transact(|tables| {
+            tables.open_table(VMS).map_err(write_error)?;
+            tables.open_table(JOBS).map_err(write_error)?;
+            tables.open_table(EVENTS).map_err(write_error)?;
+            tables.open_table(TOLD).map_err(write_error)?;
+            tables.open_table(FACTS).map_err(write_error)?;
+            Ok(())
+        })?;
+        Ok(journal)
+    }
+
+    fn transact<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, JournalError>) -> Result<T, JournalError> {
+        let mut transaction = self.database.begin_write().map_err(write_error)?;
+        transaction.set_durability(Durability::Immediate).map_err(write_error)?;
+        let result = work(&transaction)?;
+        transaction.commit().map_err(write_error)?;
+        Ok(result)
+    }
+
+    /// Runs a transaction where blocking is allowed: an `fsync` takes milliseconds, or seconds on a bad day.
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, JournalError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let journal = self.clone();
+        tokio::task::spawn_blocking(move || journal.transact(work)).await.map_err(|_| JournalError::Gone)?
+    }
+
+    /// Writes a VM's record.
+    ///
+    /// # Errors
+    /// The journal cannot be written; the record is as it was.
+    pub async fn put_vm(&self, record: VmRecord) -> Result<(), JournalError> {
+        let bytes = encode("VM record", &record)?;
+        self.write(move |tables| {
+            let mut table = tables.open_table(VMS).map_err(write_error)?;
+            table.insert(record.spec.id.uuid().into_bytes(), bytes.as_slice()).map_err(write_error)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// All VMs.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn vms(&self) -> Result<Vec<VmRecord>, JournalError> {
+        self.all(VMS)
+    }
+
+    /// One VM.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn vm(&self, vm: VmId) -> Result<Option<VmRecord>, JournalError> {
+        self.one(VMS, vm.uuid().into_bytes())
+    }
+
+    /// Writes a job's record.
+    ///
+    /// # Errors
+    /// The journal cannot be written; the record is as it was.
+    pub async fn put_job(&self, record: JobRecord) -> Result<(), JournalError> {
+        let bytes = encode("job record", &record)?;
+        self.write(move |tables| {
+            let mut table = tables.open_table(JOBS).map_err(write_error)?;
+            table.insert(record.plan.job.uuid().into_bytes(), bytes.as_slice()).map_err(write_error)?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn job(&self, job: JobId) -> Result<Option<JobRecord>, JournalError> {
+        self.one(JOBS, job.uuid().into_bytes())
+    }
+
+    /// All jobs.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn jobs(&self) -> Result<Vec<JobRecord>, JournalError> {
+        self.all(JOBS)
+    }
+
+    /// Notes that the target's images of a job may be there, or are there no more.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub async fn note_images_made(&self, job: JobId, made: bool) -> Result<(), JournalError> {
+        match self.job(job)? {
+            Some(record) => self.put_job(JobRecord { images_made: made, ..record }).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Notes that a job is over at this host.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub async fn conclude(&self, job: JobId) -> Result<(), JournalError> {
+        match self.job(job)? {
+            Some(record) => self.put_job(JobRecord { stage: Stage::Over, ..record }).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the target's images of a job may be there.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn images_made(&self, job: JobId) -> Result<bool, JournalError> {
+        Ok(self.job(job)?.is_some_and(|record| record.images_made))
+    }
+
+    /// Writes down events of this host, numbered, in one go; they will be published until the broker has them.
+    ///
+    /// # Errors
+    /// The journal cannot be written; none is.
+    pub async fn tell(&self, reporter: Reporter, news: Vec<News>) -> Result<(), JournalError> {
+        self.write(move |tables| {
+            let mut told = tables.open_table(TOLD).map_err(write_error)?;
+            let mut events = tables.open_table(EVENTS).map_err(write_error)?;
+            let mut last = events.last().map_err(write_error)?.map_or(0, |(number, _)| number.value());
+            for News { job, at, body } in news {
+                let key = job.uuid().into_bytes();
+                let sequence = told.get(key).map_err(write_error)?.map_or(0, |value| value.value()) + 1;
+                told.insert(key, sequence).map_err(write_error)?;
+                let bytes = encode("event", &Event { job, reporter: reporter.clone(), sequence, at, body })?;
+                last += 1;
+                events.insert(last, bytes.as_slice()).map_err(write_error)?;
+            }
+            let published =
+                tables.open_table(FACTS).map_err(write_error)?.get(FACT_PUBLISHED).map_err(write_error)?.map_or(0, |v| v.value());
+            // What is not published yet is kept whatever its age: a broker may be away for long.
+            if let Some(oldest_kept) = last.checked_sub(EVENTS_MAX).map(|limit| limit.min(published)) {
+                events.retain_in(..oldest_kept, |_, _| false).map_err(write_error)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Events with numbers above `after`, in order, at most `count`.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn events_after(&self, after: u64, count: usize) -> Result<Vec<(u64, Event)>, JournalError> {
+        let transaction = self.database.begin_read().map_err(read_error)?;
+        let table = transaction.open_table(EVENTS).map_err(read_error)?;
+        let mut events = Vec::new();
+        for entry in table.range(after.saturating_add(1)..).map_err(read_error)?.take(count) {
+            let (number, bytes) = entry.map_err(read_error)?;
+            events.push((number.value(), decode("event", bytes.value())?));
+        }
+        Ok(events)
+    }
+
+    /// Events in order, the first `skip` left out, at most `count`; and whether there are more.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn events_page(&self, skip: u64, count: usize) -> Result<(Vec<Event>, bool), JournalError> {
+        let transaction = self.database.begin_read().map_err(read_error)?;
+        let table = transaction.open_table(EVENTS).map_err(read_error)?;
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let mut rest = table.iter().map_err(read_error)?.skip(skip);
+        let mut events = Vec::new();
+        for entry in rest.by_ref().take(count) {
+            events.push(decode("event", entry.map_err(read_error)?.1.value())?);
+        }
+        Ok((events, rest.next().is_some()))
+    }
+
+    /// The number up to which the broker has the events.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn published(&self) -> Result<u64, JournalError> {
+        self.fact(FACT_PUBLISHED)
+    }
+
+    /// Remembers that the broker has the events up to this number.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub async fn set_published(&self, number: u64) -> Result<(), JournalError> {
+        self.raise(FACT_PUBLISHED, number).await
+    }
+
+    /// The highest coordinator epoch a command was taken of.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn epoch(&self) -> Result<Epoch, JournalError> {
+        self.fact(FACT_EPOCH).map(Epoch)
+    }
+
+    /// Remembers an epoch; a lower one changes nothing.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub async fn raise_epoch(&self, epoch: Epoch) -> Result<(), JournalError> {
+        self.raise(FACT_EPOCH, epoch.0).await
+    }
+
+    async fn raise(&self, name: &'static str, value: u64) -> Result<(), JournalError> {
+        if self.fact(name)? >= value {
+            return Ok(());
+        }
+        self.write(move |tables| {
+            tables.open_table(FACTS).map_err(write_error)?.insert(name, value).map_err(write_error)?;
+            Ok(())
+        })
+        .await
+    }
+
+    fn fact(&self, name: &str) -> Result<u64, JournalError> {
+        let transaction = self.database.begin_read().map_err(read_error)?;
+        let table = transaction.open_table(FACTS).map_err(read_error)?;
+        Ok(table.get(name).map_err(read_error)?.map_or(0, |value| value.value()))
+    }
+
+    fn one<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<'_, [u8; 16], &'static [u8]>,
+        key: [u8; 16],
+    ) -> Result<Option<T>, JournalError> {
+        let transaction = self.database.begin_read().map_err(read_error)?;
+        let table = transaction.open_table(table).map_err(read_error)?;
+        let bytes = table.get(key).map_err(read_error)?;
+        bytes.map(|bytes| decode("record", bytes.value())).transpose().map_err(JournalError::from)
+    }
+
+    fn all<T: DeserializeOwned>(&self, table: TableDefinition<'_, [u8; 16], &'static [u8]>) -> Result<Vec<T>, JournalError> {
+        let transaction = self.database.begin_read().map_err(read_error)?;
+        let table = transaction.open_table(table).map_err(read_error)?;
+        let mut records = Vec::new();
+        for entry in table.iter().map_err(read_error)? {
+            records.push(decode("record", entry.map_err(read_error)?.1.value())?);
+        }
+        Ok(records)
+    }
+
+    /// The whole journal as JSON, tokens blanked.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn dump(&self) -> Result<serde_json::Value, JournalError> {
+        let blank = |mut job: JobRecord| {
+            job.plan.token = sterna_shared::id::Token::from_bytes([0; sterna_shared::id::TOKEN_LENGTH]);
+            job
+        };
+        let events: Vec<Event> = self.events_after(0, usize::MAX)?.into_iter().map(|(_, event)| event).collect();
+        Ok(serde_json::json!({
+            "vms": self.vms()?,
+            "jobs": self.jobs()?.into_iter().map(blank).collect::<Vec<_>>(),
+            "events": events,
+            "epoch": self.epoch()?,
+            "published": self.published()?,
+        }))
+    }
+}

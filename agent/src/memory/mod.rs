@@ -1,0 +1,175 @@
+//! Memory: QEMU's migration channels, carried over the lanes.
+//!
+//! ```text
+//!   QEMU A ══ connects ══▶ memory.sock ─ SourceRelay ─▶ lanes ─▶ TargetRelay ═ connects ═▶ memory.sock ══ QEMU B
+//!              1 main + n multifd                                              the main channel first
+//! ```
+//!
+//! Opaque for now: bytes in, bytes out, both ways (the main channel has a return path). The relay sees whole pieces of one
+//! channel, so that a page-aware one can take its place.
+//!
+//! The target connects a channel when its first bytes arrive, and no other before the main one: QEMU tells channels apart
+//! by their first bytes (before 8.0 by their order), and waits for them where it stands.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::debug;
+
+use crate::link::{LinkError, Receiver, Sender, Session};
+
+/// Bytes read from QEMU at a time, and so the most in one frame.
+const PIECE_LENGTH: usize = 512 << 10;
+/// A buffer with less room than this is replaced: a read must be worth its system call.
+const PIECE_LENGTH_MIN: usize = 64 << 10;
+
+/// Why memory cannot be carried.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    /// The socket for QEMU cannot be made or reached.
+    #[error("the memory socket {} cannot be used", path.display())]
+    Socket {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The session does not have the channel.
+    #[error("the session cannot carry the memory")]
+    Link(#[from] LinkError),
+}
+
+/// The source's half. Dropping it closes QEMU's channels, which fails a migration that is not over.
+#[derive(Debug)]
+pub struct SourceRelay {
+    sent: Arc<AtomicU64>,
+    _tasks: JoinSet<()>,
+}
+
+impl SourceRelay {
+    /// Listens for QEMU's channels.
+    ///
+    /// # Errors
+    /// [`RelayError`].
+    pub fn listen(path: &Path, channels: u16, session: &mut Session) -> Result<Self, RelayError> {
+        let _ = std::fs::remove_file(path);
+        let listener =
+            UnixListener::bind(path).map_err(|source| RelayError::Socket { path: path.to_owned(), source })?;
+        let sent = Arc::new(AtomicU64::new(0));
+        let backwards = (0..channels).map(|channel| session.memory(channel)).collect::<Result<Vec<_>, _>>()?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(accept(listener, backwards, session.sender(), Arc::clone(&sent)));
+        Ok(Self { sent, _tasks: tasks })
+    }
+
+    /// Bytes that QEMU has sent.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+async fn accept(listener: UnixListener, backwards: Vec<Receiver<Bytes>>, sender: Sender, sent: Arc<AtomicU64>) {
+    let mut tasks = JoinSet::new();
+    // QEMU opens the main channel first, and the others once it is connected.
+    for (channel, backwards) in (0_u16..).zip(backwards) {
+        let Ok((stream, _)) = listener.accept().await else { break };
+        let (reader, writer) = stream.into_split();
+        tasks.spawn(forward(reader, channel, sender.clone(), Arc::clone(&sent)));
+        tasks.spawn(backward(backwards, writer));
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+/// The target's half. Dropping it closes QEMU's channels.
+#[derive(Debug)]
+pub struct TargetRelay {
+    _tasks: JoinSet<()>,
+}
+
+impl TargetRelay {
+    /// Connects QEMU's channels as they come alive.
+    ///
+    /// # Errors
+    /// [`RelayError`].
+    pub fn connect(path: &Path, channels: u16, session: &mut Session) -> Result<Self, RelayError> {
+        let mut tasks = JoinSet::new();
+        let (main_up, main) = watch::channel(false);
+        for channel in 0..channels {
+            let receiver = session.memory(channel)?;
+            let (path, sender) = (path.to_owned(), session.sender());
+            let (main_up, main) = (main_up.clone(), main.clone());
+            tasks.spawn(async move {
+                if let Err(error) = carry(path, channel, receiver, sender, main_up, main).await {
+                    debug!(channel, error = %error, "a migration channel has ended");
+                }
+            });
+        }
+        Ok(Self { _tasks: tasks })
+    }
+}
+
+async fn carry(
+    path: PathBuf,
+    channel: u16,
+    mut receiver: Receiver<Bytes>,
+    sender: Sender,
+    main_up: watch::Sender<bool>,
+    mut main: watch::Receiver<bool>,
+) -> Result<(), RelayError> {
+    let socket = |source| RelayError::Socket { path: path.clone(), source };
+    let Some(first) = receiver.recv().await? else { return Ok(()) };
+    if channel != 0 {
+        let _ = main.wait_for(|up| *up).await;
+    }
+    let stream = UnixStream::connect(&path).await.map_err(socket)?;
+    let (reader, mut writer) = stream.into_split();
+    writer.write_all(&first).await.map_err(socket)?;
+    if channel == 0 {
+        main_up.send_replace(true);
+    }
+    let counted = Arc::new(AtomicU64::new(0));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(forward(reader, channel, sender, counted));
+    backward(receiver, writer).await;
+    // What QEMU has still to say goes out before the channel ends.
+    while tasks.join_next().await.is_some() {}
+    Ok(())
+}
+
+/// From QEMU to the lanes.
+async fn forward(mut reader: OwnedReadHalf, channel: u16, sender: Sender, sent: Arc<AtomicU64>) {
+    let mut buffer = BytesMut::with_capacity(PIECE_LENGTH);
+    loop {
+        if buffer.capacity() < PIECE_LENGTH_MIN {
+            buffer = BytesMut::with_capacity(PIECE_LENGTH);
+        }
+        match reader.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(length) => {
+                sent.fetch_add(length as u64, Ordering::Relaxed);
+                if sender.memory(channel, buffer.split().freeze()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// From the lanes to QEMU.
+async fn backward(mut receiver: Receiver<Bytes>, mut writer: OwnedWriteHalf) {
+    while let Ok(Some(piece)) = receiver.recv().await {
+        if writer.write_all(&piece).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! What every part of a job needs: its plan, its VM's keeper, and the ways to tell how it goes.
+
+use std::sync::Arc;
+
+use sterna_shared::id::{DiskName, HostId};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan, StepFigures, StepKind};
+use tokio::sync::watch;
+
+use crate::disk::copy::CopyError;
+use crate::host::Host;
+use crate::hypervisor::qemu::MachineError;
+use crate::hypervisor::qemu::runtime::RuntimeError;
+use crate::journal::JournalError;
+use crate::link::{LaneStatus, Limiter, LinkError};
+use crate::memory::RelayError;
+use crate::migration::conversation::ConversationError;
+use crate::migration::disks::DiskError;
+use crate::migration::gate::CancelGate;
+use crate::migration::images::ImageError;
+use crate::migration::keeper::{Keeper, KeeperError, Stopping};
+use crate::migration::progress::ProgressBoard;
+
+/// What every part of a job needs.
+#[derive(Debug)]
+pub struct Context {
+    /// This host.
+    pub host: Arc<Host>,
+    /// What is to be done.
+    pub plan: Plan,
+    /// Who keeps the VM.
+    pub keeper: Keeper,
+    /// The job's rate.
+    pub limiter: Arc<Limiter>,
+    /// Until when it can be cancelled.
+    pub gate: CancelGate,
+    /// How far it is.
+    pub progress: ProgressBoard,
+}
+
+/// How a job ended at this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what it should.
+    Completed {
+        /// How long the guest did not execute.
+        blackout_us: u64,
+    },
+    /// It was cancelled; the VM is as it was.
+    Terminated,
+    /// It failed; the VM is as it was.
+    Failed(FailureReport),
+    /// This host followed, and its part is over; the source tells the end.
+    Followed,
+    /// The agent is stopping: the job is taken up by the next one.
+    Stopping,
+}
+
+impl Context {
+    /// Tells that a step begins.
+    ///
+    /// # Errors
+    /// The journal's writer is gone.
+    pub async fn begin(&self, step: StepKind) -> Result<StepKind, MoveError> {
+        self.progress.step(step);
+        self.host.tell(self.plan.job, EventBody::StepStarted { step }).await?;
+        Ok(step)
+    }
+
+    /// Tells that a step has ended well.
+    ///
+    /// # Errors
+    /// The journal's writer is gone.
+    pub async fn end(&self, step: StepKind, figures: StepFigures) -> Result<(), MoveError> {
+        self.host.tell(self.plan.job, EventBody::StepFinished { step, figures }).await?;
+        Ok(())
+    }
+
+    /// Tells something that may be lost when the agent is stopping.
+    pub async fn tell(&self, body: EventBody) {
+        let _ = self.host.tell(self.plan.job, body).await;
+    }
+
+    /// Tells that the job is being undone.
+    pub async fn unwinding(&self, error: &MoveError) {
+        if let Some(step) = self.progress.current_step() {
+            self.tell(EventBody::StepFailed { step, failure: error.report(&self.host) }).await;
+        }
+    }
+
+    /// Tells of lanes that go down and come back, for as long as the session lasts.
+    pub fn watch_lanes(self: &Arc<Self>, mut status: watch::Receiver<Vec<LaneStatus>>) {
+        let context = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut down_before = 0;
+            while status.changed().await.is_ok() {
+                let down = status.borrow_and_update().iter().filter(|lane| matches!(lane, LaneStatus::Down { .. })).count();
+                let text = match (down_before, down) {
+                    (0, 1..) => format!("{down} lanes are down; the move waits for them"),
+                    (1.., 0) => "all lanes are up again; the move goes on where it was".to_owned(),
+                    _ => continue,
+                };
+                down_before = down;
+                let Some(context) = context.upgrade() else { return };
+                context.tell(EventBody::Notice { text }).await;
+            }
+        });
+    }
+}
+
+/// Why a move was given up. The VM is unharmed in each case.
+#[derive(Debug, thiserror::Error)]
+pub enum MoveError {
+    /// An operator cancelled it.
+    #[error("the job was cancelled")]
+    Cancelled,
+    /// The agent was restarted while disks or memory were copied.
+    #[error("the agent was restarted in the middle of the move")]
+    AgentRestarted,
+    /// The world is not as it was when the move was planned.
+    #[error("{what}")]
+    Stale {
+        /// What has changed.
+        what: &'static str,
+    },
+    /// A phase came before the one it needs: a fault of ours.
+    #[error("a part of the move is missing; this is a fault of Sterna")]
+    NotConnected,
+    /// The target's agent is not reached.
+    #[error("no session with {peer}")]
+    Connect {
+        /// The target.
+        peer: HostId,
+        /// Why.
+        #[source]
+        source: LinkError,
+    },
+    /// The two agents could not go on talking.
+    #[error(transparent)]
+    Conversation(#[from] ConversationError),
+    /// A disk could not be copied.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A disk could not be written.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// An image could not be made or served.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// QEMU did not do as told.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The VM does not allow it.
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
+    /// Memory could not be carried.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+    /// The runtime directory is not usable.
+    #[error(transparent)]
+    Runtime(RuntimeError),
+    /// The journal could not be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The guest would have stood still for too long.
+    #[error("the guest would have stood still for more than {limit_ms} ms")]
+    Blackout {
+        /// The limit.
+        limit_ms: u32,
+    },
+    /// The copies differ.
+    #[error("disk {disk} at the target does not equal the source's")]
+    DigestsDiffer {
+        /// The disk.
+        disk: DiskName,
+    },
+    /// The target proved too little.
+    #[error("the target proved {found} disks of {expected}")]
+    ProofIncomplete {
+        /// How many there are.
+        expected: usize,
+        /// How many it proved.
+        found: usize,
+    },
+    /// The target would not run the VM.
+    #[error("{target} would not run the VM")]
+    Refused {
+        /// The target.
+        target: HostId,
+    },
+}
+
+impl From<Stopping> for MoveError {
+    fn from(stopping: Stopping) -> Self {
+        Self::Keeper(stopping.into())
+    }
+}
+
+impl MoveError {
+    /// As everybody is told.
+    #[must_use]
+    pub fn report(&self, host: &Host) -> FailureReport {
+        use FailureCode as F;
+        let (code, remedy) = match self {
+            Self::Cancelled => (F::Cancelled, "nothing is left to do"),
+            Self::AgentRestarted => (F::AgentRestarted, "start the move again"),
+            Self::Stale { .. } => (F::PlanStale, "look at the VM and plan the move again"),
+            Self::NotConnected => (F::Internal, "report this with the agent's log"),
+            Self::Connect { .. } => (F::LinkLost, "check the target's agent, its address and its certificate with `sterna doctor`"),
+            Self::Conversation(ConversationError::Failed { failure, .. }) => return failure.clone(),
+            Self::Conversation(ConversationError::Link { .. } | ConversationError::Late { .. }) => {
+                (F::LinkLost, "check the network between the two hosts, then start the move again")
+            }
+            Self::Conversation(_) => (F::PeerMisbehaved, "check that both agents are of fitting versions"),
+            Self::Disk(_) => (F::DiskRead, "check the source's pool and disk, then start the move again"),
+            Self::Copy(CopyError::Write { .. } | CopyError::Flush { .. }) => {
+                (F::DiskWrite, "check the free space and the health of the target's pool")
+            }
+            Self::Copy(_) => (F::DiskRead, "check the pool and the disk, then start the move again"),
+            Self::Image(_) => (F::DiskWrite, "remove what stands in the way at the target, or choose another pool"),
+            Self::Machine(_) | Self::Runtime(_) => (F::Hypervisor, "look at QEMU's log on the host named"),
+            Self::Keeper(_) => (F::Hypervisor, "look at the VM with `sterna vm show`"),
+            Self::Relay(_) => (F::MemoryCopy, "start the move again"),
+            Self::Journal(_) => (F::Journal, "check the disk that holds the agent's state directory"),
+            Self::Blackout { .. } => (F::BlackoutExceeded, "allow more with --max-blackout, or move at a quieter time"),
+            Self::DigestsDiffer { .. } | Self::ProofIncomplete { .. } => {
+                (F::DigestMismatch, "check the target's disk and memory for faults before moving again")
+            }
+            Self::Refused { .. } => (F::TargetRefused, "look at the target agent's log, then start the move again"),
+        };
+        host.failure(code, self, remedy)
+    }
+}
+

@@ -1,0 +1,290 @@
+//! The source's disks in a move: passes over dirty bitmaps, from a running guest or a stopped one.
+//!
+//! ```text
+//!   open       NBD server; a bitmap on every disk, recording from one instant       (running guest only)
+//!   pass 0     every extent of base:allocation
+//!   pass n     transaction: what was recorded since n-1 moves to a pass bitmap; its extents are read and sent
+//!   roots      when the guest stands still: one digest a disk
+//!   close      exports, bitmaps and the server are gone: QEMU can hand its images over
+//! ```
+//!
+//! Blocks go into a bounded channel; what carries them (lanes, or a writer on this host) is not known here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sterna_shared::id::JobId;
+use sterna_shared::job::{DiskMove, Volume};
+use sterna_shared::units::ByteCount;
+use tokio::sync::{mpsc, watch};
+
+use crate::disk::copy::source::{PassStatistics, dirty, send_pass, whole_disk};
+use crate::disk::copy::{Block, CopyError};
+use crate::disk::digest::{Digest, DigestTable};
+use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError, dirty_bitmap};
+use crate::hypervisor::qemu::command_line::format_node;
+use crate::hypervisor::qemu::{BitmapOptions, Export, Machine, MachineError};
+
+/// Bytes that one bit of a dirty bitmap stands for.
+const GRANULARITY: u32 = 64 << 10;
+/// NBD connections to one export.
+const CONNECTIONS: usize = 2;
+/// How long an export may take to go.
+const EXPORT_REMOVAL_WAIT: Duration = Duration::from_secs(10);
+
+/// The disks of one job at its source.
+#[derive(Debug)]
+pub struct SourceDisks {
+    machine: Machine,
+    socket: PathBuf,
+    disks: Vec<Disk>,
+    /// The bitmap that records; none while the guest is stopped.
+    main: Option<String>,
+    passes: u32,
+    blocks: u64,
+    volume: watch::Sender<Volume>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    index: u16,
+    node: String,
+    table: DigestTable,
+}
+
+/// Why the source's disks could not be copied.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// QEMU did not do as told.
+    #[error("the source's disks could not be served")]
+    Machine(#[from] MachineError),
+    /// An export could not be reached.
+    #[error("the source's disk {disk} could not be opened")]
+    Open {
+        /// The disk, by its place in the plan.
+        disk: u16,
+        /// Why.
+        #[source]
+        source: NbdError,
+    },
+    /// A pass failed.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// A disk was not digested wholly: a fault of ours.
+    #[error("disk {disk} has parts that no pass covered; this is a fault of Sterna")]
+    NotProven {
+        /// The disk.
+        disk: u16,
+    },
+}
+
+impl SourceDisks {
+    /// Serves the disks and, where the guest `runs`, records its writes from here on.
+    ///
+    /// # Errors
+    /// QEMU refuses; nothing is left behind then.
+    pub async fn open(
+        machine: Machine,
+        socket: PathBuf,
+        job: JobId,
+        moves: &[DiskMove],
+        runs: bool,
+    ) -> Result<Self, DiskError> {
+        let mut disks = Vec::with_capacity(moves.len());
+        let mut total = 0;
+        for (index, disk) in moves.iter().enumerate() {
+            let node = match runs {
+                true => machine.node_below(&disk.source).await?,
+                false => format_node(&disk.source.name),
+            };
+            total += disk.source.size.0;
+            let index = u16::try_from(index).unwrap_or(u16::MAX);
+            disks.push(Disk { index, node, table: DigestTable::new(disk.source.size.0) });
+        }
+        let (volume, _) = watch::channel(Volume { total, ..Volume::default() });
+        let main = runs.then(|| format!("sterna-{job}"));
+        let opened = Self { machine, socket, disks, main, passes: 0, blocks: 0, volume };
+        let _ = std::fs::remove_file(&opened.socket);
+        opened.machine.nbd_server_start(&opened.socket).await?;
+        if let Some(main) = &opened.main {
+            let options = BitmapOptions { granularity: GRANULARITY, persistent: false };
+            if let Err(error) = opened.machine.bitmap_add(&opened.nodes(), main, options).await {
+                opened.machine.nbd_server_stop().await?;
+                return Err(error.into());
+            }
+        }
+        Ok(opened)
+    }
+
+    /// How much has been read and sent, and every change of it.
+    #[must_use]
+    pub fn volume(&self) -> watch::Receiver<Volume> {
+        self.volume.subscribe()
+    }
+
+    /// Passes begun so far.
+    #[must_use]
+    pub fn passes(&self) -> u32 {
+        self.passes
+    }
+
+    /// Blocks sent so far, all passes together.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// What the guest has dirtied since the last pass began.
+    ///
+    /// # Errors
+    /// QEMU does not say.
+    pub async fn dirty(&self) -> Result<ByteCount, DiskError> {
+        match &self.main {
+            Some(main) => Ok(self.machine.dirty_bytes(&self.nodes(), main).await?),
+            None => Ok(ByteCount(0)),
+        }
+    }
+
+    /// Runs the next pass: the first over everything, the others over what was dirtied since the one before.
+    ///
+    /// # Errors
+    /// Reading fails, or `blocks` is closed. What the pass had not sent is in the next one.
+    pub async fn pass(&mut self, blocks: &mpsc::Sender<Block>) -> Result<PassStatistics, DiskError> {
+        let number = self.passes;
+        self.passes += 1;
+        let statistics = match (&self.main, number) {
+            (_, 0) => self.read_disks(None, blocks).await?,
+            (None, _) => PassStatistics::default(),
+            (Some(main), _) => {
+                let main = main.clone();
+                let pass = format!("{main}-{number}");
+                self.machine.pass_begin(&self.nodes(), &main, &pass).await?;
+                match self.read_disks(Some(&pass), blocks).await {
+                    Ok(statistics) => {
+                        self.machine.pass_end(&self.nodes(), &pass).await?;
+                        statistics
+                    }
+                    Err(error) => {
+                        // The bits go back, so that no later pass can miss them; the first error is the one to tell.
+                        let _ = self.machine.pass_abandon(&self.nodes(), &main, &pass).await;
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        Ok(statistics)
+    }
+
+    /// One digest a disk, in the plan's order. Right once the guest stands still and the last pass is done.
+    ///
+    /// # Errors
+    /// A disk has parts that no pass has read.
+    pub fn roots(&mut self) -> Result<Vec<Digest>, DiskError> {
+        let root = |disk: &mut Disk| disk.table.root().ok_or(DiskError::NotProven { disk: disk.index });
+        self.disks.iter_mut().map(root).collect()
+    }
+
+    /// Takes exports, bitmaps and the server away. What is gone already is no error.
+    ///
+    /// # Errors
+    /// QEMU holds on to one of them: its images cannot be handed over.
+    pub async fn close(&self) -> Result<(), DiskError> {
+        for export in self.machine.exports().await? {
+            self.machine.export_remove(&export, EXPORT_REMOVAL_WAIT).await?;
+        }
+        self.machine.nbd_server_stop().await?;
+        let Some(main) = &self.main else { return Ok(()) };
+        for node in self.machine.nodes().await? {
+            for bitmap in node.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(main.as_str())) {
+                self.machine.bitmap_remove(&[&node.name], &bitmap.name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn nodes(&self) -> Vec<&str> {
+        self.disks.iter().map(|disk| disk.node.as_str()).collect()
+    }
+
+    async fn read_disks(
+        &mut self,
+        pass: Option<&str>,
+        blocks: &mpsc::Sender<Block>,
+    ) -> Result<PassStatistics, DiskError> {
+        let mut sum = PassStatistics::default();
+        for position in 0..self.disks.len() {
+            let export = self.export(position, pass);
+            if let Some(pass) = pass
+                && self.machine.dirty_bytes(&[&export.node], pass).await?.0 == 0
+            {
+                continue; // In the pause a round trip to an export that has nothing to say is time lost.
+            }
+            self.machine.export_add(&export).await?;
+            let read = self.read_disk(position, &export.name, pass, blocks).await;
+            let removed = self.machine.export_remove(&export.id, EXPORT_REMOVAL_WAIT).await;
+            let statistics = read?;
+            removed?;
+            sum.read_bytes += statistics.read_bytes;
+            sum.data_bytes += statistics.data_bytes;
+            sum.zero_bytes += statistics.zero_bytes;
+            sum.blocks += statistics.blocks;
+        }
+        Ok(sum)
+    }
+
+    fn export(&self, position: usize, pass: Option<&str>) -> Export {
+        let disk = &self.disks[position];
+        let id = format!("sterna-source-{}", disk.index);
+        let bitmaps = pass.map(|pass| (disk.node.clone(), pass.to_owned())).into_iter().collect();
+        Export { name: id.clone(), id, node: disk.node.clone(), writable: false, bitmaps }
+    }
+
+    async fn read_disk(
+        &mut self,
+        position: usize,
+        export: &str,
+        pass: Option<&str>,
+        blocks: &mpsc::Sender<Block>,
+    ) -> Result<PassStatistics, DiskError> {
+        let disk = &mut self.disks[position];
+        let index = disk.index;
+        let open = |source| DiskError::Open { disk: index, source };
+        let context = pass.map_or_else(|| BASE_ALLOCATION.to_owned(), dirty_bitmap);
+        let client = Client::connect(&self.socket, export, &[&context], CONNECTIONS).await.map_err(open)?;
+        let spans = match pass {
+            None => whole_disk(&client).await,
+            Some(pass) => dirty(&client, pass).await,
+        };
+        let spans = spans.map_err(open)?;
+        let covered: u64 = spans.iter().map(|span| span.extent.length()).sum();
+        if pass.is_some() {
+            self.volume.send_modify(|volume| volume.dirtied += covered);
+        }
+        // The pass's own channel counts what goes through it.
+        let (counted, mut counting) = mpsc::channel::<Block>(1);
+        let volume = &self.volume;
+        let again = pass.is_some();
+        let forward = async move {
+            while let Some(block) = counting.recv().await {
+                let (length, data) = (block.body.length(), matches!(block.body, crate::disk::copy::Body::Data(_)));
+                if blocks.send(block).await.is_err() {
+                    return; // The channel's end is seen by `send_pass` as its own.
+                }
+                volume.send_modify(|volume| {
+                    *(if again { &mut volume.redone } else { &mut volume.done }) += length;
+                    volume.sent += if data { length } else { 0 };
+                });
+            }
+        };
+        let read = async {
+            let read = send_pass(&client, index, spans, &mut disk.table, &counted, std::future::pending()).await;
+            drop(counted);
+            read
+        };
+        let (statistics, ()) = tokio::join!(read, forward);
+        client.close().await;
+        let statistics = statistics?;
+        self.blocks += statistics.blocks;
+        Ok(statistics)
+    }
+}

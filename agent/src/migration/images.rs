@@ -1,0 +1,264 @@
+//! The files of a VM on this host, made, served and removed: what a move must leave behind, and what it must not.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use sterna_shared::id::VmId;
+use sterna_shared::job::{DiskMove, Plan};
+use sterna_shared::vm::{DiskSpec, Firmware, VmSpec};
+use tracing::{info, warn};
+
+use crate::disk::pool::PoolError;
+use crate::guest::launcher::{self, AttachError, LaunchError, Launched};
+use crate::guest::storage_daemon::{self, Access};
+use crate::host::{Host, PlacementError};
+use crate::hypervisor::qemu::command_line::{Image, ImageKind};
+use crate::journal::JournalError;
+
+/// QEMU's storage daemon.
+pub const STORAGE_DAEMON: &str = "qemu-storage-daemon";
+/// How long a storage daemon may take to answer, and to end in good order.
+const DAEMON_WAIT: Duration = Duration::from_secs(20);
+
+/// How long one of an earlier agent may take to answer.
+const LEFTOVER_WAIT: Duration = Duration::from_secs(2);
+/// The two parts that a storage daemon can play in a job.
+const SOURCE: &str = "source";
+const TARGET: &str = "target";
+
+/// Why a VM's files could not be made or served.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// A part of the VM is not here.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// A file could not be made or read.
+    #[error(transparent)]
+    Pool(#[from] PoolError),
+    /// The template of a UEFI variable store could not be read.
+    #[error("the UEFI variable template {} could not be read; install the ovmf package anew", path.display())]
+    Template {
+        /// The template.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file is where a new image is to be.
+    #[error("{} is there already; remove it if nothing needs it, or choose another pool", path.display())]
+    InTheWay {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The journal could not be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The peer sent no variable store for a UEFI guest.
+    #[error("the VM has UEFI firmware, and the source sent no variable store")]
+    NoVariables,
+    /// The storage daemon did not start.
+    #[error("qemu-storage-daemon did not start; install qemu-system-common or qemu-utils")]
+    Daemon(#[from] LaunchError),
+}
+
+/// Makes what a newly defined VM needs and does not find: its images, empty, and its UEFI variables. What is there
+/// already is checked and kept. On failure nothing new is left.
+///
+/// # Errors
+/// [`ImageError`].
+pub async fn make_defined(host: &Host, spec: &VmSpec) -> Result<(), ImageError> {
+    let mut made = Vec::new();
+    for disk in &spec.disks {
+        let pool = host.pool(disk)?;
+        let outcome = if pool.image_path(spec.id, &disk.name, disk.format).exists() {
+            pool.check(spec.id, &disk.name, disk.format, disk.size).await.map(drop)
+        } else {
+            pool.create(spec.id, &disk.name, disk.format, disk.size).await.map(|_| made.push(disk))
+        };
+        if let Err(error) = outcome {
+            remove(host, spec.id, made);
+            return Err(error.into());
+        }
+    }
+    if let Err(error) = ensure_variable_store(host, spec) {
+        remove(host, spec.id, made);
+        return Err(error);
+    }
+    Ok(())
+}
+
+/// Makes a UEFI guest's variable store from the firmware's template, where it is not there yet.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn ensure_variable_store(host: &Host, spec: &VmSpec) -> Result<(), ImageError> {
+    if spec.firmware != Firmware::Uefi || host.variable_store(spec)?.exists() {
+        return Ok(());
+    }
+    let path = &host.probe.uefi.as_ref().ok_or(PlacementError::NoFirmware)?.variables_template;
+    let template = std::fs::read(path).map_err(|source| ImageError::Template { path: path.clone(), source })?;
+    write_variable_store(host, spec, &template)
+}
+
+/// Removes all files of a VM.
+pub fn remove_all(host: &Host, spec: &VmSpec) {
+    remove(host, spec.id, &spec.disks);
+    remove_variable_store(host, spec);
+}
+
+/// What of a UEFI guest's variables goes with its disks.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn read_variable_store(host: &Host, plan: &Plan) -> Result<Option<Vec<u8>>, ImageError> {
+    if !carries_variables(plan) {
+        return Ok(None);
+    }
+    let Some(disk) = plan.vm.disks.first() else { return Ok(None) };
+    Ok(Some(host.pool(disk)?.read_variable_store(plan.vm.id)?))
+}
+
+/// Makes what the target of a move needs: an empty image for each disk that comes, and the UEFI variables. The journal
+/// knows of it first, so that a crash leaves nothing that nobody removes. On failure nothing is left.
+///
+/// # Errors
+/// [`ImageError`]; also where a file is there already, which is then left alone.
+pub async fn prepare_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8>>) -> Result<(), ImageError> {
+    for DiskMove { target: disk, .. } in &plan.disks {
+        let path = host.pool(disk)?.image_path(plan.vm.id, &disk.name, disk.format);
+        if path.exists() {
+            return Err(ImageError::InTheWay { path });
+        }
+    }
+    host.journal.note_images_made(plan.job, true).await?;
+    let made = make_incoming(host, plan, variables).await;
+    if made.is_err() {
+        host.journal.note_images_made(plan.job, false).await?;
+    }
+    made
+}
+
+async fn make_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8>>) -> Result<(), ImageError> {
+    let mut made = Vec::new();
+    let outcome = async {
+        for DiskMove { target: disk, .. } in &plan.disks {
+            host.pool(disk)?.create(plan.vm.id, &disk.name, disk.format, disk.size).await?;
+            made.push(disk);
+        }
+        match variables {
+            _ if !carries_variables(plan) => Ok(()),
+            Some(variables) => write_variable_store(host, &plan.vm_at_target, &variables),
+            None => Err(ImageError::NoVariables),
+        }
+    };
+    let outcome = outcome.await;
+    if outcome.is_err() {
+        remove(host, plan.vm.id, made);
+    }
+    outcome
+}
+
+/// Removes what [`prepare_incoming`] made.
+pub fn remove_incoming(host: &Host, plan: &Plan) {
+    remove(host, plan.vm.id, plan.disks.iter().map(|disk| &disk.target));
+    if carries_variables(plan) {
+        remove_variable_store(host, &plan.vm_at_target);
+    }
+}
+
+/// Removes the source's copies of what a move has carried away.
+pub fn remove_moved(host: &Host, plan: &Plan) {
+    remove(host, plan.vm.id, plan.disks.iter().map(|disk| &disk.source));
+    if carries_variables(plan) {
+        remove_variable_store(host, &plan.vm);
+    }
+}
+
+/// Serves the images of a stopped VM that are to be read.
+///
+/// # Errors
+/// [`ImageError`].
+pub async fn serve_source(host: &Host, plan: &Plan) -> Result<Launched, ImageError> {
+    serve(host, plan, plan.disks.iter().map(|disk| &disk.source), Access::Read, SOURCE).await
+}
+
+/// Serves the images of a stopped VM that are to be filled.
+///
+/// # Errors
+/// [`ImageError`].
+pub async fn serve_target(host: &Host, plan: &Plan) -> Result<Launched, ImageError> {
+    serve(host, plan, plan.disks.iter().map(|disk| &disk.target), Access::Write, TARGET).await
+}
+
+/// Ends storage daemons that an earlier agent has left of a job.
+pub async fn end_leftover_daemons(host: &Host, plan: &Plan) {
+    for part in [SOURCE, TARGET] {
+        let Ok(runtime) = host.storage_runtime(plan.job, part) else { continue };
+        match launcher::attach(&runtime, LEFTOVER_WAIT).await {
+            Ok(Some(daemon)) => end_daemon(daemon).await,
+            Ok(None) => drop(runtime.remove()),
+            Err(AttachError::Unreachable { process, .. }) => {
+                if let Err(error) = process.kill(Duration::ZERO).await {
+                    warn!(job = %plan.job, %error, "a storage daemon is left over");
+                }
+            }
+            Err(error) => warn!(job = %plan.job, %error, "a storage daemon is left over"),
+        }
+    }
+}
+
+/// Ends a storage daemon, in good order first, so that its images are closed well.
+pub async fn end_daemon(daemon: Launched) {
+    let _ = daemon.machine.quit().await;
+    let runtime = daemon.runtime.clone();
+    if let Err(error) = daemon.end(DAEMON_WAIT).await {
+        warn!(directory = %runtime.path().display(), %error, "a storage daemon is left over");
+    }
+}
+
+async fn serve<'a>(
+    host: &Host,
+    plan: &Plan,
+    disks: impl Iterator<Item = &'a DiskSpec>,
+    access: Access,
+    part: &str,
+) -> Result<Launched, ImageError> {
+    let mut images = Vec::new();
+    for disk in disks {
+        let path = host.pool(disk)?.image_path(plan.vm.id, &disk.name, disk.format);
+        images.push((disk, Image { path, kind: ImageKind::File }));
+    }
+    let runtime = host.storage_runtime(plan.job, part).map_err(PlacementError::from)?;
+    let unit = format!("sterna-job-{}-{part}", plan.job);
+    Ok(storage_daemon::serve(Path::new(STORAGE_DAEMON), &images, access, &runtime, unit, DAEMON_WAIT).await?)
+}
+
+/// The variables live beside the VM's first disk: they go where it goes.
+fn carries_variables(plan: &Plan) -> bool {
+    let first = plan.vm.disks.first().map(|disk| &disk.name);
+    plan.vm.firmware == Firmware::Uefi && plan.disks.iter().any(|disk| Some(&disk.source.name) == first)
+}
+
+fn write_variable_store(host: &Host, spec: &VmSpec, content: &[u8]) -> Result<(), ImageError> {
+    let disk = spec.disks.first().ok_or(PlacementError::NoPlaceForVariables)?;
+    host.pool(disk)?.create_variable_store(spec.id, content)?;
+    Ok(())
+}
+
+fn remove_variable_store(host: &Host, spec: &VmSpec) {
+    let Some(disk) = spec.disks.first().filter(|_| spec.firmware == Firmware::Uefi) else { return };
+    let removed = host.pool(disk).map(|pool| pool.delete_variable_store(spec.id));
+    if let Ok(Err(error)) = removed {
+        warn!(vm = %spec.id, %error, "a UEFI variable store is left over");
+    }
+}
+
+fn remove<'a>(host: &Host, vm: VmId, disks: impl IntoIterator<Item = &'a DiskSpec>) {
+    for disk in disks {
+        let Ok(pool) = host.pool(disk) else { continue };
+        match pool.delete(vm, &disk.name, disk.format) {
+            Ok(()) => info!(%vm, disk = %disk.name, pool = %disk.pool, "image removed"),
+            Err(error) => warn!(%vm, disk = %disk.name, %error, "an image is left over"),
+        }
+    }
+}

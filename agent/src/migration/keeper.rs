@@ -1,0 +1,387 @@
+//! Keepers: one task a VM, which alone owns its record, its right to run and its guest.
+//!
+//! ```text
+//!   service, jobs ── Order ──▶ keeper ── drives ──▶ Handover ── cont, kill ──▶ QEMU
+//!                                │  ▲
+//!        watch: View ◀───────────┘  └── tick: what is unfinished; guest ended
+//!                                │
+//!                       Courier ◀┘  messages of the handover, over the lanes and over NATS
+//! ```
+//!
+//! Orders are carried out one after another, so no two parts of the agent can ever disagree about one VM. While a handover
+//! is unsettled the keeper asks again every [`TICK`], over every route there is, for ever.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::bus::{AgentReply, AgentRequest};
+use sterna_shared::host::{VmReport, VmState};
+use sterna_shared::id::{HostId, JobId, VmId};
+use sterna_shared::ownership::{Input, Message, Record};
+use sterna_shared::peer;
+use sterna_shared::vm::VmSpec;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, info, warn};
+
+use crate::bus::Bus;
+use crate::guest::launcher::Guest;
+use crate::host::Host;
+use crate::hypervisor::qemu::{Machine, RunState};
+use crate::journal::VmRecord;
+use crate::migration::handover::{Handover, HandoverError, Outbound};
+
+/// How often an unsettled handover is asked about, and a guest's state is looked at.
+pub const TICK: Duration = Duration::from_secs(1);
+/// Orders that may wait.
+const ORDERS_MAX: usize = 32;
+
+/// What others see of a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// What the journal has.
+    pub record: VmRecord,
+    /// Whether its guest executes.
+    pub state: VmState,
+}
+
+impl View {
+    /// As the fleet is told.
+    #[must_use]
+    pub fn report(&self, job: Option<JobId>) -> VmReport {
+        VmReport {
+            spec: self.record.spec.clone(),
+            state: self.state,
+            generation: self.record.ownership.seen(),
+            owned: self.record.ownership.may_run().is_some(),
+            job,
+        }
+    }
+}
+
+/// A handle to a VM's keeper.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    vm: VmId,
+    orders: mpsc::Sender<Order>,
+    view: watch::Receiver<View>,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, HandoverError>>;
+
+enum Order {
+    Feed { input: Input, reply: Reply<Vec<Outbound>> },
+    Prepare { input: Input, spec: Box<VmSpec>, wanted_running: bool, reply: Reply<Option<Machine>> },
+    Start { reply: Reply<()> },
+    Resume { reply: Reply<()> },
+    Stop { force: bool, timeout: Duration, reply: Reply<()> },
+    Respecify { spec: Box<VmSpec>, reply: Reply<()> },
+    Machine { reply: oneshot::Sender<Option<Machine>> },
+    Route { route: Option<(JobId, mpsc::Sender<peer::Message>)> },
+}
+
+/// The keeper's task is gone: the agent is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the agent is stopping; ask again when it is back")]
+pub struct Stopping;
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum KeeperError {
+    /// The agent is stopping.
+    #[error(transparent)]
+    Stopping(#[from] Stopping),
+    /// The VM does not allow it.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
+}
+
+impl Keeper {
+    /// Begins to keep a VM. What its record says is unfinished is taken up at once.
+    #[must_use]
+    pub fn spawn(host: Arc<Host>, bus: Bus, record: VmRecord, guest: Option<Guest>) -> Self {
+        let vm = record.spec.id;
+        let (orders, receiver) = mpsc::channel(ORDERS_MAX);
+        let (publisher, view) = watch::channel(View { record: record.clone(), state: VmState::Stopped });
+        let handover = Handover::restore(host, record, guest);
+        let task = Task { vm, handover, bus, route: None, view: publisher, feedback: orders.downgrade() };
+        tokio::spawn(task.run(receiver));
+        Self { vm, orders, view }
+    }
+
+    /// The VM.
+    #[must_use]
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
+    /// What it is now, and every change of it.
+    #[must_use]
+    pub fn view(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// Feeds the handover; gives back what it answers to peers.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn feed(&self, input: Input) -> Result<Vec<Outbound>, KeeperError> {
+        self.order(|reply| Order::Feed { input, reply }).await
+    }
+
+    /// Feeds a `Prepare`, and starts a QEMU that waits for memory where the guest is to run.
+    ///
+    /// # Errors
+    /// [`KeeperError`]; the record may be `Incoming` all the same, and an `Abort` is due.
+    pub async fn prepare(&self, input: Input, spec: VmSpec, wanted_running: bool) -> Result<Option<Machine>, KeeperError> {
+        self.order(|reply| Order::Prepare { input, spec: Box::new(spec), wanted_running, reply }).await
+    }
+
+    /// Starts the guest.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn start(&self) -> Result<(), KeeperError> {
+        self.order(|reply| Order::Start { reply }).await
+    }
+
+    /// Lets a paused guest go on.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn resume(&self) -> Result<(), KeeperError> {
+        self.order(|reply| Order::Resume { reply }).await
+    }
+
+    /// Stops the guest: by its power button, and by force after `timeout`, or at once.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn stop(&self, force: bool, timeout: Duration) -> Result<(), KeeperError> {
+        self.order(|reply| Order::Stop { force, timeout, reply }).await
+    }
+
+    /// Replaces the specification.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn respecify(&self, spec: VmSpec) -> Result<(), KeeperError> {
+        self.order(|reply| Order::Respecify { spec: Box::new(spec), reply }).await
+    }
+
+    /// Its QEMU, if there is one.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn machine(&self) -> Result<Option<Machine>, Stopping> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(Order::Machine { reply }).await.map_err(|_| Stopping)?;
+        answer.await.map_err(|_| Stopping)
+    }
+
+    /// Opens or closes the lanes of a job as a route for the handover's messages.
+    pub async fn route(&self, route: Option<(JobId, mpsc::Sender<peer::Message>)>) {
+        let _ = self.orders.send(Order::Route { route }).await;
+    }
+
+    async fn order<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, KeeperError> {
+        let (reply, answer) = oneshot::channel();
+        self.orders.send(order(reply)).await.map_err(|_| Stopping)?;
+        Ok(answer.await.map_err(|_| Stopping)??)
+    }
+}
+
+struct Task {
+    vm: VmId,
+    handover: Handover,
+    bus: Bus,
+    route: Option<(JobId, mpsc::Sender<peer::Message>)>,
+    view: watch::Sender<View>,
+    /// Answers over NATS come back as orders; weak, so that the keeper ends when its last handle goes.
+    feedback: mpsc::WeakSender<Order>,
+}
+
+/// What a keeper waits for.
+enum Event {
+    Order(Order),
+    GuestEnded,
+    Tick,
+    Over,
+}
+
+impl Task {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = self.select(&mut orders, &mut ticks).await;
+            match event {
+                Event::Order(order) => self.carry_out(order).await,
+                Event::GuestEnded => self.guest_ended().await,
+                Event::Tick => self.tick().await,
+                Event::Over => return,
+            }
+            self.publish().await;
+        }
+    }
+
+    async fn select(&self, orders: &mut mpsc::Receiver<Order>, ticks: &mut tokio::time::Interval) -> Event {
+        let guest_ended = async {
+            match self.handover.guest() {
+                Some(guest) => guest.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            order = orders.recv() => order.map_or(Event::Over, Event::Order),
+            _ = guest_ended => Event::GuestEnded,
+            _ = ticks.tick() => Event::Tick,
+        }
+    }
+
+    async fn carry_out(&mut self, order: Order) {
+        // A reply that nobody waits for any more is dropped: the order was carried out all the same.
+        match order {
+            Order::Feed { input, reply } => {
+                let outcome = self.handover.feed(input).await;
+                if let Ok(outbound) = &outcome {
+                    self.send(outbound, true).await;
+                }
+                let _ = reply.send(outcome);
+            }
+            Order::Prepare { input, spec, wanted_running, reply } => {
+                let _ = reply.send(self.prepare(input, *spec, wanted_running).await);
+            }
+            Order::Start { reply } => drop(reply.send(self.handover.start().await)),
+            Order::Resume { reply } => drop(reply.send(self.handover.resume().await)),
+            Order::Stop { force, timeout, reply } => drop(reply.send(self.stop(force, timeout).await)),
+            Order::Respecify { spec, reply } => drop(reply.send(self.handover.respecify(*spec).await)),
+            Order::Machine { reply } => drop(reply.send(self.handover.machine())),
+            Order::Route { route } => self.route = route,
+        }
+    }
+
+    async fn prepare(
+        &mut self,
+        input: Input,
+        spec: VmSpec,
+        wanted_running: bool,
+    ) -> Result<Option<Machine>, HandoverError> {
+        self.handover.feed(input).await?;
+        self.handover.respecify(spec).await?;
+        self.handover.want_running(wanted_running).await?;
+        if !wanted_running {
+            return Ok(None);
+        }
+        self.handover.launch_incoming().await.map(Some)
+    }
+
+    async fn stop(&mut self, force: bool, timeout: Duration) -> Result<(), HandoverError> {
+        let Some(machine) = self.handover.machine() else {
+            return self.handover.want_running(false).await;
+        };
+        if !self.handover.record().ownership.is_settled() {
+            return Err(HandoverError::NotOwner { state: self.handover.record().ownership.name() });
+        }
+        self.handover.want_running(false).await?;
+        if !force && machine.power_button().await.is_ok() {
+            let off = machine.run_state_reached(&[RunState::Shutdown], timeout);
+            let ended = async {
+                match self.handover.guest() {
+                    Some(guest) => guest.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = off => {}
+                _ = ended => {}
+            }
+        }
+        // In good order first: QEMU then flushes its images and writes persistent bitmaps.
+        let _ = machine.quit().await;
+        self.handover.destroy().await;
+        Ok(())
+    }
+
+    async fn guest_ended(&mut self) {
+        info!(vm = %self.vm, "the guest's process has ended");
+        self.handover.guest_ended().await;
+    }
+
+    /// Asks again for whatever is unfinished.
+    async fn tick(&mut self) {
+        let record = &self.handover.record().ownership;
+        let leftover_guest = matches!(record, Record::Absent { .. }) && self.handover.guest().is_some();
+        if record.is_settled() && !leftover_guest {
+            return;
+        }
+        match self.handover.feed(Input::Tick).await {
+            Ok(outbound) => self.send(&outbound, false).await,
+            Err(error) => warn!(vm = %self.vm, %error, "the handover waits"),
+        }
+    }
+
+    /// Sends by the lanes of the job, and by NATS where they are not there or nothing came of them.
+    async fn send(&mut self, outbound: &[Outbound], first: bool) {
+        for (to, message) in outbound {
+            let by_lanes = match &self.route {
+                Some((_, lanes)) => lanes.try_send(peer::Message::Handover { message: *message }).is_ok(),
+                None => false,
+            };
+            if !(by_lanes && first) {
+                self.send_by_bus(to.clone(), *message);
+            }
+        }
+    }
+
+    fn send_by_bus(&self, to: HostId, message: Message) {
+        let Some(job) = job_of(&self.handover.record().ownership).or(self.route.as_ref().map(|(job, _)| *job)) else {
+            return;
+        };
+        let (bus, feedback, vm) = (self.bus.clone(), self.feedback.clone(), self.vm);
+        let from = bus.host().clone();
+        tokio::spawn(async move {
+            match bus.ask(&to, &AgentRequest::Handover { vm, job, from, message }).await {
+                Ok(AgentReply::Handover { message: Some(message) }) => {
+                    if let Some(orders) = feedback.upgrade() {
+                        let (reply, _) = oneshot::channel();
+                        let _ = orders.send(Order::Feed { input: Input::Received { from: to, message }, reply }).await;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => debug!(%vm, %to, %error, "not reached over NATS"),
+            }
+        });
+    }
+
+    async fn publish(&self) {
+        let state = match self.handover.machine() {
+            None if self.handover.record().wanted_running && self.handover.record().ownership.may_run().is_some() => {
+                VmState::Failed
+            }
+            None => VmState::Stopped,
+            Some(machine) => match machine.run_state().await {
+                Ok(RunState::Running) => VmState::Running,
+                Ok(RunState::InMigrate) => VmState::Incoming,
+                Ok(RunState::Shutdown) => VmState::Stopped,
+                Ok(RunState::InternalError | RunState::IoError | RunState::GuestPanicked) | Err(_) => VmState::Failed,
+                Ok(_) => VmState::Paused,
+            },
+        };
+        let view = View { record: self.handover.record().clone(), state };
+        self.view.send_if_modified(|current| {
+            let changed = *current != view;
+            *current = view;
+            changed
+        });
+    }
+}
+
+fn job_of(record: &Record) -> Option<JobId> {
+    match record {
+        Record::Incoming { from: by, .. } | Record::Activating { ceded_by: Some(by), .. } => Some(by.job),
+        Record::Ceding { to, .. } | Record::Ceded { to, .. } => Some(to.job),
+        Record::Absent { .. } | Record::Owner { .. } | Record::Activating { ceded_by: None, .. } => None,
+    }
+}
+

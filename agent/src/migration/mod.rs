@@ -1,0 +1,23 @@
+//! Moves: what the source, the target, or the one host of a storage move does, phase by phase.
+//!
+//! ```text
+//!   source ═ conversation ═ target        storage          the phases of each, one visible list a file
+//!      └──────┬────────────────┴─────────────┘
+//!           keeper    one task a VM: owns its record, its right to run, its guest
+//!             └─ handover    drives `ownership`; the only caller of `cont`
+//!   disks, target_disks    passes, and what is written of them       images    files made and removed
+//!   context, gate, progress    plan and telling · the point of no return · how far it is
+//! ```
+
+pub mod context;
+pub mod conversation;
+pub mod disks;
+pub mod gate;
+pub mod handover;
+pub mod images;
+pub mod keeper;
+pub mod progress;
+pub mod source;
+pub mod storage;
+pub mod target;
+pub mod target_disks;

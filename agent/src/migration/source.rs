@@ -1,0 +1,561 @@
+//! The source of a move.
+//!
+//! ```text
+//!   prepare ─▶ copy_disks ─▶ copy_memory ─▶ switchover ─▶ prove ─▶ handover ─▶ release      live
+//!   prepare ─▶ copy_disks ───────────────────────────────▶ prove ─▶ handover ─▶ release      cold
+//!      └──────────── any failure, any cancel ──────────────┘  │         │
+//!                             ▼                          gate closes    └─ the keeper settles it, for ever
+//!                          unwind
+//! ```
+//!
+//! **Contract.** Until the gate closes, whatever happens, the VM is and stays this host's: [`Source::unwind`] takes away
+//! what the move put up, lets the guest go on if it was paused, and has the target undo its part. From [`Input::BeginCede`]
+//! on only the ownership machine decides; this file waits for its verdict and tells it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::id::{Generation, JobId};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, MoveMode, Plan, StepFigures, StepKind};
+use sterna_shared::ownership::{Input, Move, Record};
+use sterna_shared::peer::attach::{RefusalCode, SessionId};
+use sterna_shared::peer::message::Message;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::disk::copy::{Block, Body};
+use crate::guest::launcher::Launched;
+use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus, RunState};
+use crate::link::{Dial, LinkError, Sender, Session, Timing};
+use crate::memory::SourceRelay;
+use crate::migration::context::{Context, MoveError, Outcome};
+use crate::migration::conversation::Conversation;
+use crate::migration::disks::SourceDisks;
+use crate::migration::images;
+
+/// How long the target may take to learn of the job before its lanes are refused for good.
+const ADMISSION_WAIT: Duration = Duration::from_secs(30);
+/// How long the target may take to make its images and start its QEMU.
+const PREPARE_WAIT: Duration = Duration::from_secs(120);
+/// How long the target may take to write what a pass has sent.
+const PASS_WAIT: Duration = Duration::from_secs(600);
+/// How long the target may take to undo its part.
+const ABORT_WAIT: Duration = Duration::from_secs(20);
+/// How long memory may take to get to the switchover.
+const MEMORY_WAIT: Duration = Duration::from_secs(24 * 3600);
+/// How long QEMU may take to give a migration up.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
+/// Passes before memory follows: what little is left then is carried on while memory is copied.
+const PASSES_BEFORE_MEMORY_MAX: u32 = 6;
+/// So little dirtied that another pass would gain nothing.
+const DIRTY_LITTLE: u64 = 4 << 20;
+/// The pause between two passes while memory is copied.
+const PASS_PAUSE: Duration = Duration::from_millis(200);
+/// What QEMU may expect to need for the rest of memory when it goes to the switchover.
+const DOWNTIME_LIMIT: Duration = Duration::from_millis(100);
+/// After this long without a verdict everybody is told that the guest waits.
+const UNRESOLVED_AFTER: Duration = Duration::from_secs(5);
+/// Blocks between the reader of the disks and the lanes.
+const BLOCKS_MAX: usize = 32;
+
+/// A move, led by this host.
+#[derive(Debug)]
+pub struct Source {
+    context: Arc<Context>,
+    session: SessionId,
+    incarnation: u32,
+    link: Option<Session>,
+    conversation: Option<Conversation>,
+    machine: Option<Machine>,
+    /// Serves the images of a VM that is stopped.
+    daemon: Option<Launched>,
+    disks: Option<SourceDisks>,
+    pump: Option<(mpsc::Sender<Block>, JoinHandle<()>)>,
+    relay: Option<SourceRelay>,
+    generation: Generation,
+    paused_at: Option<Instant>,
+}
+
+impl Source {
+    /// A move that has just been accepted, or is to be undone after a restart of the agent.
+    #[must_use]
+    pub fn new(context: Arc<Context>, session: SessionId, incarnation: u32) -> Self {
+        Self {
+            context,
+            session,
+            incarnation,
+            link: None,
+            conversation: None,
+            machine: None,
+            daemon: None,
+            disks: None,
+            pump: None,
+            relay: None,
+            generation: Generation(0),
+            paused_at: None,
+        }
+    }
+
+    /// Carries the move out, to whatever end.
+    pub async fn run(mut self) -> Outcome {
+        match self.until_handover().await {
+            Ok(()) => self.await_verdict().await,
+            Err(error) => self.unwind(error).await,
+        }
+    }
+
+    /// After a restart of the agent: what was not ceded is undone, what was is settled.
+    pub async fn recover(mut self) -> Outcome {
+        self.machine = self.context.keeper.machine().await.ok().flatten();
+        let record = self.context.keeper.view().borrow().record.ownership.clone();
+        // The lanes are a route for what is left to say; without them it goes over NATS.
+        let reached = tokio::time::timeout(ADMISSION_WAIT, self.connect()).await;
+        if !matches!(reached, Ok(Ok(()))) {
+            info!(job = %self.plan().job, "the target is not reached over the lanes; going on without");
+        }
+        match record {
+            Record::Owner { .. } => self.unwind(MoveError::AgentRestarted).await,
+            _ => self.await_verdict().await,
+        }
+    }
+
+    fn plan(&self) -> &Plan {
+        &self.context.plan
+    }
+
+    /// The phases, in order. Whatever ends them early, nothing has been ceded.
+    async fn until_handover(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        tokio::select! {
+            biased;
+            () = context.gate.cancelled() => Err(MoveError::Cancelled),
+            done = self.phases() => done,
+        }
+    }
+
+    async fn phases(&mut self) -> Result<(), MoveError> {
+        self.prepare().await?;
+        match self.plan().mode {
+            MoveMode::Live => {
+                self.copy_disks().await?;
+                self.copy_memory().await?;
+                self.switchover().await?;
+                self.prove().await?;
+            }
+            MoveMode::Cold | MoveMode::Storage => {
+                self.copy_disks().await?;
+                self.prove().await?;
+            }
+        }
+        self.hand_over().await
+    }
+
+    async fn prepare(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::Prepare).await?;
+        self.connect().await?;
+        let runs = self.plan().mode == MoveMode::Live;
+        self.machine = self.context.keeper.machine().await?;
+        if runs && self.machine.is_none() {
+            return Err(MoveError::Stale { what: "the guest has stopped since the move was planned" });
+        }
+        let own = self.context.keeper.view().borrow().record.ownership.seen();
+        let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
+        let seen = conversation
+            .ask(&Message::Open, "opened", PREPARE_WAIT, |answer| match answer {
+                Message::Opened { seen } => Some(*seen),
+                _ => None,
+            })
+            .await?;
+        self.generation = own.max(seen).next().ok_or(MoveError::Stale { what: "the generations are used up" })?;
+        let variables = images::read_variable_store(&self.context.host, &self.context.plan)?;
+        let prepare = Message::Prepare { generation: self.generation, variables };
+        conversation.ask(&prepare, "prepared", PREPARE_WAIT, |answer| matches!(answer, Message::Prepared).then_some(())).await?;
+        self.context.end(step, StepFigures::default()).await
+    }
+
+    async fn connect(&mut self) -> Result<(), MoveError> {
+        let plan = self.context.plan.clone();
+        let deadline = Instant::now() + ADMISSION_WAIT;
+        let mut session = loop {
+            let dial = Dial {
+                peer: plan.target.id.clone(),
+                addresses: plan.target.addresses.clone(),
+                job: plan.job,
+                token: plan.token.clone(),
+                session: self.session,
+                incarnation: self.incarnation,
+                lanes: plan.lanes,
+                timing: Timing::default(),
+            };
+            let tls = Arc::clone(&self.context.host.tls);
+            match Session::dial(dial, tls, Arc::clone(&self.context.limiter)).await {
+                Ok(session) => break session,
+                // The target learns of the job by its own command, which may come a little later.
+                Err(LinkError::Refused(refusal))
+                    if refusal.code == RefusalCode::UnknownJob && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                Err(source) => return Err(MoveError::Connect { peer: plan.target.id.clone(), source }),
+            }
+        };
+        let control = session.control().map_err(|source| MoveError::Connect { peer: plan.target.id.clone(), source })?;
+        let keeper = self.context.keeper.clone();
+        self.conversation =
+            Some(Conversation::open(plan.target.id.clone(), plan.job, session.sender(), control, keeper).await);
+        self.context.watch_lanes(session.status());
+        self.link = Some(session);
+        Ok(())
+    }
+
+    async fn copy_disks(&mut self) -> Result<(), MoveError> {
+        if self.plan().disks.is_empty() {
+            return Ok(());
+        }
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::CopyDisks).await?;
+        let runs = context.plan.mode == MoveMode::Live;
+        let runtime = context.host.runtime(context.plan.vm.id).map_err(MoveError::Runtime)?;
+        let (machine, socket) = match &self.machine {
+            Some(machine) if runs => (machine.clone(), runtime.nbd_socket()),
+            _ => {
+                let daemon = images::serve_source(&context.host, &context.plan).await?;
+                let parts = (daemon.machine.clone(), daemon.runtime.nbd_socket());
+                self.daemon = Some(daemon);
+                parts
+            }
+        };
+        let disks = SourceDisks::open(machine, socket, context.plan.job, &context.plan.disks, runs).await?;
+        context.progress.disks(disks.volume());
+        self.disks = Some(disks);
+        let (blocks, queue) = mpsc::channel(BLOCKS_MAX);
+        let sender = self.link.as_ref().ok_or(MoveError::NotConnected)?.sender();
+        self.pump = Some((blocks, tokio::spawn(pump(queue, sender))));
+
+        self.pass().await?;
+        let mut before = u64::MAX;
+        for _ in 1..PASSES_BEFORE_MEMORY_MAX {
+            let dirty = self.disks.as_ref().ok_or(MoveError::NotConnected)?.dirty().await?.0;
+            // Passes that no longer shrink are left to the time in which memory is copied.
+            if dirty <= DIRTY_LITTLE || dirty >= before {
+                break;
+            }
+            before = dirty;
+            self.pass().await?;
+        }
+        let figures = self.disk_figures();
+        context.end(step, figures).await
+    }
+
+    /// One pass, applied at the target before this returns.
+    async fn pass(&mut self) -> Result<(), MoveError> {
+        let (Some(disks), Some((blocks, _)), Some(conversation)) = (&mut self.disks, &self.pump, &mut self.conversation)
+        else {
+            return Err(MoveError::NotConnected);
+        };
+        let pass = disks.passes();
+        self.context.progress.pass(pass);
+        let failure = conversation.failure();
+        tokio::select! {
+            biased;
+            failed = failure => return Err(failed.into()),
+            read = disks.pass(blocks) => drop(read?),
+        }
+        let end = Message::PassEnd { pass, blocks: disks.blocks() };
+        conversation
+            .ask(&end, "pass applied", PASS_WAIT, |answer| {
+                matches!(answer, Message::PassApplied { pass: applied } if *applied == pass).then_some(())
+            })
+            .await?;
+        Ok(())
+    }
+
+    /// Memory is copied; what the guest writes to its disks meanwhile follows pass by pass.
+    async fn copy_memory(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::CopyMemory).await?;
+        let machine = self.machine.clone().ok_or(MoveError::NotConnected)?;
+        let runtime = context.host.runtime(context.plan.vm.id).map_err(MoveError::Runtime)?;
+        let settings = settings(&context.plan);
+        machine.migration_set_up(&settings).await?;
+        let channels = u16::from(settings.multifd_channels) + 1;
+        let link = self.link.as_mut().ok_or(MoveError::NotConnected)?;
+        let relay = SourceRelay::listen(&runtime.memory_socket(), channels, link)?;
+        let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
+        conversation
+            .ask(&Message::MemoryOpen { channels }, "memory ready", PREPARE_WAIT, |answer| {
+                matches!(answer, Message::MemoryReady).then_some(())
+            })
+            .await?;
+        context.progress.memory(machine.clone());
+        machine.migrate(&runtime.memory_socket()).await?;
+        self.relay = Some(relay);
+
+        let reached = machine.clone();
+        let mut pre_switchover = tokio::spawn(async move {
+            let reached = reached.migration_reached(&[MigrationStatus::PreSwitchover], MEMORY_WAIT).await;
+            (reached, Instant::now())
+        });
+        let failure = self.conversation.as_ref().ok_or(MoveError::NotConnected)?.failure();
+        tokio::pin!(failure);
+        let migration = loop {
+            tokio::select! {
+                biased;
+                reached = &mut pre_switchover => {
+                    let (reached, at) = reached.map_err(|_| MoveError::NotConnected)?;
+                    self.paused_at = Some(at);
+                    break reached?;
+                }
+                failed = &mut failure => return Err(failed.into()),
+                () = tokio::time::sleep(PASS_PAUSE) => {}
+            }
+            if let Some(disks) = &self.disks
+                && disks.dirty().await?.0 > 0
+                && !pre_switchover.is_finished()
+            {
+                self.pass().await?;
+            }
+        };
+        let ram = migration.ram;
+        let figures = StepFigures {
+            bytes_total: ram.map_or(0, |ram| ram.total.0),
+            bytes_sent: self.relay.as_ref().map_or(0, SourceRelay::sent),
+            passes: ram.map_or(0, |ram| u32::try_from(ram.iterations).unwrap_or(u32::MAX)),
+            blackout_us: 0,
+        };
+        context.end(step, figures).await
+    }
+
+    /// The guest stands still: the last pass.
+    async fn switchover(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::Switchover).await?;
+        if self.disks.is_some() {
+            let limit = self.blackout_deadline();
+            tokio::time::timeout_at(limit, self.pass()).await.map_err(|_| self.blackout_exceeded())??;
+        }
+        let figures = StepFigures { blackout_us: self.blackout_us(), ..self.disk_figures() };
+        context.end(step, figures).await
+    }
+
+    /// Both ends' digests of every disk must be equal.
+    async fn prove(&mut self) -> Result<(), MoveError> {
+        let Some(disks) = &mut self.disks else { return Ok(()) };
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::Prove).await?;
+        let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
+        let pick = |answer: &Message| match answer {
+            Message::Proof { roots } => Some(roots.clone()),
+            _ => None,
+        };
+        let limit = match self.paused_at {
+            Some(paused) => paused + Duration::from_millis(u64::from(context.plan.blackout_max_ms)),
+            None => Instant::now() + PASS_WAIT,
+        };
+        let proof = tokio::time::timeout_at(limit, conversation.ask(&Message::Prove, "proof", PASS_WAIT, pick)).await;
+        let theirs = proof.map_err(|_| MoveError::Blackout { limit_ms: context.plan.blackout_max_ms })??;
+        let ours = disks.roots()?;
+        let differing = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs);
+        if let Some(disk) = differing.and_then(|index| context.plan.disks.get(index)) {
+            return Err(MoveError::DigestsDiffer { disk: disk.source.name.clone() });
+        }
+        if ours.len() != theirs.len() {
+            return Err(MoveError::ProofIncomplete { expected: ours.len(), found: theirs.len() });
+        }
+        context.end(step, StepFigures { blackout_us: self.blackout_us(), ..StepFigures::default() }).await
+    }
+
+    /// QEMU sends the rest; then, if no cancel came first, the right to run the VM is offered.
+    async fn hand_over(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        context.begin(StepKind::Handover).await?;
+        if let Some(disks) = &self.disks {
+            disks.close().await?;
+        }
+        if let (MoveMode::Live, Some(machine)) = (context.plan.mode, &self.machine) {
+            machine.migrate_continue().await?;
+            let left = self.blackout_deadline().saturating_duration_since(Instant::now());
+            machine
+                .migration_reached(&[MigrationStatus::Completed], left.max(Duration::from_millis(1)))
+                .await
+                .map_err(|error| if left.is_zero() { self.blackout_exceeded() } else { error.into() })?;
+        }
+        if !context.gate.close() {
+            return Err(MoveError::Cancelled);
+        }
+        let to = Move { job: context.plan.job, peer: context.plan.target.id.clone() };
+        context.keeper.feed(Input::BeginCede { generation: self.generation, to }).await?;
+        Ok(())
+    }
+
+    /// From here on the ownership machine decides. Ends when it has.
+    async fn await_verdict(mut self) -> Outcome {
+        let context = Arc::clone(&self.context);
+        let mut view = context.keeper.view();
+        let settled = |record: &Record| matches!(record, Record::Absent { .. } | Record::Owner { .. });
+        let mut told = false;
+        loop {
+            let wait = async { view.wait_for(|view| settled(&view.record.ownership)).await.map(|view| view.record.clone()) };
+            match tokio::time::timeout(UNRESOLVED_AFTER, wait).await {
+                Ok(Ok(record)) => return self.finish(&record.ownership).await,
+                Ok(Err(_)) => return Outcome::Stopping,
+                Err(_) if !told => {
+                    told = true;
+                    let target = &context.plan.target.id;
+                    let reason = format!(
+                        "the VM was offered to {target}, which has not answered: the guest stands still until it does; if {target} is gone for good, say so with `sterna vm resolve {} --fenced {target}`",
+                        context.plan.vm.name
+                    );
+                    warn!(job = %context.plan.job, reason, "unresolved");
+                    context.tell(EventBody::Unresolved { reason }).await;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    async fn finish(&mut self, record: &Record) -> Outcome {
+        let context = Arc::clone(&self.context);
+        let blackout_us = self.blackout_us();
+        if let Record::Owner { .. } = record {
+            // The target refused, and the guest runs here again.
+            let error = MoveError::Refused { target: context.plan.target.id.clone() };
+            self.put_away().await;
+            self.say_abort(&error).await;
+            return Outcome::Failed(error.report(&context.host));
+        }
+        context.end(StepKind::Handover, StepFigures { blackout_us, ..StepFigures::default() }).await.ok();
+        if context.begin(StepKind::Release).await.is_ok() {
+            self.put_away().await;
+            if let Some(conversation) = &self.conversation {
+                // The target would find out by itself; this spares it the wait.
+                let _ = conversation.say(&Message::Finished).await;
+            }
+            if let Some(link) = self.link.take() {
+                let _ = link.close(ABORT_WAIT).await;
+            }
+            context.end(StepKind::Release, StepFigures::default()).await.ok();
+        }
+        Outcome::Completed { blackout_us }
+    }
+
+    /// Takes away what the move put up, at both hosts. The guest goes on here.
+    async fn unwind(mut self, error: MoveError) -> Outcome {
+        let context = Arc::clone(&self.context);
+        info!(job = %context.plan.job, reason = %error, "unwinding");
+        context.unwinding(&error).await;
+        if let Some(machine) = self.machine.clone() {
+            self.give_up_migration(&machine).await;
+        }
+        self.put_away().await;
+        self.say_abort(&error).await;
+        match error {
+            MoveError::Cancelled => Outcome::Terminated,
+            error => Outcome::Failed(error.report(&context.host)),
+        }
+    }
+
+    /// Brings the guest's QEMU back to where it was before the move.
+    async fn give_up_migration(&self, machine: &Machine) {
+        let plan = self.plan();
+        if plan.mode == MoveMode::Live {
+            if let Ok(migration) = machine.migration().await
+                && migration.status != MigrationStatus::None
+                && !migration.status.is_final()
+            {
+                let over = [MigrationStatus::Cancelled, MigrationStatus::Failed, MigrationStatus::Completed];
+                let _ = machine.migrate_cancel().await;
+                if let Err(error) = machine.migration_reached(&over, CANCEL_WAIT).await {
+                    warn!(job = %plan.job, %error, "QEMU does not give the migration up");
+                }
+            }
+        }
+        if let Err(error) = SourceDisks::clear(machine, plan.job).await {
+            warn!(job = %plan.job, %error, "exports or bitmaps are left over until the guest ends");
+        }
+        let runs = machine.run_state().await;
+        let wanted = self.context.keeper.view().borrow().record.wanted_running;
+        let halted = [RunState::Paused, RunState::PostMigrate, RunState::FinishMigrate];
+        if wanted && runs.is_ok_and(|state| halted.contains(&state)) {
+            if let Err(error) = self.context.keeper.resume().await {
+                warn!(job = %plan.job, %error, "the guest is still paused");
+            }
+        }
+    }
+
+    /// Ends what serves the move on this host.
+    async fn put_away(&mut self) {
+        self.relay = None;
+        if let Some((blocks, pump)) = self.pump.take() {
+            drop(blocks);
+            pump.abort();
+        }
+        self.disks = None;
+        if let Some(daemon) = self.daemon.take() {
+            images::end_daemon(daemon).await;
+        }
+    }
+
+    /// Has the target undo its part, and ends the session.
+    async fn say_abort(&mut self, error: &MoveError) {
+        let failure = error.report(&self.context.host);
+        if let Some(mut conversation) = self.conversation.take() {
+            let aborted = |answer: &Message| matches!(answer, Message::Aborted).then_some(());
+            let mut outcome = conversation.ask(&Message::Abort { failure }, "aborted", ABORT_WAIT, aborted).await;
+            // Answers to earlier questions may still be on their way.
+            while let Err(crate::migration::conversation::ConversationError::Unexpected { .. }) = outcome {
+                outcome = match tokio::time::timeout(ABORT_WAIT, conversation.next()).await {
+                    Ok(Ok(Message::Aborted)) => Ok(()),
+                    Ok(Ok(_)) => continue,
+                    Ok(Err(error)) => Err(error),
+                    Err(_) => break,
+                };
+            }
+            if let Err(error) = outcome {
+                info!(job = %self.plan().job, %error, "the target did not say that it has undone its part");
+            }
+        }
+        if let Some(link) = self.link.take() {
+            let _ = link.close(Duration::from_secs(2)).await;
+        }
+    }
+
+    fn disk_figures(&self) -> StepFigures {
+        let Some(disks) = &self.disks else { return StepFigures::default() };
+        let volume = *disks.volume().borrow();
+        StepFigures { bytes_total: volume.total, bytes_sent: volume.sent, passes: disks.passes(), blackout_us: 0 }
+    }
+
+    fn blackout_us(&self) -> u64 {
+        self.paused_at.map_or(0, |at| u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn blackout_deadline(&self) -> Instant {
+        self.paused_at.unwrap_or_else(Instant::now) + Duration::from_millis(u64::from(self.plan().blackout_max_ms))
+    }
+
+    fn blackout_exceeded(&self) -> MoveError {
+        MoveError::Blackout { limit_ms: self.plan().blackout_max_ms }
+    }
+}
+
+/// The same at both ends.
+#[must_use]
+pub fn settings(plan: &Plan) -> MigrationSettings {
+    MigrationSettings { multifd_channels: plan.lanes, bandwidth: None, downtime_limit: DOWNTIME_LIMIT, auto_converge: true }
+}
+
+async fn pump(mut queue: mpsc::Receiver<Block>, sender: Sender) {
+    while let Some(Block { disk, offset, body }) = queue.recv().await {
+        let sent = match body {
+            Body::Data(bytes) => sender.block(disk, offset, bytes).await,
+            Body::Zero(length) => sender.zero(disk, offset, length).await,
+        };
+        if sent.is_err() {
+            return; // The queue closes, and the pass sees that.
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! A storage move within one host: disks change pool or format under a guest that stays.
+//!
+//! ```text
+//!   prepare ─▶ copy_disks ─▶ switchover ─▶ prove ─▶ release
+//!   new images, served    passes    guest paused,     roots    journal the new places, swap the nodes
+//!   by a daemon                     last pass         equal    under the running guest, let it go on
+//! ```
+//!
+//! **Contract.** The guest never leaves this host, so nobody else can run it. The specification in the journal names images
+//! that hold every acknowledged write, at every instant: it is rewritten while the guest is paused and both sets of images
+//! are equal. An agent that starts anew looks at what QEMU has open, and goes on from there ([`Storage::recover`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::job::{DiskMove, StepFigures, StepKind};
+use sterna_shared::vm::DiskSpec;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use crate::disk::copy::target::{Origin, Writer};
+use crate::disk::copy::{Block, CopyError};
+use crate::disk::digest::Digest;
+use crate::disk::nbd::{BASE_ALLOCATION, Client};
+use crate::guest::launcher::Launched;
+use crate::hypervisor::qemu::command_line::{Image, ImageKind, disk_nodes, file_node, format_node};
+use crate::hypervisor::qemu::{Export, Machine, RunState};
+use crate::migration::context::{Context, MoveError, Outcome};
+use crate::migration::disks::SourceDisks;
+use crate::migration::images;
+use crate::migration::target_disks::{TargetDiskError, export_name};
+
+/// Passes while the guest runs.
+const PASSES_MAX: u32 = 8;
+/// So little dirtied that the guest can be paused for the rest.
+const DIRTY_LITTLE: u64 = 4 << 20;
+/// NBD connections to one export.
+const CONNECTIONS: usize = 4;
+/// Blocks between reading and writing.
+const BLOCKS_MAX: usize = 16;
+
+/// A storage move.
+#[derive(Debug)]
+pub struct Storage {
+    context: Arc<Context>,
+    machine: Option<Machine>,
+    target: Option<Launched>,
+    source_daemon: Option<Launched>,
+    disks: Option<SourceDisks>,
+    writers: Vec<Writer>,
+    paused_at: Option<Instant>,
+    made: bool,
+}
+
+impl Storage {
+    /// A move that has just been accepted, or is taken up after a restart of the agent.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self {
+            context,
+            machine: None,
+            target: None,
+            source_daemon: None,
+            disks: None,
+            writers: Vec::new(),
+            paused_at: None,
+            made: false,
+        }
+    }
+
+    /// Carries the move out, to whatever end.
+    pub async fn run(mut self) -> Outcome {
+        let context = Arc::clone(&self.context);
+        let copied = tokio::select! {
+            biased;
+            () = context.gate.cancelled() => Err(MoveError::Cancelled),
+            copied = self.copy() => copied,
+        };
+        let done = match copied {
+            Ok(()) if context.gate.close() => self.release().await,
+            Ok(()) => Err(MoveError::Cancelled),
+            Err(error) => Err(error),
+        };
+        match done {
+            Ok(blackout_us) => Outcome::Completed { blackout_us },
+            Err(error) => self.unwind(error).await,
+        }
+    }
+
+    /// After a restart of the agent: on, where QEMU has the new images open; else back.
+    pub async fn recover(mut self) -> Outcome {
+        let context = Arc::clone(&self.context);
+        self.machine = context.keeper.machine().await.ok().flatten();
+        self.made = context.host.journal.images_made(context.plan.job).unwrap_or(false);
+        let respecified = context.keeper.view().borrow().record.spec == context.plan.vm_at_target;
+        let swapped = match &self.machine {
+            None => respecified,
+            Some(machine) => respecified && on_new_images(machine, &context).await,
+        };
+        if !swapped {
+            return self.unwind(MoveError::AgentRestarted).await;
+        }
+        self.go_on().await;
+        images::remove_moved(&context.host, &context.plan);
+        Outcome::Completed { blackout_us: 0 }
+    }
+
+    async fn copy(&mut self) -> Result<(), MoveError> {
+        self.prepare().await?;
+        self.copy_disks().await?;
+        self.switchover().await?;
+        self.prove().await
+    }
+
+    async fn prepare(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let (host, plan) = (&context.host, &context.plan);
+        let step = context.begin(StepKind::Prepare).await?;
+        let variables = images::read_variable_store(host, plan)?;
+        self.made = true;
+        images::prepare_incoming(host, plan, variables).await?;
+        let target = images::serve_target(host, plan).await?;
+        let socket = target.runtime.nbd_socket();
+        target.machine.nbd_server_start(&socket).await?;
+        for (index, DiskMove { target: disk, .. }) in plan.disks.iter().enumerate() {
+            let (name, node) = (export_name(index), format_node(&disk.name));
+            let export = Export { id: name.clone(), node, name: name.clone(), writable: true, bitmaps: Vec::new() };
+            target.machine.export_add(&export).await?;
+            let client = Client::connect(&socket, &name, &[BASE_ALLOCATION], CONNECTIONS).await;
+            let client = client.map_err(|source| TargetDiskError::Open { disk: index, source })?;
+            let number = u16::try_from(index).unwrap_or(u16::MAX);
+            self.writers.push(Writer::new(client, number, disk.size.0, Origin::Fresh)?);
+        }
+        self.target = Some(target);
+        self.machine = context.keeper.machine().await?;
+        let (machine, socket) = match &self.machine {
+            Some(machine) => (machine.clone(), host.runtime(plan.vm.id).map_err(MoveError::Runtime)?.nbd_socket()),
+            None => {
+                let daemon = images::serve_source(host, plan).await?;
+                let parts = (daemon.machine.clone(), daemon.runtime.nbd_socket());
+                self.source_daemon = Some(daemon);
+                parts
+            }
+        };
+        let disks = SourceDisks::open(machine, socket, plan.job, &plan.disks, self.machine.is_some()).await?;
+        context.progress.disks(disks.volume());
+        self.disks = Some(disks);
+        context.end(step, StepFigures::default()).await
+    }
+
+    async fn copy_disks(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::CopyDisks).await?;
+        self.pass().await?;
+        let mut before = u64::MAX;
+        for _ in 1..PASSES_MAX {
+            let Some(disks) = &self.disks else { return Err(MoveError::NotConnected) };
+            let dirty = disks.dirty().await?.0;
+            if dirty <= DIRTY_LITTLE || dirty >= before {
+                break;
+            }
+            before = dirty;
+            self.pass().await?;
+        }
+        for writer in &mut self.writers {
+            writer.verify().await?;
+        }
+        context.end(step, self.figures()).await
+    }
+
+    async fn switchover(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::Switchover).await?;
+        if let Some(machine) = &self.machine
+            && machine.run_state().await? == RunState::Running
+        {
+            machine.stop().await?;
+            self.paused_at = Some(Instant::now());
+        }
+        let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
+        if self.paused_at.is_some() {
+            let exceeded = |_| MoveError::Blackout { limit_ms: context.plan.blackout_max_ms };
+            tokio::time::timeout(limit, self.pass()).await.map_err(exceeded)??;
+        } else {
+            self.pass().await?;
+        }
+        context.end(step, StepFigures { blackout_us: self.blackout_us(), ..self.figures() }).await
+    }
+
+    async fn prove(&mut self) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::Prove).await?;
+        let Some(disks) = &mut self.disks else { return Err(MoveError::NotConnected) };
+        let ours = disks.roots()?;
+        for ((writer, root), disk) in self.writers.iter_mut().zip(&ours).zip(&context.plan.disks) {
+            writer.flush().await?;
+            writer.verify().await?;
+            let theirs: Option<Digest> = writer.table().root();
+            if theirs != Some(*root) {
+                return Err(MoveError::DigestsDiffer { disk: disk.source.name.clone() });
+            }
+        }
+        context.end(step, StepFigures { blackout_us: self.blackout_us(), ..StepFigures::default() }).await
+    }
+
+    /// From here on nothing is undone: both sets of images are equal, and the new one takes over.
+    async fn release(&mut self) -> Result<u64, MoveError> {
+        let context = Arc::clone(&self.context);
+        let step = context.begin(StepKind::Release).await?;
+        self.put_away().await?;
+        context.keeper.respecify(context.plan.vm_at_target.clone()).await?;
+        if let Some(machine) = self.machine.clone() {
+            if let Err(error) = swap(&machine, &context).await {
+                context.keeper.respecify(context.plan.vm.clone()).await?;
+                return Err(error);
+            }
+        }
+        self.go_on().await;
+        let blackout_us = self.blackout_us();
+        if let Some(machine) = &self.machine {
+            close_old_nodes(machine, &context).await;
+        }
+        images::remove_moved(&context.host, &context.plan);
+        context.end(step, StepFigures { blackout_us, ..StepFigures::default() }).await?;
+        Ok(blackout_us)
+    }
+
+    async fn unwind(mut self, error: MoveError) -> Outcome {
+        let context = Arc::clone(&self.context);
+        info!(job = %context.plan.job, reason = %error, "unwinding");
+        context.unwinding(&error).await;
+        if let Err(error) = self.put_away().await {
+            warn!(job = %context.plan.job, %error, "exports or bitmaps are left over until the guest ends");
+        }
+        if context.keeper.view().borrow().record.spec == context.plan.vm_at_target {
+            let _ = context.keeper.respecify(context.plan.vm.clone()).await;
+        }
+        self.go_on().await;
+        if self.made {
+            images::remove_incoming(&context.host, &context.plan);
+        }
+        match error {
+            MoveError::Cancelled => Outcome::Terminated,
+            error => Outcome::Failed(error.report(&context.host)),
+        }
+    }
+
+    /// One pass, written when this returns.
+    async fn pass(&mut self) -> Result<(), MoveError> {
+        let Some(disks) = &mut self.disks else { return Err(MoveError::NotConnected) };
+        self.context.progress.pass(disks.passes());
+        let (blocks, mut queue) = mpsc::channel::<Block>(BLOCKS_MAX);
+        let writers = &mut self.writers;
+        let write = async {
+            while let Some(block) = queue.recv().await {
+                if let Some(writer) = writers.get_mut(usize::from(block.disk)) {
+                    writer.apply(block).await?;
+                }
+            }
+            for writer in writers.iter_mut() {
+                writer.barrier().await?;
+            }
+            Ok::<(), CopyError>(())
+        };
+        let read = async {
+            let read = disks.pass(&blocks).await;
+            drop(blocks);
+            read
+        };
+        let (read, written) = tokio::join!(read, async {
+            let written = write.await;
+            queue.close();
+            written
+        });
+        written?;
+        read?;
+        Ok(())
+    }
+
+    /// Lets the guest go on, if it was this move that paused it.
+    async fn go_on(&mut self) {
+        let Some(machine) = &self.machine else { return };
+        let wanted = self.context.keeper.view().borrow().record.wanted_running;
+        if wanted && matches!(machine.run_state().await, Ok(RunState::Paused)) {
+            if let Err(error) = self.context.keeper.resume().await {
+                warn!(job = %self.context.plan.job, %error, "the guest is still paused");
+            }
+        }
+    }
+
+    /// Ends what serves the move: afterwards nobody but the guest has the images open.
+    async fn put_away(&mut self) -> Result<(), MoveError> {
+        self.writers.clear();
+        if let Some(target) = self.target.take() {
+            images::end_daemon(target).await;
+        }
+        if let Some(daemon) = self.source_daemon.take() {
+            images::end_daemon(daemon).await;
+        }
+        self.disks = None;
+        if let Some(machine) = &self.machine {
+            SourceDisks::clear(machine, self.context.plan.job).await?;
+        }
+        Ok(())
+    }
+
+    fn figures(&self) -> StepFigures {
+        let Some(disks) = &self.disks else { return StepFigures::default() };
+        let volume = *disks.volume().borrow();
+        StepFigures { bytes_total: volume.total, bytes_sent: volume.sent, passes: disks.passes(), blackout_us: 0 }
+    }
+
+    fn blackout_us(&self) -> u64 {
+        self.paused_at.map_or(0, |at| u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The nodes of a disk's image: there are two sets of names, and a storage move changes from one to the other.
+struct NodeNames {
+    file: String,
+    format: String,
+}
+
+impl NodeNames {
+    fn first(disk: &DiskSpec) -> Self {
+        Self { file: file_node(&disk.name), format: format_node(&disk.name) }
+    }
+
+    fn second(disk: &DiskSpec) -> Self {
+        // No longer than the first set's, so that every disk name fits QEMU's 31 bytes.
+        Self { file: format!("fil2-{}", disk.name), format: format!("forma2-{}", disk.name) }
+    }
+
+    /// The names in use, and those that are free.
+    async fn of(machine: &Machine, disk: &DiskSpec) -> Result<(Self, Self), MoveError> {
+        let (first, second) = (Self::first(disk), Self::second(disk));
+        let used = machine.node_below(disk).await?;
+        Ok(if used == first.format { (first, second) } else { (second, first) })
+    }
+}
+
+/// Opens the new images and puts them under the guest's devices, all disks at one instant.
+async fn swap(machine: &Machine, context: &Context) -> Result<(), MoveError> {
+    let mut below = Vec::new();
+    for DiskMove { target: disk, .. } in &context.plan.disks {
+        let (_, free) = NodeNames::of(machine, disk).await?;
+        let path = context.host.pool(disk).map_err(images::ImageError::from)?.image_path(
+            context.plan.vm.id,
+            &disk.name,
+            disk.format,
+        );
+        let [mut file, mut format, _] =
+            disk_nodes(disk, &Image { path, kind: ImageKind::File }).map_err(|_| MoveError::NotConnected)?;
+        file["node-name"] = free.file.clone().into();
+        format["node-name"] = free.format.clone().into();
+        format["file"] = free.file.into();
+        machine.blockdev_add(file).await?;
+        machine.blockdev_add(format).await?;
+        below.push((disk, free.format));
+    }
+    let swaps: Vec<(&DiskSpec, &str)> = below.iter().map(|(disk, node)| (*disk, node.as_str())).collect();
+    machine.swap_below(&swaps).await?;
+    Ok(())
+}
+
+/// Closes the images that nothing uses any more.
+async fn close_old_nodes(machine: &Machine, context: &Context) {
+    for DiskMove { source: disk, .. } in &context.plan.disks {
+        let Ok((_, old)) = NodeNames::of(machine, disk).await else { continue };
+        for node in [old.format, old.file] {
+            if let Err(error) = machine.blockdev_del(&node).await {
+                warn!(job = %context.plan.job, node, %error, "an old image stays open until the guest ends");
+            }
+        }
+    }
+}
+
+/// Whether every disk of the plan is on its new image.
+async fn on_new_images(machine: &Machine, context: &Context) -> bool {
+    let Ok(nodes) = machine.nodes().await else { return false };
+    for DiskMove { target: disk, .. } in &context.plan.disks {
+        let (Ok(below), Ok(pool)) = (machine.node_below(disk).await, context.host.pool(disk)) else { return false };
+        let path = pool.image_path(context.plan.vm.id, &disk.name, disk.format);
+        let on_it = |node: &&crate::hypervisor::qemu::Node| node.name == below && node.image.filename.as_deref() == path.to_str();
+        if nodes.iter().find(on_it).is_none() {
+            return false;
+        }
+    }
+    true
+}

@@ -1,0 +1,271 @@
+//! The target of a move: it follows, step by step, what the source leads.
+//!
+//! ```text
+//!   Open ─▶ Prepare ─▶ PassEnd … ─▶ MemoryOpen ─▶ PassEnd … ─▶ Prove ─▶ cede ─▶ Finished
+//!     any end before the cede: the record forgets the VM, its QEMU ends, its images go
+//! ```
+//!
+//! **Contract.** Until the keeper's record says `Activating`, the VM is the source's: whatever ends this job early,
+//! [`Target::undo`] leaves nothing of it on this host. From then on the VM is this host's, and nothing is undone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::id::Generation;
+use sterna_shared::job::{FailureCode, FailureReport, MoveMode};
+use sterna_shared::ownership::{Input, Move, Record};
+use sterna_shared::peer::message::Message;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::guest::launcher::Launched;
+use crate::hypervisor::qemu::command_line::format_node;
+use crate::hypervisor::qemu::{Export, Machine};
+use crate::link::Session;
+use crate::memory::TargetRelay;
+use crate::migration::context::{Context, MoveError, Outcome};
+use crate::migration::conversation::Conversation;
+use crate::migration::images;
+use crate::migration::source::settings;
+use crate::migration::target_disks::{TargetDiskError, TargetDisks, export_name};
+
+/// How long the source may take to come after the plan did.
+const SOURCE_WAIT: Duration = Duration::from_secs(120);
+/// How long QEMU may take to end an export.
+const EXPORT_REMOVAL_WAIT: Duration = Duration::from_secs(10);
+
+/// A move, followed by this host.
+#[derive(Debug)]
+pub struct Target {
+    context: Arc<Context>,
+    machine: Option<Machine>,
+    /// Serves the images of a VM that is stopped.
+    daemon: Option<Launched>,
+    disks: Option<TargetDisks>,
+    relay: Option<TargetRelay>,
+    prepared: bool,
+}
+
+impl Target {
+    /// A move that has just been accepted, or is taken up after a restart of the agent.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context, machine: None, daemon: None, disks: None, relay: None, prepared: false }
+    }
+
+    /// Follows the source, to whatever end.
+    pub async fn run(mut self, mut sessions: mpsc::Receiver<Session>) -> Outcome {
+        match tokio::time::timeout(SOURCE_WAIT, sessions.recv()).await {
+            Ok(Some(session)) => self.follow(session).await,
+            Ok(None) => return Outcome::Stopping,
+            Err(_) => info!(job = %self.context.plan.job, "the source did not come"),
+        }
+        self.undo().await;
+        Outcome::Followed
+    }
+
+    /// After a restart of the agent: what was not ceded is undone; the source learns of it when it asks.
+    pub async fn recover(mut self) -> Outcome {
+        self.prepared = true;
+        self.undo().await;
+        Outcome::Followed
+    }
+
+    /// Answers a source that comes after the job is over here: there is nothing left to undo.
+    pub async fn answer(context: Arc<Context>, mut session: Session) {
+        let Ok(control) = session.control() else { return };
+        let plan = &context.plan;
+        let keeper = context.keeper.clone();
+        let mut conversation =
+            Conversation::open(session.peer().clone(), plan.job, session.sender(), control, keeper).await;
+        while let Ok(message) = conversation.next().await {
+            let answer = match message {
+                Message::Abort { .. } => Message::Aborted,
+                Message::Finished => break,
+                _ => Message::Failed { failure: over(&context) },
+            };
+            if conversation.say(&answer).await.is_err() {
+                break;
+            }
+        }
+    }
+
+    async fn follow(&mut self, mut session: Session) {
+        let context = Arc::clone(&self.context);
+        let Ok(control) = session.control() else { return };
+        let keeper = context.keeper.clone();
+        let mut conversation =
+            Conversation::open(session.peer().clone(), context.plan.job, session.sender(), control, keeper).await;
+        loop {
+            let message = match conversation.next().await {
+                Ok(message) => message,
+                Err(error) => {
+                    info!(job = %context.plan.job, %error, "the source is gone");
+                    return;
+                }
+            };
+            let name = message.name();
+            let answer = match self.obey(message, &mut session).await {
+                Ok(Some(answer)) => answer,
+                Ok(None) => {
+                    let _ = session.close(EXPORT_REMOVAL_WAIT).await;
+                    return;
+                }
+                Err(error) => {
+                    warn!(job = %context.plan.job, message = name, %error, "the target cannot go on");
+                    Message::Failed { failure: error.report(&context.host) }
+                }
+            };
+            if matches!(answer, Message::Aborted) {
+                self.undo().await;
+            }
+            if let Err(error) = conversation.say(&answer).await {
+                info!(job = %context.plan.job, %error, "the source is gone");
+                return;
+            }
+        }
+    }
+
+    /// Does what the source asks; nothing is answered to what ends the job.
+    async fn obey(&mut self, message: Message, session: &mut Session) -> Result<Option<Message>, MoveError> {
+        Ok(Some(match message {
+            Message::Open => {
+                let seen = self.context.keeper.view().borrow().record.ownership.seen();
+                Message::Opened { seen }
+            }
+            Message::Prepare { generation, variables } => {
+                self.prepare(generation, variables, session).await?;
+                Message::Prepared
+            }
+            Message::PassEnd { pass, blocks } => {
+                self.disks()?.applied(blocks).await.map_err(MoveError::TargetDisk)?;
+                Message::PassApplied { pass }
+            }
+            Message::MemoryOpen { channels } => {
+                self.open_memory(channels, session).await?;
+                Message::MemoryReady
+            }
+            Message::Prove => {
+                let disks = self.disks.take().ok_or(MoveError::OutOfOrder { message: "prove" })?;
+                let roots = disks.prove().await.map_err(MoveError::TargetDisk)?;
+                self.close_disks().await?;
+                Message::Proof { roots }
+            }
+            Message::Abort { failure } => {
+                info!(job = %self.context.plan.job, reason = %failure, "the source gives the move up");
+                Message::Aborted
+            }
+            Message::Finished => return Ok(None),
+            other => return Err(MoveError::OutOfOrder { message: other.name() }),
+        }))
+    }
+
+    async fn prepare(
+        &mut self,
+        generation: Generation,
+        variables: Option<Vec<u8>>,
+        session: &mut Session,
+    ) -> Result<(), MoveError> {
+        let context = Arc::clone(&self.context);
+        let plan = &context.plan;
+        if self.prepared {
+            return Err(MoveError::OutOfOrder { message: "prepare" });
+        }
+        let from = Move { job: plan.job, peer: plan.source.id.clone() };
+        let runs = plan.mode == MoveMode::Live;
+        // The record first: what is made from here on is known to be this job's, also after a crash.
+        context.keeper.prepare(Input::Prepare { generation, from }, plan.vm_at_target.clone(), runs).await?;
+        self.prepared = true;
+        images::prepare_incoming(&context.host, plan, variables).await?;
+        let socket = if runs {
+            let machine = context.keeper.launch_incoming().await?;
+            let socket = context.host.runtime(plan.vm.id).map_err(MoveError::Runtime)?.nbd_socket();
+            self.machine = Some(machine);
+            socket
+        } else {
+            let daemon = images::serve_target(&context.host, plan).await?;
+            let socket = daemon.runtime.nbd_socket();
+            self.machine = Some(daemon.machine.clone());
+            self.daemon = Some(daemon);
+            socket
+        };
+        if plan.disks.is_empty() {
+            return Ok(());
+        }
+        let machine = self.machine.as_ref().ok_or(MoveError::NotConnected)?;
+        machine.nbd_server_start(&socket).await?;
+        for (index, disk) in plan.disks.iter().enumerate() {
+            let name = export_name(index);
+            let node = format_node(&disk.target.name);
+            machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
+        }
+        let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
+        self.disks = Some(TargetDisks::open(&socket, &plan.disks, blocks).await.map_err(MoveError::TargetDisk)?);
+        Ok(())
+    }
+
+    async fn open_memory(&mut self, channels: u16, session: &mut Session) -> Result<(), MoveError> {
+        let machine = self.machine.as_ref().ok_or(MoveError::OutOfOrder { message: "memory open" })?;
+        let settings = settings(&self.context.plan);
+        if channels != u16::from(settings.multifd_channels) + 1 {
+            return Err(MoveError::OutOfOrder { message: "memory open" });
+        }
+        let runtime = self.context.host.runtime(self.context.plan.vm.id).map_err(MoveError::Runtime)?;
+        machine.migration_set_up(&settings).await?;
+        machine.migrate_incoming(&runtime.memory_socket()).await?;
+        self.relay = Some(TargetRelay::connect(&runtime.memory_socket(), channels, session)?);
+        Ok(())
+    }
+
+    /// Before the guest may run, nothing else may write to its images.
+    async fn close_disks(&mut self) -> Result<(), MoveError> {
+        if let Some(machine) = &self.machine {
+            for index in 0..self.context.plan.disks.len() {
+                machine.export_remove(&export_name(index), EXPORT_REMOVAL_WAIT).await?;
+            }
+            machine.nbd_server_stop().await?;
+        }
+        if let Some(daemon) = self.daemon.take() {
+            images::end_daemon(daemon).await;
+        }
+        Ok(())
+    }
+
+    fn disks(&self) -> Result<&TargetDisks, MoveError> {
+        self.disks.as_ref().ok_or(MoveError::OutOfOrder { message: "pass end" })
+    }
+
+    /// Leaves nothing of the move, unless the VM is this host's by now.
+    async fn undo(&mut self) {
+        let context = Arc::clone(&self.context);
+        if let Record::Incoming { .. } = context.keeper.view().borrow().record.ownership.clone() {
+            // The cede may come in between: then the table refuses this, and the record below tells.
+            if let Err(error) = context.keeper.feed(Input::Abort).await {
+                info!(job = %context.plan.job, %error, "not undone");
+            }
+        }
+        self.relay = None;
+        self.disks = None;
+        if let Some(daemon) = self.daemon.take() {
+            images::end_daemon(daemon).await;
+        }
+        let record = context.keeper.view().borrow().record.ownership.clone();
+        if matches!(record, Record::Absent { .. }) && self.prepared {
+            let made = context.host.journal.images_made(context.plan.job);
+            if made.unwrap_or(false) {
+                images::remove_incoming(&context.host, &context.plan);
+            }
+            self.prepared = false;
+        }
+    }
+}
+
+fn over(context: &Context) -> FailureReport {
+    FailureReport {
+        code: FailureCode::AgentRestarted,
+        message: format!("job {} is over at {}", context.plan.job, context.host.id()),
+        causes: Vec::new(),
+        remedy: "start the move again".to_owned(),
+        host: Some(context.host.id().clone()),
+    }
+}

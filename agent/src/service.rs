@@ -1,0 +1,521 @@
+//! The agent's one loop: commands, requests, sessions and the heartbeat come in here, and nowhere else.
+//!
+//! ```text
+//!   bus ── Inbound ────────┐                       ┌─▶ Keeper   one task a VM
+//!   listener ── admission ─┼─▶ select ─▶ apply ────┼─▶ job      one task a job: Source, Target or Storage
+//!   listener ── session ───┤   (waits)   (changes) └─▶ request  one short task each
+//!   jobs ── JobOver ───────┤
+//!   tick ──────────────────┘
+//! ```
+//!
+//! What the loop itself does is short: it looks things up, writes what must be in the journal before anything is done by
+//! it, and starts tasks. It never waits for a guest, a peer or the broker.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::bus::{AgentReply, AgentRequest, Command};
+use sterna_shared::host::{HEARTBEAT_INTERVAL_SECONDS, Inventory};
+use sterna_shared::id::{Epoch, JobId, TOKEN_LENGTH, Token, VmId};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan};
+use sterna_shared::ownership::Record;
+use sterna_shared::peer::attach::{Admitted, Refusal, RefusalCode, SessionId};
+use sterna_shared::vm::VmSpec;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{error, info, warn};
+use uuid::Uuid;
+
+use crate::admission;
+use crate::bus::{Bus, Inbound};
+use crate::clock;
+use crate::guest::launcher::{self, AttachError};
+use crate::host::Host;
+use crate::journal::{JobRecord, JournalError, Role, Stage, VmRecord};
+use crate::link::{Admission, AdmissionRequest, Limiter, Listener, Session, Timing};
+use crate::migration::context::{Context, Outcome};
+use crate::migration::gate::CancelGate;
+use crate::migration::images;
+use crate::migration::keeper::Keeper;
+use crate::migration::progress::ProgressBoard;
+use crate::migration::source::Source;
+use crate::migration::storage::Storage;
+use crate::migration::target::Target;
+use crate::requests::{self, Handler};
+
+/// Admissions, sessions and ended jobs that may wait for the loop.
+const QUEUE_MAX: usize = 64;
+/// Sessions that wait for their job.
+const SESSIONS_MAX: usize = 4;
+/// How long a guest of an earlier agent may take to answer.
+const ATTACH_WAIT: Duration = Duration::from_secs(10);
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The journal cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// An address cannot be listened on.
+    #[error("the data-plane port {address} cannot be listened on; is another agent running, or the address not this host's?")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The agent.
+#[derive(Debug)]
+pub struct Service {
+    host: Arc<Host>,
+    bus: Bus,
+    inbound: mpsc::Receiver<Inbound>,
+    admissions: mpsc::Receiver<AdmissionRequest>,
+    sessions: mpsc::Receiver<Session>,
+    over: mpsc::Receiver<JobId>,
+    tell_over: mpsc::Sender<JobId>,
+    keepers: BTreeMap<VmId, Keeper>,
+    jobs: BTreeMap<JobId, Job>,
+}
+
+/// A job in hand.
+#[derive(Debug)]
+struct Job {
+    context: Arc<Context>,
+    role: Role,
+    sessions: mpsc::Sender<Session>,
+}
+
+#[derive(Debug)]
+enum Event {
+    Inbound(Inbound),
+    Admission(AdmissionRequest),
+    Session(Session),
+    JobOver(JobId),
+    Tick,
+    Over,
+}
+
+impl Service {
+    /// Takes up what an earlier agent left, listens, and is ready to [`Service::run`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(host: Arc<Host>, bus: Bus, inbound: mpsc::Receiver<Inbound>) -> Result<Self, StartError> {
+        let (admission, admissions) = mpsc::channel(QUEUE_MAX);
+        let (session, sessions) = mpsc::channel(QUEUE_MAX);
+        let (tell_over, over) = mpsc::channel(QUEUE_MAX);
+        let mut service = Self {
+            host: Arc::clone(&host),
+            bus,
+            inbound,
+            admissions,
+            sessions,
+            over,
+            tell_over,
+            keepers: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+        };
+        service.take_up_vms().await?;
+        service.take_up_jobs().await?;
+        let mut sockets = Vec::new();
+        for address in &host.config.listen {
+            let listen = |source| StartError::Listen { address: *address, source };
+            sockets.push(TcpListener::bind(address).await.map_err(listen)?);
+        }
+        tokio::spawn(Listener::new(sockets, Arc::clone(&host.tls), Timing::default(), admission, session).run());
+        Ok(service)
+    }
+
+    /// Runs until `stop` ends. Guests run on; jobs in hand are taken up by the next agent.
+    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+        tokio::pin!(stop);
+        let mut ticks = interval(Duration::from_secs(HEARTBEAT_INTERVAL_SECONDS));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = tokio::select! {
+                () = &mut stop => Event::Over,
+                inbound = self.inbound.recv() => inbound.map_or(Event::Over, Event::Inbound),
+                Some(request) = self.admissions.recv() => Event::Admission(request),
+                Some(session) = self.sessions.recv() => Event::Session(session),
+                Some(job) = self.over.recv() => Event::JobOver(job),
+                _ = ticks.tick() => Event::Tick,
+            };
+            match event {
+                Event::Inbound(Inbound::Command { command, epoch, taken }) => {
+                    let outcome = self.take_command(command, epoch).await;
+                    if let Err(error) = &outcome {
+                        error!(error = error as &dyn std::error::Error, "a command was not taken");
+                    }
+                    let _ = taken.send(outcome.is_ok());
+                }
+                Event::Inbound(Inbound::Request { request, reply, .. }) => self.answer(request, reply),
+                Event::Admission(AdmissionRequest { peer, attach, reply }) => {
+                    let _ = reply.send(self.admit(&peer, &attach).await);
+                }
+                Event::Session(session) => self.take_session(session).await,
+                Event::JobOver(job) => {
+                    self.jobs.remove(&job);
+                    self.bus.publish_inventory(&self.inventory()).await;
+                }
+                Event::Tick => self.bus.publish_inventory(&self.inventory()).await,
+                Event::Over => return,
+            }
+        }
+    }
+
+    /// Finds the guests of an earlier agent, and begins to keep every VM.
+    async fn take_up_vms(&mut self) -> Result<(), StartError> {
+        for record in self.host.journal.vms()? {
+            let vm = record.spec.id;
+            let runtime = match self.host.runtime(vm) {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    error!(%vm, %error, "a VM is not kept");
+                    continue;
+                }
+            };
+            let guest = match launcher::attach(&runtime, ATTACH_WAIT).await {
+                Ok(guest) => guest,
+                // A guest that may run and does not answer is no stopped guest: its disks may be written to.
+                Err(AttachError::Unreachable { source, .. }) if record.ownership.may_run().is_some() => {
+                    error!(%vm, %source, "a guest runs and does not answer; the VM is not kept until it ends");
+                    continue;
+                }
+                Err(AttachError::Unreachable { process, .. }) => {
+                    warn!(%vm, "a guest that may not run does not answer and is ended");
+                    if let Err(error) = process.kill(Duration::ZERO).await {
+                        error!(%vm, %error, "it could not be ended");
+                    }
+                    None
+                }
+                Err(error) => {
+                    error!(%vm, %error, "a guest cannot be driven; the VM is not kept");
+                    continue;
+                }
+            };
+            info!(%vm, name = %record.spec.name, record = record.ownership.name(), running = guest.is_some(), "VM");
+            self.keepers.insert(vm, Keeper::spawn(Arc::clone(&self.host), self.bus.clone(), record, guest));
+        }
+        Ok(())
+    }
+
+    /// Takes up the jobs that an earlier agent had in hand.
+    async fn take_up_jobs(&mut self) -> Result<(), StartError> {
+        for record in self.host.journal.jobs()? {
+            if record.stage == Stage::Over {
+                continue;
+            }
+            info!(job = %record.plan.job, role = ?record.role, "job taken up");
+            images::end_leftover_daemons(&self.host, &record.plan).await;
+            self.begin(record, true).await?;
+        }
+        Ok(())
+    }
+
+    async fn take_command(&mut self, command: Command, epoch: Epoch) -> Result<(), JournalError> {
+        let known = self.host.journal.epoch()?;
+        if epoch < known {
+            warn!(job = %command.job(), %epoch, %known, "a command of a coordinator that no longer leads is refused");
+            return Ok(());
+        }
+        self.host.journal.raise_epoch(epoch).await?;
+        match command {
+            Command::Run { plan } => self.take_plan(*plan).await,
+            Command::Cancel { job } => {
+                self.cancel(job).await;
+                Ok(())
+            }
+            Command::SetBandwidth { job, bandwidth } => {
+                if let Some(job) = self.jobs.get(&job) {
+                    job.context.limiter.change(bandwidth);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Journals a plan and begins with it. A plan that is known already changes nothing.
+    async fn take_plan(&mut self, plan: Plan) -> Result<(), JournalError> {
+        let (here, job) = (self.host.id().clone(), plan.job);
+        if !plan.involves(&here) || self.host.journal.job(job)?.is_some() {
+            return Ok(());
+        }
+        let role = match (plan.source.id == here, plan.target.id == here) {
+            (true, true) => Role::Storage,
+            (true, false) => Role::Source,
+            _ => Role::Target,
+        };
+        let fault = self.fault_of(&plan, role);
+        let blanked = Plan { token: Token::from_bytes([0; TOKEN_LENGTH]), ..plan.clone() };
+        let stage = if fault.is_some() { Stage::Over } else { Stage::InHand };
+        let admitted = (role == Role::Source)
+            .then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
+        let record =
+            JobRecord { plan, role, stage, admitted, images_made: false, accepted_at: clock::now() };
+        self.host.journal.put_job(record.clone()).await?;
+        self.tell(job, EventBody::Accepted { plan: Box::new(blanked) }).await;
+        match fault {
+            None => self.begin(record, false).await,
+            // The source speaks for the job; a target that will not take it says so when the source comes.
+            Some(message) if role != Role::Target => {
+                let failure = FailureReport {
+                    code: FailureCode::PlanStale,
+                    message,
+                    causes: Vec::new(),
+                    remedy: "look at the VM with `sterna vm show` and plan the move again".to_owned(),
+                    host: Some(here),
+                };
+                self.tell(job, EventBody::Failed { failure }).await;
+                Ok(())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// What keeps this host from its part in a plan: the world may have changed since it was made.
+    fn fault_of(&self, plan: &Plan, role: Role) -> Option<String> {
+        let vm = plan.vm.id;
+        if let Some(job) = self.job_of(vm) {
+            return Some(format!("VM {} is in job {job}", plan.vm.name));
+        }
+        let record = self.keepers.get(&vm).map(|keeper| keeper.view().borrow().record.clone());
+        match (role, record) {
+            (Role::Target, None) => None,
+            (Role::Target, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => None,
+            (Role::Target, Some(record)) => {
+                Some(format!("VM {} is here already, as {}", plan.vm.name, record.ownership.name()))
+            }
+            (_, Some(VmRecord { ownership: Record::Owner { generation }, spec, .. }))
+                if generation == plan.generation && spec == plan.vm =>
+            {
+                None
+            }
+            (_, Some(_)) => Some(format!("VM {} is not what it was when the job was planned", plan.vm.name)),
+            (_, None) => Some(format!("VM {} is not on this host", plan.vm.name)),
+        }
+    }
+
+    /// Starts the task of a job.
+    async fn begin(&mut self, record: JobRecord, recovered: bool) -> Result<(), JournalError> {
+        let JobRecord { plan, role, admitted, .. } = record.clone();
+        let (job, vm) = (plan.job, plan.vm.id);
+        let keeper = match self.keepers.get(&vm) {
+            Some(keeper) => keeper.clone(),
+            None => {
+                let record = VmRecord {
+                    spec: plan.vm_at_target.clone(),
+                    ownership: Record::default(),
+                    wanted_running: false,
+                };
+                self.host.journal.put_vm(record.clone()).await?;
+                let keeper = Keeper::spawn(Arc::clone(&self.host), self.bus.clone(), record, None);
+                self.keepers.insert(vm, keeper.clone());
+                keeper
+            }
+        };
+        let context = Arc::new(Context {
+            host: Arc::clone(&self.host),
+            limiter: Arc::new(Limiter::new(plan.bandwidth)),
+            gate: CancelGate::default(),
+            progress: ProgressBoard::start(self.bus.clone(), job, self.host.id().clone(), role != Role::Target),
+            plan,
+            keeper,
+        });
+        let (session_sender, sessions) = mpsc::channel(SESSIONS_MAX);
+        let admitted = match (role, admitted) {
+            (Role::Source, Some(admitted)) if recovered => {
+                let admitted = Admitted { incarnation: admitted.incarnation + 1, ..admitted };
+                self.host.journal.put_job(JobRecord { admitted: Some(admitted), ..record }).await?;
+                Some(admitted)
+            }
+            (_, admitted) => admitted,
+        };
+        let task = run_job(Arc::clone(&context), role, admitted, sessions, recovered);
+        let (host, tell_over) = (Arc::clone(&self.host), self.tell_over.clone());
+        tokio::spawn(async move {
+            let outcome = task.await;
+            if outcome != Outcome::Stopping {
+                conclude(&host, job, outcome).await;
+                let _ = tell_over.send(job).await;
+            }
+        });
+        self.jobs.insert(job, Job { context, role, sessions: session_sender });
+        Ok(())
+    }
+
+    async fn cancel(&mut self, job: JobId) {
+        let Some(Job { context, role, .. }) = self.jobs.get(&job) else { return };
+        if *role == Role::Target {
+            return; // The source leads, and has been told too.
+        }
+        let body = match context.gate.cancel() {
+            true => EventBody::CancelAccepted,
+            false => EventBody::CancelRefused {
+                reason: format!(
+                    "the VM has been offered to {}: from here on the move can only be completed, or refused by it",
+                    context.plan.target.id
+                ),
+            },
+        };
+        self.tell(job, body).await;
+    }
+
+    async fn admit(&mut self, peer: &sterna_shared::id::HostId, attach: &sterna_shared::peer::attach::Attach) -> Admission {
+        let record = match self.host.journal.job(attach.job) {
+            Ok(record) => record,
+            Err(error) => return Admission::Refuse(unreadable(&error)),
+        };
+        match admission::admit(record.as_ref(), peer, attach) {
+            Ok(admitted) => match record {
+                Some(record) if record.admitted != Some(admitted) => {
+                    let noted = self.host.journal.put_job(JobRecord { admitted: Some(admitted), ..record }).await;
+                    noted.map_or_else(|error| Admission::Refuse(unreadable(&error)), |()| Admission::Admit)
+                }
+                _ => Admission::Admit,
+            },
+            Err(refusal) => Admission::Refuse(refusal),
+        }
+    }
+
+    async fn take_session(&mut self, session: Session) {
+        let job = session.job();
+        let Some(Job { context, sessions, .. }) = self.jobs.get(&job) else {
+            self.answer_late(session).await;
+            return;
+        };
+        if let Err(mpsc::error::TrySendError::Full(session) | mpsc::error::TrySendError::Closed(session)) =
+            sessions.try_send(session)
+        {
+            tokio::spawn(Target::answer(Arc::clone(context), session));
+        }
+    }
+
+    /// A source that comes for a job that is over here still has a handover to settle, or a preparation to give up.
+    async fn answer_late(&mut self, session: Session) {
+        let Ok(Some(record)) = self.host.journal.job(session.job()) else { return };
+        let Some(keeper) = self.keepers.get(&record.plan.vm.id).cloned() else { return };
+        let (bus, id) = (self.bus.clone(), self.host.id().clone());
+        let context = Arc::new(Context {
+            host: Arc::clone(&self.host),
+            limiter: Arc::new(Limiter::new(None)),
+            gate: CancelGate::default(),
+            progress: ProgressBoard::start(bus, record.plan.job, id, false),
+            plan: record.plan,
+            keeper,
+        });
+        tokio::spawn(Target::answer(context, session));
+    }
+
+    fn answer(&mut self, request: AgentRequest, reply: oneshot::Sender<AgentReply>) {
+        let vm = requests::vm_of(&request);
+        let handler = Handler {
+            host: Arc::clone(&self.host),
+            keeper: vm.and_then(|vm| self.keepers.get(&vm).cloned()),
+            job: vm.and_then(|vm| self.job_of(vm)),
+        };
+        match request {
+            AgentRequest::Inventory => {
+                let _ = reply.send(AgentReply::Inventory { inventory: Box::new(self.inventory()) });
+            }
+            AgentRequest::VmDefine { spec } => match self.name_taken(&spec) {
+                Some(taken) => {
+                    let _ = reply.send(requests::refused(taken, "choose another name, or delete that VM"));
+                }
+                None => {
+                    // A VM that is new here has a keeper from the first moment, so that nobody defines it twice.
+                    let (host, bus) = (Arc::clone(&self.host), self.bus.clone());
+                    let keeper = handler.keeper.clone().unwrap_or_else(|| {
+                        let ownership = Record::default();
+                        let record = VmRecord { spec: (*spec).clone(), ownership, wanted_running: false };
+                        Keeper::spawn(host, bus, record, None)
+                    });
+                    self.keepers.insert(spec.id, keeper.clone());
+                    let handler = Handler { keeper: Some(keeper), ..handler };
+                    tokio::spawn(async move { reply.send(handler.define(*spec).await) });
+                }
+            },
+            request => drop(tokio::spawn(async move { reply.send(handler.carry_out(request).await) })),
+        }
+    }
+
+    fn name_taken(&self, spec: &VmSpec) -> Option<String> {
+        let views = self.keepers.values().map(|keeper| keeper.view().borrow().record.clone());
+        let mut others = views.filter(|record| is_here(record) && record.spec.id != spec.id);
+        others.find(|record| record.spec.name == spec.name).map(|other| {
+            format!("this host has a VM called {} already, with the id {}", other.spec.name, other.spec.id)
+        })
+    }
+
+    fn job_of(&self, vm: VmId) -> Option<JobId> {
+        self.jobs.iter().find(|(_, job)| job.context.plan.vm.id == vm).map(|(id, _)| *id)
+    }
+
+    fn inventory(&self) -> Inventory {
+        let views = self.keepers.values().map(|keeper| keeper.view().borrow().clone());
+        let reports = views.filter(|view| is_here(&view.record)).map(|view| {
+            let job = self.job_of(view.record.spec.id);
+            view.report(job)
+        });
+        self.host.inventory(reports.collect())
+    }
+
+    async fn tell(&self, job: JobId, body: EventBody) {
+        if let Err(error) = self.host.tell(job, body).await {
+            warn!(%job, %error, "an event was lost");
+        }
+    }
+}
+
+/// Whether a VM is, was to be, or has just been here; the tombstones of the others are nobody's business.
+fn is_here(record: &VmRecord) -> bool {
+    !matches!(record.ownership, Record::Absent { .. })
+}
+
+fn unreadable(error: &JournalError) -> Refusal {
+    Refusal::new(RefusalCode::Busy, format!("the target's journal cannot be used: {error}"))
+}
+
+async fn run_job(
+    context: Arc<Context>,
+    role: Role,
+    admitted: Option<Admitted>,
+    sessions: mpsc::Receiver<Session>,
+    recovered: bool,
+) -> Outcome {
+    match (role, recovered) {
+        (Role::Source, _) => {
+            let Some(admitted) = admitted else { return Outcome::Stopping };
+            let source = Source::new(context, admitted.session, admitted.incarnation);
+            if recovered { source.recover().await } else { source.run().await }
+        }
+        (Role::Target, false) => Target::new(context).run(sessions).await,
+        (Role::Target, true) => Target::new(context).recover().await,
+        (Role::Storage, false) => Storage::new(context).run().await,
+        (Role::Storage, true) => Storage::new(context).recover().await,
+    }
+}
+
+/// Tells how a job ended, and remembers that it did.
+async fn conclude(host: &Host, job: JobId, outcome: Outcome) {
+    let body = match outcome {
+        Outcome::Completed { blackout_us } => Some(EventBody::Completed { blackout_us }),
+        Outcome::Terminated => Some(EventBody::Terminated),
+        Outcome::Failed(failure) => Some(EventBody::Failed { failure }),
+        Outcome::Followed | Outcome::Stopping => None,
+    };
+    if let Some(body) = body
+        && let Err(error) = host.tell(job, body).await
+    {
+        warn!(%job, %error, "an event was lost");
+    }
+    host.flush().await;
+    if let Err(error) = host.journal.conclude(job).await {
+        warn!(%job, error = &error as &dyn std::error::Error, "the job will be concluded again");
+    }
+}
