@@ -293,7 +293,8 @@ async fn qemu_takes_every_bus_and_firmware_that_is_laid_out() {
         machine.clone_into(&mut bench.vm.machine);
         bench.vm.firmware = firmware;
         let extra = ["virtio-rng-pci", "virtio-balloon-pci", "i6300esb", "pvpanic-pci"].map(|model| ["-device", model]);
-        let plain = ["-no-reboot", "-rtc", "base=utc,clock=host", "-smbios", "type=1,product=a b", "-action", "panic=none"];
+        let plain =
+            ["-no-reboot", "-rtc", "base=utc,clock=host", "-smbios", "type=1,product=a b", "-action", "panic=none"];
         bench.vm.extra_arguments = extra.into_iter().flatten().chain(plain).map(str::to_owned).collect();
         let model = bench.vm.disks[1].clone();
         let buses = [(DiskBus::Virtio, 9), (DiskBus::Scsi, 2), (DiskBus::Sata, 7)];
