@@ -91,6 +91,11 @@ async fn a_machine_starts_paused_answers_and_outlives_its_agent() {
     assert_eq!(process.identity(), identity);
     drop(process);
 
+    // Nor is it started a second time.
+    let twice = launch(&bench.launch_options("source", false, vec![]), WAIT).await;
+    assert!(matches!(twice, Err(LaunchError::Occupied { .. })), "{twice:?}");
+    assert!(guest.runtime.qmp_socket().exists() && identity.lives());
+
     // The agent ends: all its handles are gone.
     let runtime = guest.runtime.clone();
     let _reaper = guest.abandon();
