@@ -91,6 +91,11 @@ async fn a_machine_starts_paused_answers_and_outlives_its_agent() {
     assert_eq!(process.identity(), identity);
     drop(process);
 
+    // Nor is it started a second time.
+    let twice = launch(&bench.launch_options("source", false, vec![]), WAIT).await;
+    assert!(matches!(twice, Err(LaunchError::Occupied { .. })), "{twice:?}");
+    assert!(guest.runtime.qmp_socket().exists() && identity.lives());
+
     // The agent ends: all its handles are gone.
     let runtime = guest.runtime.clone();
     let _reaper = guest.abandon();
@@ -293,7 +298,8 @@ async fn qemu_takes_every_bus_and_firmware_that_is_laid_out() {
         machine.clone_into(&mut bench.vm.machine);
         bench.vm.firmware = firmware;
         let extra = ["virtio-rng-pci", "virtio-balloon-pci", "i6300esb", "pvpanic-pci"].map(|model| ["-device", model]);
-        let plain = ["-no-reboot", "-rtc", "base=utc,clock=host", "-smbios", "type=1,product=a b", "-action", "panic=none"];
+        let plain =
+            ["-no-reboot", "-rtc", "base=utc,clock=host", "-smbios", "type=1,product=a b", "-action", "panic=none"];
         bench.vm.extra_arguments = extra.into_iter().flatten().chain(plain).map(str::to_owned).collect();
         let model = bench.vm.disks[1].clone();
         let buses = [(DiskBus::Virtio, 9), (DiskBus::Scsi, 2), (DiskBus::Sata, 7)];

@@ -79,6 +79,10 @@ impl Launched {
 pub async fn launch(launch: &Launch, wait: Duration) -> Result<Launched, LaunchError> {
     let Launch { program, runtime, .. } = launch;
     let failed = |source| LaunchError::Spawn { program: program.clone(), source };
+    // Before its sockets and its pid file are taken from under it.
+    if recorded(runtime).is_some() {
+        return Err(LaunchError::Occupied { path: runtime.path().to_owned() });
+    }
     runtime.create()?;
     let log = File::options().create(true).append(true).mode(0o600).open(runtime.log()).map_err(failed)?;
     let log_start = log.metadata().map_err(failed)?.len();
