@@ -135,10 +135,10 @@ async fn a_network_that_fails_at_random_loses_nothing() {
         for turn in turns.chunks(2) {
             let pause = Duration::from_millis(20 + u64::from(turn[0]));
             sleep(pause).await;
-            proxy.become_(if turn[1] % 4 == 0 { Weather::Blackhole } else { Weather::Cut });
+            proxy.turn(if turn[1] % 4 == 0 { Weather::Blackhole } else { Weather::Cut });
             let pause = if turn[1] % 4 == 0 { Duration::from_millis(700) } else { pause / 4 };
             sleep(pause).await;
-            proxy.become_(Weather::Fair);
+            proxy.turn(Weather::Fair);
         }
     };
     let (readers, ()) = tokio::join!(exchange(&mut source, &mut session, 192, 300), weather);
@@ -153,13 +153,13 @@ async fn a_cut_of_two_seconds_is_a_stall() {
     let (source, mut session) = pair(&authority, &mut target, Some(proxy.address)).await;
     let mut control = session.control().expect("not taken");
     let mut status = source.status();
-    proxy.become_(Weather::Cut);
+    proxy.turn(Weather::Cut);
     soon(status.wait_for(|lanes| lanes.iter().all(|lane| matches!(lane, LaneStatus::Down { .. }))))
         .await
         .expect("known");
     source.sender().control(content(1, 10)).await.expect("it waits in the window");
     sleep(Duration::from_secs(2)).await;
-    proxy.become_(Weather::Fair);
+    proxy.turn(Weather::Fair);
     assert_eq!(soon(control.recv()).await.expect("no error"), Some(content(1, 10)));
     soon(status.wait_for(|lanes| lanes.iter().all(|lane| matches!(lane, LaneStatus::Up)))).await.expect("all resume");
     soon(source.close(PATIENCE)).await.expect("closed");
@@ -173,7 +173,7 @@ async fn a_silent_peer_is_noticed_at_both_ends_while_a_write_is_blocked() {
     let (source, session) = pair(&authority, &mut target, Some(proxy.address)).await;
     let sender = source.sender();
     let writer = tokio::spawn(async move { while sender.memory(1, content(1, MIB)).await.is_ok() {} });
-    proxy.become_(Weather::Blackhole);
+    proxy.turn(Weather::Blackhole);
     let start = Instant::now();
     for mut status in [source.status(), session.status()] {
         let silent = |lane: &LaneStatus| matches!(lane, LaneStatus::Down { why, .. } if matches!(**why, LinkError::Silent { .. } | LinkError::Io(_)));
@@ -195,7 +195,7 @@ async fn an_outage_beyond_the_limit_ends_the_session() {
     let mut source = open(dial, &authority.host("alpha")).await.expect("a session");
     let _session = target.session().await;
     let mut control = source.control().expect("not taken");
-    proxy.become_(Weather::Cut);
+    proxy.turn(Weather::Cut);
     assert!(matches!(soon(source.ended()).await, LinkError::Outage { .. }));
     assert!(matches!(source.sender().control(content(1, 1)).await, Err(LinkError::Outage { .. })));
     assert!(matches!(soon(control.recv()).await, Err(LinkError::Outage { .. })), "not taken for a good end");
@@ -257,8 +257,8 @@ async fn a_target_that_was_restarted_is_never_mistaken_for_the_one_before() {
     soon(source.sender().drain()).await.expect("delivered");
     // The target's session vanishes; its listener, as that of a new process, admits the same session again.
     drop(session);
-    proxy.become_(Weather::Cut);
-    proxy.become_(Weather::Fair);
+    proxy.turn(Weather::Cut);
+    proxy.turn(Weather::Fair);
     let end = soon(source.ended()).await;
     assert!(
         matches!(&end, LinkError::Refused(refusal) if refusal.code == RefusalCode::StateLost)
