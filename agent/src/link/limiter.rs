@@ -182,7 +182,7 @@ mod tests {
                 let limiter = Arc::clone(&limiter);
                 tokio::spawn(async move {
                     for _ in 0..4 {
-                        limiter.take(MIB as usize).await;
+                        limiter.take(1 << 20).await;
                     }
                 })
             })
@@ -194,7 +194,7 @@ mod tests {
         }
         let elapsed = start.elapsed();
         assert!(elapsed > Duration::from_millis(3500) && elapsed < Duration::from_millis(4000), "{elapsed:?}");
-        limiter.take(MIB as usize).await;
+        limiter.take(1 << 20).await;
         limiter.change(None);
         let start = Instant::now();
         limiter.take(usize::MAX).await;

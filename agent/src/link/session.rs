@@ -121,6 +121,8 @@ impl Session {
         let mut status = session.status();
         let settled = |lanes: &Vec<LaneStatus>| !lanes.iter().any(|lane| matches!(lane, LaneStatus::Connecting));
         tokio::select! {
+            // Lanes that ended are settled as well, so the end is looked at first: it is said before they end.
+            biased;
             error = session.ended() => Err(error),
             _ = status.wait_for(settled) => Ok(session),
         }

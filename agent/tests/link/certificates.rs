@@ -11,14 +11,14 @@ use sterna_agent::link::{Files, Tls, TlsError};
 use tempfile::TempDir;
 
 /// An authority, and the directory that what it issues is in.
-pub struct Authority {
+pub(crate) struct Authority {
     directory: TempDir,
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -28,7 +28,7 @@ impl Authority {
     }
 
     /// Writes a certificate for these URIs, and what `trusted` is to be trusted.
-    pub fn issue(&self, file: &str, uris: &[&str], years: (i32, i32), trusted: &Self) -> Files {
+    pub(crate) fn issue(&self, file: &str, uris: &[&str], years: (i32, i32), trusted: &Self) -> Files {
         let mut params = CertificateParams::default();
         for uri in uris {
             params.subject_alt_names.push(SanType::URI((*uri).try_into().expect("ASCII")));
@@ -47,11 +47,11 @@ impl Authority {
         files
     }
 
-    pub fn host(&self, name: &str) -> Arc<Tls> {
+    pub(crate) fn host(&self, name: &str) -> Arc<Tls> {
         self.uris(name, &[&format!("sterna://host/{name}")]).expect("it loads")
     }
 
-    pub fn uris(&self, file: &str, uris: &[&str]) -> Result<Arc<Tls>, TlsError> {
+    pub(crate) fn uris(&self, file: &str, uris: &[&str]) -> Result<Arc<Tls>, TlsError> {
         Tls::load(self.issue(file, uris, (2020, 2090), self)).map(Arc::new)
     }
 }

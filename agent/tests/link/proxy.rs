@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 
 /// What the network does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Weather {
+pub(crate) enum Weather {
     /// Bytes pass.
     Fair,
     /// Connections stay, and nothing passes.
@@ -19,14 +19,14 @@ pub enum Weather {
     Cut,
 }
 
-pub struct Proxy {
-    pub address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
     weather: watch::Sender<Weather>,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    pub async fn new(target: SocketAddr) -> Self {
+    pub(crate) async fn new(target: SocketAddr) -> Self {
         let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = socket.local_addr().expect("an address");
         let weather = watch::Sender::new(Weather::Fair);
@@ -39,7 +39,7 @@ impl Proxy {
         Self { address, weather, task }
     }
 
-    pub fn become_(&self, weather: Weather) {
+    pub(crate) fn turn(&self, weather: Weather) {
         self.weather.send_replace(weather);
     }
 }

@@ -1,5 +1,7 @@
 //! What is sent arrives, exactly once and in order.
 
+#![allow(clippy::cast_possible_truncation, reason = "places and counts are small")]
+
 use std::collections::HashSet;
 
 use bytes::Bytes;
@@ -27,7 +29,7 @@ fn content(seed: u64, length: usize) -> Bytes {
 async fn send_blocks(sender: Sender, count: u64) {
     for place in 0..count {
         let offset = place * MIB as u64;
-        if place % 7 == 0 {
+        if place.is_multiple_of(7) {
             sender.zero(3, offset, MIB as u64).await.expect("sent");
         } else {
             let length = MIB - (place as usize * 977) % 5000;
@@ -44,7 +46,7 @@ async fn check_blocks(mut blocks: Receiver<sterna_agent::link::BlockFrame>, coun
         let place = block.offset / MIB as u64;
         assert!(seen.insert(place), "block {place} came twice");
         match block.content {
-            Content::Zero(length) => assert!(place % 7 == 0 && length == MIB as u64),
+            Content::Zero(length) => assert!(place.is_multiple_of(7) && length == MIB as u64),
             Content::Data(data) => {
                 assert_eq!(data.len(), MIB - (place as usize * 977) % 5000);
                 assert_eq!(data, content(block.offset, data.len()), "block {place}");
@@ -115,17 +117,18 @@ async fn every_flow_carries_every_byte() {
     let authority = Authority::new("fleet");
     let mut target = Target::new(authority.host("beta"), quick()).await;
     let (mut source, mut session) = pair(&authority, &mut target, None).await;
-    let start = Instant::now();
     let readers = exchange(&mut source, &mut session, 256, 200).await;
     finish(source, session, readers).await;
-    println!("in {:?}", start.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_fails_at_random_loses_nothing() {
     let seed = std::env::var("STERNA_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| u64::from(Uuid::new_v4().as_fields().0));
-    println!("STERNA_SEED={seed}");
+    #[allow(clippy::print_stdout, reason = "a failure is repeated by its seed")]
+    {
+        println!("STERNA_SEED={seed}");
+    }
     let authority = Authority::new("fleet");
     let mut target = Target::new(authority.host("beta"), quick()).await;
     let proxy = Proxy::new(target.address).await;
@@ -135,10 +138,10 @@ async fn a_network_that_fails_at_random_loses_nothing() {
         for turn in turns.chunks(2) {
             let pause = Duration::from_millis(20 + u64::from(turn[0]));
             sleep(pause).await;
-            proxy.become_(if turn[1] % 4 == 0 { Weather::Blackhole } else { Weather::Cut });
+            proxy.turn(if turn[1] % 4 == 0 { Weather::Blackhole } else { Weather::Cut });
             let pause = if turn[1] % 4 == 0 { Duration::from_millis(700) } else { pause / 4 };
             sleep(pause).await;
-            proxy.become_(Weather::Fair);
+            proxy.turn(Weather::Fair);
         }
     };
     let (readers, ()) = tokio::join!(exchange(&mut source, &mut session, 192, 300), weather);
@@ -153,13 +156,13 @@ async fn a_cut_of_two_seconds_is_a_stall() {
     let (source, mut session) = pair(&authority, &mut target, Some(proxy.address)).await;
     let mut control = session.control().expect("not taken");
     let mut status = source.status();
-    proxy.become_(Weather::Cut);
+    proxy.turn(Weather::Cut);
     soon(status.wait_for(|lanes| lanes.iter().all(|lane| matches!(lane, LaneStatus::Down { .. }))))
         .await
         .expect("known");
     source.sender().control(content(1, 10)).await.expect("it waits in the window");
     sleep(Duration::from_secs(2)).await;
-    proxy.become_(Weather::Fair);
+    proxy.turn(Weather::Fair);
     assert_eq!(soon(control.recv()).await.expect("no error"), Some(content(1, 10)));
     soon(status.wait_for(|lanes| lanes.iter().all(|lane| matches!(lane, LaneStatus::Up)))).await.expect("all resume");
     soon(source.close(PATIENCE)).await.expect("closed");
@@ -173,7 +176,7 @@ async fn a_silent_peer_is_noticed_at_both_ends_while_a_write_is_blocked() {
     let (source, session) = pair(&authority, &mut target, Some(proxy.address)).await;
     let sender = source.sender();
     let writer = tokio::spawn(async move { while sender.memory(1, content(1, MIB)).await.is_ok() {} });
-    proxy.become_(Weather::Blackhole);
+    proxy.turn(Weather::Blackhole);
     let start = Instant::now();
     for mut status in [source.status(), session.status()] {
         let silent = |lane: &LaneStatus| matches!(lane, LaneStatus::Down { why, .. } if matches!(**why, LinkError::Silent { .. } | LinkError::Io(_)));
@@ -195,7 +198,7 @@ async fn an_outage_beyond_the_limit_ends_the_session() {
     let mut source = open(dial, &authority.host("alpha")).await.expect("a session");
     let _session = target.session().await;
     let mut control = source.control().expect("not taken");
-    proxy.become_(Weather::Cut);
+    proxy.turn(Weather::Cut);
     assert!(matches!(soon(source.ended()).await, LinkError::Outage { .. }));
     assert!(matches!(source.sender().control(content(1, 1)).await, Err(LinkError::Outage { .. })));
     assert!(matches!(soon(control.recv()).await, Err(LinkError::Outage { .. })), "not taken for a good end");
@@ -257,8 +260,8 @@ async fn a_target_that_was_restarted_is_never_mistaken_for_the_one_before() {
     soon(source.sender().drain()).await.expect("delivered");
     // The target's session vanishes; its listener, as that of a new process, admits the same session again.
     drop(session);
-    proxy.become_(Weather::Cut);
-    proxy.become_(Weather::Fair);
+    proxy.turn(Weather::Cut);
+    proxy.turn(Weather::Fair);
     let end = soon(source.ended()).await;
     assert!(
         matches!(&end, LinkError::Refused(refusal) if refusal.code == RefusalCode::StateLost)

@@ -94,7 +94,11 @@ impl Refusal {
     #[must_use]
     pub fn new(code: RefusalCode, text: impl Into<String>) -> Self {
         let mut text = text.into();
-        text.truncate(text.floor_char_boundary(REFUSAL_TEXT_LENGTH_MAX));
+        let mut length = text.len().min(REFUSAL_TEXT_LENGTH_MAX);
+        while !text.is_char_boundary(length) {
+            length -= 1;
+        }
+        text.truncate(length);
         Self { code, text }
     }
 }
