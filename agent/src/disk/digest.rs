@@ -45,7 +45,9 @@ pub enum Chunk {
 
 /// Why two tables cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("digests of a disk of {left} bytes cannot be compared with those of one of {right}; both ends must have one size")]
+#[error(
+    "digests of a disk of {left} bytes cannot be compared with those of one of {right}; both ends must have one size"
+)]
 pub struct SizesDiffer {
     /// The one disk's size.
     pub left: u64,

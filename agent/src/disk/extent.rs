@@ -174,9 +174,7 @@ impl ExtentSet {
     pub fn within(&self, extent: Extent) -> impl Iterator<Item = Extent> + '_ {
         let before = self.ranges.range(..=extent.offset).next_back();
         let first = before.map_or(extent.offset, |(&start, _)| start);
-        self.ranges
-            .range(first..extent.end)
-            .filter_map(move |(&offset, &end)| Extent { offset, end }.clip(extent))
+        self.ranges.range(first..extent.end).filter_map(move |(&offset, &end)| Extent { offset, end }.clip(extent))
     }
 
     /// The parts of `extent` that are not in the set, in order.
@@ -301,7 +299,11 @@ mod tests {
     fn build(steps: &[(bool, Extent)]) -> (ExtentSet, Vec<bool>) {
         let (mut set, mut model) = (ExtentSet::new(), vec![false; SIZE]);
         for &(add, extent) in steps {
-            if add { set.insert(extent) } else { set.remove(extent) }
+            if add {
+                set.insert(extent)
+            } else {
+                set.remove(extent)
+            }
             fill(&mut model, extent, add);
         }
         (set, model)

@@ -135,7 +135,9 @@ pub enum CopyError {
         size: u64,
     },
     /// The peer sent more data in a block than is allowed.
-    #[error("the peer sent {length} bytes in a block of disk {disk}; at most {BLOCK_DATA_MAX} are allowed; end the session")]
+    #[error(
+        "the peer sent {length} bytes in a block of disk {disk}; at most {BLOCK_DATA_MAX} are allowed; end the session"
+    )]
     TooLong {
         /// The disk.
         disk: u16,

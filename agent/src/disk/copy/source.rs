@@ -202,10 +202,11 @@ async fn perform(client: &Client, disk: u16, work: Work) -> Result<Done, CopyErr
         Work::Chunk { extent, send } => (extent, send),
     };
     let length = u32::try_from(extent.length()).unwrap_or(CHUNK_LENGTH);
-    let pieces = client
-        .read(extent.offset(), length)
-        .await
-        .map_err(|source| CopyError::Read { disk, offset: extent.offset(), source })?;
+    let pieces = client.read(extent.offset(), length).await.map_err(|source| CopyError::Read {
+        disk,
+        offset: extent.offset(),
+        source,
+    })?;
     let analyse = move || {
         let chunk = digest_of(&pieces);
         let parts = if chunk == Chunk::Zero {

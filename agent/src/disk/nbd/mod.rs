@@ -87,7 +87,9 @@ pub enum NbdError {
         cause: Failure,
     },
     /// The server refused the export or the contexts.
-    #[error("the NBD server refuses export {export:?} (reply {reply:#x}, {message:?}); is it exported under that name?")]
+    #[error(
+        "the NBD server refuses export {export:?} (reply {reply:#x}, {message:?}); is it exported under that name?"
+    )]
     Refused {
         /// The export.
         export: String,
@@ -280,12 +282,7 @@ impl Client {
     ///
     /// # Errors
     /// When the socket, the server or the export is not there, lacks a context, or breaks the protocol.
-    pub async fn connect(
-        socket: &Path,
-        export: &str,
-        contexts: &[&str],
-        connections: usize,
-    ) -> Result<Self, NbdError> {
+    pub async fn connect(socket: &Path, export: &str, contexts: &[&str], connections: usize) -> Result<Self, NbdError> {
         check_names(export, contexts, connections)?;
         let (first, terms) = connect_one(socket, export, contexts).await?;
         if terms.size > DISK_SIZE_MAX.0 {

@@ -505,9 +505,7 @@ mod tests {
     #[test]
     fn a_request_has_the_bytes_of_the_protocol() {
         let bytes = request(Command::WriteZeroes, flag::NO_HOLE, 0x0102, 0x1_0000, 0x200);
-        let expected = [
-            0x25, 0x60, 0x95, 0x13, 0, 2, 0, 6, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0,
-        ];
+        let expected = [0x25, 0x60, 0x95, 0x13, 0, 2, 0, 6, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0];
         assert_eq!(bytes.as_ref(), expected);
     }
 
