@@ -292,8 +292,13 @@ mod tests {
         proptest::collection::vec((any::<bool>(), extent()), 0..40)
     }
 
+    fn indices(extent: Extent) -> std::ops::Range<usize> {
+        let index = |value| usize::try_from(value).expect("small");
+        index(extent.offset())..index(extent.end())
+    }
+
     fn fill(model: &mut [bool], extent: Extent, value: bool) {
-        model[extent.offset() as usize..extent.end() as usize].fill(value);
+        model[indices(extent)].fill(value);
     }
 
     fn build(steps: &[(bool, Extent)]) -> (ExtentSet, Vec<bool>) {
@@ -323,7 +328,7 @@ mod tests {
             prop_assert_eq!(set.total(), model.iter().filter(|bit| **bit).count() as u64);
             let touching = set.iter().zip(set.iter().skip(1)).any(|(a, b)| a.end() >= b.offset());
             prop_assert!(!touching, "ranges are kept merged");
-            let window = probe.offset() as usize..probe.end() as usize;
+            let window = indices(probe);
             prop_assert_eq!(set.contains(probe), model[window.clone()].iter().all(|bit| *bit));
             let inside: Vec<bool> = (0..SIZE).map(|i| window.contains(&i) && model[i]).collect();
             let outside: Vec<bool> = (0..SIZE).map(|i| window.contains(&i) && !model[i]).collect();

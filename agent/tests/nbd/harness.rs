@@ -56,6 +56,8 @@ impl Server {
     /// Ends the server, and waits until it has let go of the image.
     pub(crate) async fn stop(self) {
         let descriptor: OwnedFd = rustix::process::pidfd_open(self.pid, PidfdFlags::NONBLOCK).expect("the server runs");
+        // Its deprecation is about descriptors that close or change underneath; this one is owned.
+        #[expect(deprecated)]
         let ended = AsyncFd::with_interest(descriptor, Interest::READABLE).expect("a descriptor to wait on");
         drop(self);
         drop(ended.readable().await.expect("the server ends"));
