@@ -23,7 +23,8 @@ const GROUP_CHUNKS: usize = 1024;
 pub type Digest = [u8; 32];
 
 /// Some zeroes, to compare with and to hash.
-pub(super) static ZEROES: [u8; CHUNK_SIZE as usize] = [0; CHUNK_SIZE as usize];
+pub(super) static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+const _: () = assert!(ZEROES.len() as u64 == CHUNK_SIZE);
 
 static ZERO_CHUNK: LazyLock<Digest> = LazyLock::new(|| *blake3::hash(&ZEROES).as_bytes());
 static ZERO_GROUP: LazyLock<Digest> = LazyLock::new(|| {

@@ -15,7 +15,6 @@ use super::{Block, Body, CopyError, UNIT, digest_of};
 
 /// The chunks read and digested at a time, so also the digests computed in parallel.
 pub const READ_WINDOW: usize = 8;
-const CHUNK_LENGTH: u32 = CHUNK_SIZE as u32;
 
 /// A range to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,7 +200,7 @@ async fn perform(client: &Client, disk: u16, work: Work) -> Result<Done, CopyErr
         Work::Zero(extent) => return Ok(Done::Zero(extent)),
         Work::Chunk { extent, send } => (extent, send),
     };
-    let length = u32::try_from(extent.length()).unwrap_or(CHUNK_LENGTH);
+    let length = u32::try_from(extent.length()).unwrap_or(u32::MAX);
     let pieces = client.read(extent.offset(), length).await.map_err(|source| CopyError::Read {
         disk,
         offset: extent.offset(),

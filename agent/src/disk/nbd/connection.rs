@@ -20,8 +20,8 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWrite
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::wire::{self, Command, ReplyHeader, Violation};
-use super::{BYTES_IN_FLIGHT_MAX, CLOSE_MAX, Failure, NbdError, Piece, REQUESTS_IN_FLIGHT_MAX, SILENCE_MAX};
+use super::wire::{self, Command, ReplyHeader};
+use super::{BYTES_IN_FLIGHT_MAX, CLOSE_MAX, Failure, NbdError, Piece, REQUESTS_IN_FLIGHT_MAX, SILENCE_MAX, Violation};
 
 /// Permits for bytes are counted in this unit, since a semaphore counts to 2³² at most.
 const BYTE_PERMIT_UNIT: u32 = 4 << 10;
