@@ -161,9 +161,19 @@ async fn one_flipped_bit_is_found_on_the_way_and_on_the_medium() {
     writer.verify().await.expect("it reads back");
     assert_eq!(differing(&mut writer), Vec::<usize>::new());
     let medium = std::fs::File::options().read(true).write(true).open(&to).expect("the image");
-    let mut byte = [0];
-    medium.read_exact_at(&mut byte, 20 * MIB + 5).expect("a byte");
-    medium.write_all_at(&[byte[0] ^ 128], 20 * MIB + 5).expect("a byte");
+    for seed in 0..100_u8 {
+        let place = random(8, seed.into()).iter().fold(0_u64, |value, byte| value << 8 | u64::from(*byte)) % SIZE;
+        let mut byte = [0];
+        medium.read_exact_at(&mut byte, place).expect("a byte");
+        let chunk = usize::try_from(place / MIB).expect("small");
+        for (value, expected) in [(byte[0] ^ (1 << (seed % 8)), vec![chunk]), (byte[0], vec![])] {
+            medium.write_all_at(&[value], place).expect("written");
+            writer.forget(Extent::new(place, 1).expect("not empty")).await.expect("nothing failed");
+            writer.verify().await.expect("it reads back");
+            assert_eq!(differing(&mut writer), expected, "bit {} of byte {place}", seed % 8);
+        }
+    }
+    medium.write_all_at(&[0xa5], 20 * MIB + 5).expect("written");
     writer.forget(whole).await.expect("nothing failed");
     writer.verify().await.expect("it reads back");
     assert_eq!(differing(&mut writer), [20]);
