@@ -174,9 +174,7 @@ impl ExtentSet {
     pub fn within(&self, extent: Extent) -> impl Iterator<Item = Extent> + '_ {
         let before = self.ranges.range(..=extent.offset).next_back();
         let first = before.map_or(extent.offset, |(&start, _)| start);
-        self.ranges
-            .range(first..extent.end)
-            .filter_map(move |(&offset, &end)| Extent { offset, end }.clip(extent))
+        self.ranges.range(first..extent.end).filter_map(move |(&offset, &end)| Extent { offset, end }.clip(extent))
     }
 
     /// The parts of `extent` that are not in the set, in order.
@@ -294,14 +292,23 @@ mod tests {
         proptest::collection::vec((any::<bool>(), extent()), 0..40)
     }
 
+    fn indices(extent: Extent) -> std::ops::Range<usize> {
+        let index = |value| usize::try_from(value).expect("small");
+        index(extent.offset())..index(extent.end())
+    }
+
     fn fill(model: &mut [bool], extent: Extent, value: bool) {
-        model[extent.offset() as usize..extent.end() as usize].fill(value);
+        model[indices(extent)].fill(value);
     }
 
     fn build(steps: &[(bool, Extent)]) -> (ExtentSet, Vec<bool>) {
         let (mut set, mut model) = (ExtentSet::new(), vec![false; SIZE]);
         for &(add, extent) in steps {
-            if add { set.insert(extent) } else { set.remove(extent) }
+            if add {
+                set.insert(extent)
+            } else {
+                set.remove(extent)
+            }
             fill(&mut model, extent, add);
         }
         (set, model)
@@ -321,7 +328,7 @@ mod tests {
             prop_assert_eq!(set.total(), model.iter().filter(|bit| **bit).count() as u64);
             let touching = set.iter().zip(set.iter().skip(1)).any(|(a, b)| a.end() >= b.offset());
             prop_assert!(!touching, "ranges are kept merged");
-            let window = probe.offset() as usize..probe.end() as usize;
+            let window = indices(probe);
             prop_assert_eq!(set.contains(probe), model[window.clone()].iter().all(|bit| *bit));
             let inside: Vec<bool> = (0..SIZE).map(|i| window.contains(&i) && model[i]).collect();
             let outside: Vec<bool> = (0..SIZE).map(|i| window.contains(&i) && !model[i]).collect();

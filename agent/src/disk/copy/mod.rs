@@ -17,6 +17,8 @@
 //! * it came after (or during) the chunk's last read: then it set a bit after the pass's transaction, the chunk is in
 //!   a later pass and is read again, so that was not its last read.
 //!
+//! For chunks that pass 0 does not read, since `base:allocation` says that they are zeroes, that answer counts as the read.
+//!
 //! In the last pass the guest is paused, and nothing comes after. So at the end each digest is of what the chunk holds.
 //! A pass that fails half-way leaves its chunks unknown: there is no root until they were sent and digested again.
 //!
@@ -135,7 +137,9 @@ pub enum CopyError {
         size: u64,
     },
     /// The peer sent more data in a block than is allowed.
-    #[error("the peer sent {length} bytes in a block of disk {disk}; at most {BLOCK_DATA_MAX} are allowed; end the session")]
+    #[error(
+        "the peer sent {length} bytes in a block of disk {disk}; at most {BLOCK_DATA_MAX} are allowed; end the session"
+    )]
     TooLong {
         /// The disk.
         disk: u16,
@@ -177,7 +181,9 @@ fn digest_of(pieces: &[Piece]) -> Chunk {
     let mut hasher = blake3::Hasher::new();
     for piece in pieces {
         match piece {
-            Piece::Data(bytes) => drop(hasher.update(bytes)),
+            Piece::Data(bytes) => {
+                hasher.update(bytes);
+            }
             Piece::Hole(length) => {
                 let length = usize::try_from(*length).unwrap_or(usize::MAX).min(digest::ZEROES.len());
                 hasher.update(&digest::ZEROES[..length]);

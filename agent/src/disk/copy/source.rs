@@ -15,7 +15,6 @@ use super::{Block, Body, CopyError, UNIT, digest_of};
 
 /// The chunks read and digested at a time, so also the digests computed in parallel.
 pub const READ_WINDOW: usize = 8;
-const CHUNK_LENGTH: u32 = CHUNK_SIZE as u32;
 
 /// A range to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -201,11 +200,12 @@ async fn perform(client: &Client, disk: u16, work: Work) -> Result<Done, CopyErr
         Work::Zero(extent) => return Ok(Done::Zero(extent)),
         Work::Chunk { extent, send } => (extent, send),
     };
-    let length = u32::try_from(extent.length()).unwrap_or(CHUNK_LENGTH);
-    let pieces = client
-        .read(extent.offset(), length)
-        .await
-        .map_err(|source| CopyError::Read { disk, offset: extent.offset(), source })?;
+    let length = u32::try_from(extent.length()).unwrap_or(u32::MAX);
+    let pieces = client.read(extent.offset(), length).await.map_err(|source| CopyError::Read {
+        disk,
+        offset: extent.offset(),
+        source,
+    })?;
     let analyse = move || {
         let chunk = digest_of(&pieces);
         let parts = if chunk == Chunk::Zero {
@@ -325,6 +325,7 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+    const UNIT_LENGTH: usize = 64 << 10;
 
     fn extent(offset: u64, end: u64) -> Extent {
         Extent::between(offset, end).expect("not empty")
@@ -370,17 +371,17 @@ mod tests {
 
     #[test]
     fn zero_units_within_data_are_sent_as_lengths_without_copying_the_rest() {
-        let mut content = vec![0_u8; 4 * UNIT as usize];
+        let mut content = vec![0_u8; 4 * UNIT_LENGTH];
         content[0] = 1;
-        content[3 * UNIT as usize] = 1;
+        content[3 * UNIT_LENGTH] = 1;
         let bytes = Bytes::from(content);
         let pieces = vec![Piece::Hole(UNIT), Piece::Data(bytes.clone())];
         let bodies = bodies(extent(0, 5 * UNIT), pieces, &[extent(0, 2 * UNIT), extent(3 * UNIT, 5 * UNIT)]);
         let expected = [
             (0, Body::Zero(UNIT)),
-            (UNIT, Body::Data(bytes.slice(..UNIT as usize))),
+            (UNIT, Body::Data(bytes.slice(..UNIT_LENGTH))),
             (3 * UNIT, Body::Zero(UNIT)),
-            (4 * UNIT, Body::Data(bytes.slice(3 * UNIT as usize..))),
+            (4 * UNIT, Body::Data(bytes.slice(3 * UNIT_LENGTH..))),
         ];
         assert_eq!(bodies, expected);
         let Body::Data(sent) = &bodies[1].1 else { panic!("data") };
@@ -389,7 +390,7 @@ mod tests {
 
     #[test]
     fn pieces_with_borders_off_the_unit_become_one() {
-        let pieces = vec![Piece::Hole(4096), Piece::Data(Bytes::from(vec![5; UNIT as usize - 4096]))];
+        let pieces = vec![Piece::Hole(4096), Piece::Data(Bytes::from(vec![5; UNIT_LENGTH - 4096]))];
         let flat = in_units(pieces.clone());
         assert_eq!(flat.iter().map(Piece::length).collect::<Vec<_>>(), [UNIT]);
         assert_eq!(digest_of(&flat), digest_of(&pieces));

@@ -346,10 +346,11 @@ impl Writer {
 
 async fn read_back(client: &Client, disk: u16, extent: Extent) -> Result<Chunk, CopyError> {
     let length = u32::try_from(extent.length().min(CHUNK_SIZE)).unwrap_or(u32::MAX);
-    let pieces = client
-        .read(extent.offset(), length)
-        .await
-        .map_err(|source| CopyError::Read { disk, offset: extent.offset(), source })?;
+    let pieces = client.read(extent.offset(), length).await.map_err(|source| CopyError::Read {
+        disk,
+        offset: extent.offset(),
+        source,
+    })?;
     if pieces.iter().all(|piece| matches!(piece, Piece::Hole(_))) {
         return Ok(Chunk::Zero);
     }

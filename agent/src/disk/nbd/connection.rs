@@ -13,15 +13,15 @@
 //! which also bounds the channel. Either task's end ends the other, and every request in flight with them.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::wire::{self, Command, ReplyHeader, Violation};
-use super::{BYTES_IN_FLIGHT_MAX, CLOSE_MAX, Failure, NbdError, Piece, REQUESTS_IN_FLIGHT_MAX, SILENCE_MAX};
+use super::wire::{self, Command, ReplyHeader};
+use super::{BYTES_IN_FLIGHT_MAX, CLOSE_MAX, Failure, NbdError, Piece, REQUESTS_IN_FLIGHT_MAX, SILENCE_MAX, Violation};
 
 /// Permits for bytes are counted in this unit, since a semaphore counts to 2³² at most.
 const BYTE_PERMIT_UNIT: u32 = 4 << 10;
@@ -54,7 +54,7 @@ pub(super) struct Connection {
     requests: mpsc::Sender<Order>,
     count: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    ended: Arc<OnceLock<Arc<Failure>>>,
+    ended: watch::Receiver<Option<Arc<Failure>>>,
 }
 
 impl Connection {
@@ -68,9 +68,10 @@ impl Connection {
         // Never full: it holds requests in flight only.
         let (registry, registrations) = mpsc::channel(REQUESTS_IN_FLIGHT_MAX);
         let (alive, writer_ended) = oneshot::channel();
-        let ended = Arc::new(OnceLock::new());
-        let reader = Reader { input: BufReader::with_capacity(HEADER_BUFFER, reader), registrations, pending: HashMap::new() };
-        tokio::spawn(reader.run(writer_ended, ended.clone()));
+        let (end, ended) = watch::channel(None);
+        let reader =
+            Reader { input: BufReader::with_capacity(HEADER_BUFFER, reader), registrations, pending: HashMap::new() };
+        tokio::spawn(reader.run(writer_ended, end));
         tokio::spawn(write(writer, orders, registry, alive));
         Self {
             requests,
@@ -87,21 +88,28 @@ impl Connection {
 
     /// Sends a request, once there is room for it in the window, and waits for its reply.
     pub(super) async fn call(&self, request: Request) -> Result<Reply, NbdError> {
-        let (command, offset, length) = (request.command, request.offset, request.length);
-        let count = self.count.clone().acquire_owned().await.map_err(|_| self.lost(command))?;
-        let carries = matches!(command, Command::Read | Command::Write);
-        let cost = if carries { length.min(BYTES_IN_FLIGHT_MAX).div_ceil(BYTE_PERMIT_UNIT) } else { 0 };
-        let bytes = self.bytes.clone().acquire_many_owned(cost).await.map_err(|_| self.lost(command))?;
-        let (reply, answer) = oneshot::channel();
-        let order = Order::Request { request, reply, permits: (count, bytes) };
-        self.requests.send(order).await.map_err(|_| self.lost(command))?;
-        match answer.await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err((errno, message))) => {
-                Err(NbdError::Server { operation: command.as_str(), offset, length, errno, message })
+        let (operation, offset, length) = (request.command.as_str(), request.offset, request.length);
+        match self.exchange(request).await {
+            Some(Ok(reply)) => Ok(reply),
+            Some(Err((errno, message))) => Err(NbdError::Server { operation, offset, length, errno, message }),
+            None => {
+                // The reader always says why it ended, or is gone with the runtime.
+                let mut ended = self.ended.clone();
+                let cause = ended.wait_for(Option::is_some).await.ok().and_then(|cause| cause.clone());
+                Err(NbdError::Lost { operation, cause: cause.unwrap_or_else(|| Arc::new(Failure::Closed)) })
             }
-            Err(_) => Err(self.lost(command)),
         }
+    }
+
+    /// A request's answer; none if the connection has ended or ends.
+    async fn exchange(&self, request: Request) -> Option<Answer> {
+        let count = self.count.clone().acquire_owned().await.ok()?;
+        let carries = matches!(request.command, Command::Read | Command::Write);
+        let cost = if carries { request.length.min(BYTES_IN_FLIGHT_MAX).div_ceil(BYTE_PERMIT_UNIT) } else { 0 };
+        let bytes = self.bytes.clone().acquire_many_owned(cost).await.ok()?;
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Order::Request { request, reply, permits: (count, bytes) }).await.ok()?;
+        answer.await.ok()
     }
 
     /// Waits for the requests in flight, says goodbye, and waits until the server has closed the connection, or
@@ -115,11 +123,6 @@ impl Connection {
             let _ = self.requests.send(Order::Goodbye).await;
         }
         self.requests.closed().await;
-    }
-
-    fn lost(&self, command: Command) -> NbdError {
-        let cause = self.ended.get().cloned().unwrap_or_else(|| Arc::new(Failure::Closed));
-        NbdError::Lost { operation: command.as_str(), cause }
     }
 }
 
@@ -277,13 +280,16 @@ struct Reader<R> {
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
-    async fn run(mut self, writer_ended: oneshot::Receiver<std::io::Error>, ended: Arc<OnceLock<Arc<Failure>>>) {
+    async fn run(
+        mut self,
+        writer_ended: oneshot::Receiver<std::io::Error>,
+        ended: watch::Sender<Option<Arc<Failure>>>,
+    ) {
         let failure = tokio::select! {
             failure = self.read_replies() => failure,
             error = writer_ended => error.map_or(Failure::Closed, Failure::from),
         };
-        // First the reason, then the requests in flight: whoever wakes up finds it.
-        let _ = ended.set(Arc::new(failure));
+        ended.send_replace(Some(Arc::new(failure)));
         drop(self);
     }
 

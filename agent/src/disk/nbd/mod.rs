@@ -17,10 +17,11 @@
 //! parser; and a request larger than the window takes the whole window, and not more memory than its own length.
 
 mod connection;
+mod error;
 mod negotiate;
 mod wire;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ use self::negotiate::Terms;
 use self::wire::{Command, can, flag};
 use super::extent::Extent;
 
-pub use self::wire::Violation;
+pub use self::error::{Failure, NbdError, Violation};
 
 /// The most requests in flight on one connection; QEMU's server takes up to 16 at a time, the rest waits in the socket.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 32;
@@ -65,146 +66,6 @@ pub const BASE_ALLOCATION: &str = "base:allocation";
 #[must_use]
 pub fn dirty_bitmap(bitmap: &str) -> String {
     format!("qemu:dirty-bitmap:{bitmap}")
-}
-
-/// Why an NBD operation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum NbdError {
-    /// The socket could not be connected to.
-    #[error("cannot connect to the NBD socket {}; is the export's server running?", socket.display())]
-    Connect {
-        /// The socket.
-        socket: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The negotiation failed.
-    #[error("the NBD negotiation failed")]
-    Negotiation {
-        /// Why.
-        #[source]
-        cause: Failure,
-    },
-    /// The server refused the export or the contexts.
-    #[error("the NBD server refuses export {export:?} (reply {reply:#x}, {message:?}); is it exported under that name?")]
-    Refused {
-        /// The export.
-        export: String,
-        /// The server's reply.
-        reply: u32,
-        /// The server's words.
-        message: String,
-    },
-    /// The server granted the export, but not that context.
-    #[error("the NBD export has no context {context:?}; was it exported with that bitmap?")]
-    NoContext {
-        /// The context.
-        context: String,
-    },
-    /// The server cannot do what Sterna needs.
-    #[error("the NBD server has no {lacks}; QEMU 7.2 or later has it")]
-    Incompatible {
-        /// What it lacks.
-        lacks: &'static str,
-    },
-    /// The export is larger than any disk may be.
-    #[error("the NBD export has {size} bytes; the largest disk has {DISK_SIZE_MAX}")]
-    TooLarge {
-        /// Its size.
-        size: u64,
-    },
-    /// The caller asked for something the protocol cannot say.
-    #[error("{what} is {value}, and must be {must}")]
-    Argument {
-        /// What is wrong.
-        what: &'static str,
-        /// Its value.
-        value: String,
-        /// What it must be.
-        must: String,
-    },
-    /// The range is not within the disk, or not in whole blocks.
-    #[error(
-        "a {operation} of {length} bytes at {offset} does not fit an export of {size} bytes in blocks of {block_min} \
-         and requests of at most {length_max} bytes"
-    )]
-    Range {
-        /// The operation.
-        operation: &'static str,
-        /// Its first byte.
-        offset: u64,
-        /// Its length.
-        length: u64,
-        /// The disk's size.
-        size: u64,
-        /// The smallest block.
-        block_min: u32,
-        /// The longest request.
-        length_max: u64,
-    },
-    /// The export does not allow the operation.
-    #[error("the NBD export does not allow a {operation}; export it with what the operation needs (writable, discard)")]
-    NotAllowed {
-        /// The operation.
-        operation: &'static str,
-    },
-    /// The server tried and failed.
-    #[error("the NBD server failed a {operation} of {length} bytes at {offset} with error {errno} {message:?}")]
-    Server {
-        /// The operation.
-        operation: &'static str,
-        /// Its first byte.
-        offset: u64,
-        /// Its length.
-        length: u32,
-        /// The server's error number, as NBD numbers them: 1 EPERM, 5 EIO, 12 ENOMEM, 22 EINVAL, 28 ENOSPC, 75
-        /// EOVERFLOW, 95 ENOTSUP, 108 ESHUTDOWN.
-        errno: u32,
-        /// The server's words.
-        message: String,
-    },
-    /// The connection ended before the operation did. Whether a write took effect is unknown.
-    #[error("the NBD connection ended during a {operation}")]
-    Lost {
-        /// The operation.
-        operation: &'static str,
-        /// Why.
-        #[source]
-        cause: Arc<Failure>,
-    },
-    /// A disk so fragmented that the list of its extents is over its limit.
-    #[error("context {context} has over {STATUSES_MAX} extents in one range; ask for smaller ranges")]
-    TooFragmented {
-        /// The context.
-        context: String,
-    },
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The socket failed.
-    #[error("the socket failed")]
-    Io(#[source] std::io::Error),
-    /// The server closed the connection.
-    #[error("the server closed the connection")]
-    Ended,
-    /// The server did something that the protocol does not allow.
-    #[error("the server broke the protocol")]
-    Violation(#[from] Violation),
-    /// The server did not answer in time.
-    #[error("the server did not answer in time (negotiation {NEGOTIATION_MAX:?}, requests {SILENCE_MAX:?})")]
-    Silent,
-    /// This side closed the connection.
-    #[error("this side closed the connection")]
-    Closed,
-}
-
-impl From<std::io::Error> for Failure {
-    fn from(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::UnexpectedEof { Self::Ended } else { Self::Io(error) }
-    }
 }
 
 /// A part of what was read, in order.
@@ -267,11 +128,17 @@ pub enum ZeroMode {
     Fast,
 }
 
+/// A connection, and what was agreed on it: each has its own numbers for the contexts.
+#[derive(Debug)]
+struct Line {
+    connection: Connection,
+    terms: Terms,
+}
+
 /// A disk, reached over one or more connections. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Client {
-    connections: Arc<[(Connection, Vec<(String, u32)>)]>,
-    terms: Arc<Terms>,
+    lines: Arc<[Line]>,
 }
 
 impl Client {
@@ -280,41 +147,36 @@ impl Client {
     ///
     /// # Errors
     /// When the socket, the server or the export is not there, lacks a context, or breaks the protocol.
-    pub async fn connect(
-        socket: &Path,
-        export: &str,
-        contexts: &[&str],
-        connections: usize,
-    ) -> Result<Self, NbdError> {
+    pub async fn connect(socket: &Path, export: &str, contexts: &[&str], connections: usize) -> Result<Self, NbdError> {
         check_names(export, contexts, connections)?;
-        let (first, terms) = connect_one(socket, export, contexts).await?;
-        if terms.size > DISK_SIZE_MAX.0 {
-            return Err(NbdError::TooLarge { size: terms.size });
+        let first = connect_one(socket, export, contexts).await?;
+        let size = first.terms.size;
+        if size > DISK_SIZE_MAX.0 {
+            return Err(NbdError::TooLarge { size });
         }
-        let mut all = vec![(first, terms.contexts.clone())];
-        if terms.flags & can::MULTI_CONN != 0 {
-            for _ in 1..connections {
-                let (next, other) = connect_one(socket, export, contexts).await?;
-                if other.size != terms.size {
-                    let violation = Violation::SizeChanged { first: terms.size, other: other.size };
-                    return Err(NbdError::Negotiation { cause: Failure::Violation(violation) });
-                }
-                all.push((next, other.contexts));
+        let connections = if first.terms.flags & can::MULTI_CONN == 0 { 1 } else { connections };
+        let mut lines = vec![first];
+        while lines.len() < connections {
+            let next = connect_one(socket, export, contexts).await?;
+            if next.terms.size != size {
+                let violation = Violation::SizeChanged { first: size, other: next.terms.size };
+                return Err(NbdError::Negotiation { cause: Failure::Violation(violation) });
             }
+            lines.push(next);
         }
-        Ok(Self { connections: all.into(), terms: Arc::new(terms) })
+        Ok(Self { lines: lines.into() })
     }
 
     /// The disk's size in bytes.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.terms.size
+        self.terms().size
     }
 
     /// How many connections it has.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.connections.len()
+        self.lines.len()
     }
 
     /// Whether the export refuses writes.
@@ -326,7 +188,7 @@ impl Client {
     /// Whether that context was negotiated.
     #[must_use]
     pub fn has_context(&self, context: &str) -> bool {
-        self.terms.contexts.iter().any(|(name, _)| name == context)
+        self.terms().contexts.iter().any(|(name, _)| name == context)
     }
 
     /// Reads `length` bytes at `offset`. The pieces are in order and have exactly that length together.
@@ -334,7 +196,7 @@ impl Client {
     /// # Errors
     /// As all operations here: a bad range, a failure the server reports, or the connection's end.
     pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<Piece>, NbdError> {
-        self.check(Command::Read, offset, length.into(), self.terms.payload_max.into())?;
+        self.check(Command::Read, offset, length.into(), self.terms().payload_max.into())?;
         match self.call(Command::Read, 0, offset, length, Bytes::new()).await? {
             Reply::Pieces(pieces) => Ok(pieces),
             _ => Ok(Vec::new()),
@@ -440,14 +302,14 @@ impl Client {
     /// Waits for the operations in flight, says goodbye, and waits until the server has closed its side (at most
     /// [`CLOSE_MAX`]). Operations of clones fail from now on. Close clients before their server is stopped.
     pub async fn close(self) {
-        for (connection, _) in self.connections.iter() {
-            connection.close().await;
+        for line in self.lines.iter() {
+            line.connection.close().await;
         }
     }
 
     async fn write_flagged(&self, offset: u64, bytes: Bytes, flags: u16) -> Result<(), NbdError> {
         self.require(Command::Write, 0)?;
-        self.check(Command::Write, offset, bytes.len() as u64, self.terms.payload_max.into())?;
+        self.check(Command::Write, offset, bytes.len() as u64, self.terms().payload_max.into())?;
         // The check holds the length to a u32.
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         self.call(Command::Write, flags, offset, length, bytes).await.map(drop)
@@ -466,10 +328,10 @@ impl Client {
 
     /// One block-status request; the entries cover at least a part of the range.
     async fn status_entries(&self, context: &str, offset: u64, length: u32) -> Result<Vec<(u32, u32)>, NbdError> {
-        let (connection, contexts) = self.least_busy();
+        let line = self.least_busy();
         let request = Request { command: Command::BlockStatus, flags: 0, offset, length, payload: Bytes::new() };
-        let reply = connection.call(request).await?;
-        let id = contexts.iter().find(|(name, _)| name == context).map(|(_, id)| *id);
+        let reply = line.connection.call(request).await?;
+        let id = line.terms.contexts.iter().find(|(name, _)| name == context).map(|(_, id)| *id);
         let chunk = match reply {
             Reply::Status(chunks) => chunks.into_iter().find(|chunk| Some(chunk.context) == id),
             _ => None,
@@ -488,27 +350,31 @@ impl Client {
         length: u32,
         payload: Bytes,
     ) -> Result<Reply, NbdError> {
-        self.least_busy().0.call(Request { command, flags, offset, length, payload }).await
+        self.least_busy().connection.call(Request { command, flags, offset, length, payload }).await
     }
 
-    fn least_busy(&self) -> &(Connection, Vec<(String, u32)>) {
-        let busiest_last = self.connections.iter().max_by_key(|(connection, _)| connection.room());
-        busiest_last.unwrap_or(&self.connections[0])
+    /// What was agreed on the first line; the others agree in all that matters.
+    fn terms(&self) -> &Terms {
+        &self.lines[0].terms
+    }
+
+    fn least_busy(&self) -> &Line {
+        self.lines.iter().max_by_key(|line| line.connection.room()).unwrap_or(&self.lines[0])
     }
 
     fn allows(&self, flag: u16) -> bool {
-        self.terms.flags & flag != 0
+        self.terms().flags & flag != 0
     }
 
     fn require(&self, command: Command, flag: u16) -> Result<(), NbdError> {
-        if self.is_read_only() || self.terms.flags & flag != flag {
+        if self.is_read_only() || self.terms().flags & flag != flag {
             return Err(not_allowed(command));
         }
         Ok(())
     }
 
     fn check(&self, command: Command, offset: u64, length: u64, length_max: u64) -> Result<(), NbdError> {
-        let Terms { size, block_min, .. } = *self.terms;
+        let Terms { size, block_min, .. } = *self.terms();
         let whole = |value: u64| value.is_multiple_of(block_min.into());
         let inside = offset.checked_add(length).is_some_and(|end| end <= size);
         if length == 0 || length > length_max || !inside || !whole(offset) || !whole(length) {
@@ -544,14 +410,14 @@ fn check_names(export: &str, contexts: &[&str], connections: usize) -> Result<()
     Ok(())
 }
 
-async fn connect_one(socket: &Path, export: &str, contexts: &[&str]) -> Result<(Connection, Terms), NbdError> {
+async fn connect_one(socket: &Path, export: &str, contexts: &[&str]) -> Result<Line, NbdError> {
     let connect = async {
         let mut stream = UnixStream::connect(socket)
             .await
             .map_err(|source| NbdError::Connect { socket: socket.to_owned(), source })?;
         let terms = negotiate::negotiate(&mut stream, export, contexts).await?;
         let (reader, writer) = stream.into_split();
-        Ok((Connection::start(reader, writer), terms))
+        Ok(Line { connection: Connection::start(reader, writer), terms })
     };
     timeout(NEGOTIATION_MAX, connect).await.map_err(|_| NbdError::Negotiation { cause: Failure::Silent })?
 }

@@ -11,8 +11,8 @@
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::wire::{self, Info, Violation};
-use super::{CONTEXTS_MAX, Failure, NbdError};
+use super::wire::{self, Info};
+use super::{CONTEXTS_MAX, Failure, NbdError, Violation};
 
 /// The largest payload of a server that tells no limit; the protocol's own default.
 const PAYLOAD_MAX_DEFAULT: u32 = 32 << 20;

@@ -6,6 +6,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::Violation;
+
 /// The server's first word, `NBDMAGIC`.
 pub(super) const INIT_MAGIC: u64 = 0x4e42_444d_4147_4943;
 /// `IHAVEOPT`: the server's second word, and the start of each option.
@@ -81,119 +83,6 @@ pub(super) mod flag {
     pub(in crate::disk::nbd) const NO_HOLE: u16 = 1 << 1;
     /// Fail rather than write zeroes the slow way.
     pub(in crate::disk::nbd) const FAST_ZERO: u16 = 1 << 4;
-}
-
-/// What a peer did that the protocol does not allow.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Violation {
-    /// A fixed word was something else: it is no NBD server, or the stream is out of step.
-    #[error("expected {expected} and got {got:#x}; is this the socket of an NBD server?")]
-    Magic {
-        /// What should have been there.
-        expected: &'static str,
-        /// What was.
-        got: u64,
-    },
-    /// A length is over its limit.
-    #[error("{what} of {length} bytes; at most {max} are accepted")]
-    TooLong {
-        /// What has that length.
-        what: &'static str,
-        /// The announced length.
-        length: u64,
-        /// The limit.
-        max: u64,
-    },
-    /// A length does not fit what it is the length of.
-    #[error("{what} has {length} bytes, which is not a length it can have")]
-    Length {
-        /// What has that length.
-        what: &'static str,
-        /// The announced length.
-        length: u64,
-    },
-    /// An answer to something that was not asked.
-    #[error("an answer to option {got} came where one to option {expected} was awaited")]
-    WrongOption {
-        /// The option that was sent.
-        expected: u32,
-        /// The option that was answered.
-        got: u32,
-    },
-    /// An answer of a kind that the option does not have.
-    #[error("option {option} was answered by a reply of kind {reply:#x}, which it does not have")]
-    WrongOptionReply {
-        /// The option.
-        option: u32,
-        /// The kind of answer.
-        reply: u32,
-    },
-    /// Answers to an option without end.
-    #[error("option {option} was answered more than {OPTION_REPLIES_MAX} times without an end")]
-    EndlessOption {
-        /// The option.
-        option: u32,
-    },
-    /// The server agreed to use an export without saying how large it is.
-    #[error("the server accepted the export without telling its size")]
-    NoSize,
-    /// The connections of one client got to see different exports.
-    #[error("one connection sees {first} bytes and another {other}; the export changed while connecting")]
-    SizeChanged {
-        /// The size first told.
-        first: u64,
-        /// The size told later.
-        other: u64,
-    },
-    /// Block sizes that are no powers of two or contradict each other.
-    #[error("block sizes of at least {min} and at most {max} bytes make no sense")]
-    BlockSizes {
-        /// The least.
-        min: u32,
-        /// The most.
-        max: u32,
-    },
-    /// A reply to a request that is not in flight.
-    #[error("a reply to request {cookie:#x}, which is not in flight")]
-    UnknownCookie {
-        /// The request's number.
-        cookie: u64,
-    },
-    /// A reply of a kind that the request does not have.
-    #[error("a reply of kind {kind:#x} to a {command}, which has none such")]
-    WrongReply {
-        /// The request.
-        command: &'static str,
-        /// The kind of reply.
-        kind: u32,
-    },
-    /// Bytes outside the range that was asked for, or twice.
-    #[error("a reply for {length} bytes at {offset} to a request for other bytes, or for bytes already replied")]
-    WrongRange {
-        /// The first byte.
-        offset: u64,
-        /// How many.
-        length: u64,
-    },
-    /// A reply ended before all of it was there.
-    #[error("a reply to a {command} ended with {missing} bytes missing")]
-    Incomplete {
-        /// The request.
-        command: &'static str,
-        /// What is missing.
-        missing: u64,
-    },
-    /// A reply in more parts than any needs.
-    #[error("a reply to a {command} in more than {max} parts")]
-    EndlessReply {
-        /// The request.
-        command: &'static str,
-        /// The limit.
-        max: usize,
-    },
-    /// An error reply whose number says success.
-    #[error("an error reply with the number 0, which is success")]
-    ErrorZero,
 }
 
 /// What a request asks for.
@@ -421,11 +310,11 @@ pub(super) fn status(payload: &[u8]) -> Result<StatusChunk, Violation> {
 
 /// Checks the length of a block-status part before it is read.
 pub(super) fn check_status_length(length: u32) -> Result<usize, Violation> {
-    const MAX: u32 = 4 + 8 * (STATUS_ENTRIES_MAX as u32);
-    if length > MAX {
-        return Err(Violation::TooLong { what: "a block status", length: length.into(), max: MAX.into() });
+    const MAX: usize = 4 + 8 * STATUS_ENTRIES_MAX;
+    if length as usize > MAX {
+        return Err(Violation::TooLong { what: "a block status", length: length.into(), max: MAX as u64 });
     }
-    if length < 12 || (length - 4) % 8 != 0 {
+    if length < 12 || !(length - 4).is_multiple_of(8) {
         return Err(Violation::Length { what: "a block status", length: length.into() });
     }
     Ok(length as usize)
@@ -505,9 +394,7 @@ mod tests {
     #[test]
     fn a_request_has_the_bytes_of_the_protocol() {
         let bytes = request(Command::WriteZeroes, flag::NO_HOLE, 0x0102, 0x1_0000, 0x200);
-        let expected = [
-            0x25, 0x60, 0x95, 0x13, 0, 2, 0, 6, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0,
-        ];
+        let expected = [0x25, 0x60, 0x95, 0x13, 0, 2, 0, 6, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 2, 0];
         assert_eq!(bytes.as_ref(), expected);
     }
 
