@@ -223,7 +223,8 @@ key_file = "/etc/sterna/host.key"
 
     #[test]
     fn every_fault_is_told_at_once() {
-        let text = SOUND.replace("10.0.0.1:7411", "0.0.0.0:7411").replace("/srv/fast", "fast").replace("tls://", "http://");
+        let text =
+            SOUND.replace("10.0.0.1:7411", "0.0.0.0:7411").replace("/srv/fast", "fast").replace("tls://", "http://");
         let error = parse(&text).expect_err("faults");
         for part in ["advertise has 0.0.0.0:7411", "pools.fast is fast", "http://10.0.0.9:4222"] {
             assert!(error.contains(part), "{error}");

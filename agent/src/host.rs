@@ -14,10 +14,10 @@ use sterna_shared::vm::{BootFile, DiskSpec, Firmware, VmSpec};
 use crate::clock;
 use crate::config::Config;
 use crate::disk::pool::{Pool, PoolError};
+use crate::guest::tap;
 use crate::hypervisor::qemu::command_line::{Image, ImageKind, Placement, UefiPlacement};
 use crate::hypervisor::qemu::probe::Probe;
 use crate::hypervisor::qemu::runtime::{RuntimeDirectory, RuntimeError};
-use crate::guest::tap;
 use crate::journal::Journal;
 use crate::link::tls::Tls;
 use crate::teller::{NotTold, Teller};
@@ -56,7 +56,9 @@ pub enum PlacementError {
     #[error("an image of the VM is not usable")]
     Pool(#[from] PoolError),
     /// The VM has a kernel to start and the host no boot directory.
-    #[error("the VM starts a kernel directly, and this host has no boot_directory; set it in the agent's configuration")]
+    #[error(
+        "the VM starts a kernel directly, and this host has no boot_directory; set it in the agent's configuration"
+    )]
     NoBootDirectory,
     /// The VM needs UEFI firmware.
     #[error("the VM needs UEFI firmware, and this host has none; install the ovmf package")]
@@ -157,7 +159,8 @@ impl Host {
                 Some(UefiPlacement { code: firmware.code.clone(), variables: self.variable_store(spec)? })
             }
         };
-        let taps = (0_u8..).zip(&spec.nics).map(|(index, nic)| nic.bridge.as_ref().map(|_| tap::tap_name(spec.id, index)));
+        let taps =
+            (0_u8..).zip(&spec.nics).map(|(index, nic)| nic.bridge.as_ref().map(|_| tap::tap_name(spec.id, index)));
         Ok(Placement {
             runtime: self.runtime(spec.id)?,
             images,
@@ -183,7 +186,8 @@ impl Host {
     pub fn inventory(&self, vms: Vec<VmReport>) -> Inventory {
         let used = vms.iter().filter(|vm| vm.owned).fold(ByteCount(0), |sum, vm| sum.plus(vm.spec.memory));
         let pools = self.pools.values().map(|pool| {
-            let (capacity, free) = pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
+            let (capacity, free) =
+                pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
             PoolReport { name: pool.name().clone(), shared: pool.shared().map(str::to_owned), capacity, free }
         });
         Inventory {

@@ -285,8 +285,12 @@ impl Journal {
                 last += 1;
                 events.insert(last, bytes.as_slice()).map_err(write_error)?;
             }
-            let published =
-                tables.open_table(FACTS).map_err(write_error)?.get(FACT_PUBLISHED).map_err(write_error)?.map_or(0, |v| v.value());
+            let published = tables
+                .open_table(FACTS)
+                .map_err(write_error)?
+                .get(FACT_PUBLISHED)
+                .map_err(write_error)?
+                .map_or(0, |v| v.value());
             // What is not published yet is kept whatever its age: a broker may be away for long.
             if let Some(oldest_kept) = last.checked_sub(EVENTS_MAX).map(|limit| limit.min(published)) {
                 events.retain_in(..oldest_kept, |_, _| false).map_err(write_error)?;
@@ -387,7 +391,10 @@ impl Journal {
         bytes.map(|bytes| decode("record", bytes.value())).transpose().map_err(JournalError::from)
     }
 
-    fn all<T: DeserializeOwned>(&self, table: TableDefinition<'_, [u8; 16], &'static [u8]>) -> Result<Vec<T>, JournalError> {
+    fn all<T: DeserializeOwned>(
+        &self,
+        table: TableDefinition<'_, [u8; 16], &'static [u8]>,
+    ) -> Result<Vec<T>, JournalError> {
         let transaction = self.database.begin_read().map_err(read_error)?;
         let table = transaction.open_table(table).map_err(read_error)?;
         let mut records = Vec::new();

@@ -101,14 +101,14 @@ impl Handler {
     pub async fn define(self, spec: VmSpec) -> AgentReply {
         let Some(keeper) = &self.keeper else { return self.unknown() };
         let mut faults = spec.faults();
-        faults.extend(extra_arguments::checked(&spec.extra_arguments).err().map(|fault| fault.to_string()));
+        faults.extend(extra_arguments::check(&spec.extra_arguments).err().map(|fault| fault.to_string()));
         if let Some(job) = self.job {
             faults.push(format!("the VM is in job {job}; wait until it is over"));
         }
         if !faults.is_empty() {
             return error(ApiErrorKind::Invalid, faults.join("; "), "mend the specification and define it again");
         }
-        let record = keeper.view().borrow().record.clone();
+        let record = keeper.record();
         match record.ownership {
             Record::Absent { .. } => {}
             Record::Owner { .. } if record.spec == spec => return AgentReply::Done,
@@ -158,7 +158,7 @@ impl Handler {
         if let Some(job) = self.job {
             return self.in_job(job);
         }
-        let record = keeper.view().borrow().record.clone();
+        let record = keeper.record();
         match keeper.machine().await {
             Ok(None) => {}
             Ok(Some(_)) => return refused(format!("VM {} runs", record.spec.name), "stop it first"),

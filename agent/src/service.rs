@@ -59,7 +59,9 @@ pub enum StartError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// An address cannot be listened on.
-    #[error("the data-plane port {address} cannot be listened on; is another agent running, or the address not this host's?")]
+    #[error(
+        "the data-plane port {address} cannot be listened on; is another agent running, or the address not this host's?"
+    )]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
@@ -254,10 +256,8 @@ impl Service {
         let fault = self.fault_of(&plan, role);
         let blanked = Plan { token: Token::from_bytes([0; TOKEN_LENGTH]), ..plan.clone() };
         let stage = if fault.is_some() { Stage::Over } else { Stage::InHand };
-        let admitted = (role == Role::Source)
-            .then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
-        let record =
-            JobRecord { plan, role, stage, admitted, images_made: false, accepted_at: clock::now() };
+        let admitted = (role == Role::Source).then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
+        let record = JobRecord { plan, role, stage, admitted, images_made: false, accepted_at: clock::now() };
         self.host.journal.put_job(record.clone()).await?;
         self.tell(job, EventBody::Accepted { plan: Box::new(blanked) }).await;
         match fault {
@@ -284,7 +284,7 @@ impl Service {
         if let Some(job) = self.job_of(vm) {
             return Some(format!("VM {} is in job {job}", plan.vm.name));
         }
-        let record = self.keepers.get(&vm).map(|keeper| keeper.view().borrow().record.clone());
+        let record = self.keepers.get(&vm).map(|keeper| keeper.record());
         match (role, record) {
             (Role::Target, None) => None,
             (Role::Target, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => None,
@@ -308,11 +308,8 @@ impl Service {
         let keeper = match self.keepers.get(&vm) {
             Some(keeper) => keeper.clone(),
             None => {
-                let record = VmRecord {
-                    spec: plan.vm_at_target.clone(),
-                    ownership: Record::default(),
-                    wanted_running: false,
-                };
+                let record =
+                    VmRecord { spec: plan.vm_at_target.clone(), ownership: Record::default(), wanted_running: false };
                 self.host.journal.put_vm(record.clone()).await?;
                 let keeper = Keeper::spawn(Arc::clone(&self.host), self.bus.clone(), record, None);
                 self.keepers.insert(vm, keeper.clone());
@@ -366,7 +363,11 @@ impl Service {
         self.tell(job, body).await;
     }
 
-    async fn admit(&mut self, peer: &sterna_shared::id::HostId, attach: &sterna_shared::peer::attach::Attach) -> Admission {
+    async fn admit(
+        &mut self,
+        peer: &sterna_shared::id::HostId,
+        attach: &sterna_shared::peer::attach::Attach,
+    ) -> Admission {
         let record = match self.host.journal.job(attach.job) {
             Ok(record) => record,
             Err(error) => return Admission::Refuse(unreadable(&error)),
@@ -445,7 +446,7 @@ impl Service {
     }
 
     fn name_taken(&self, spec: &VmSpec) -> Option<String> {
-        let views = self.keepers.values().map(|keeper| keeper.view().borrow().record.clone());
+        let views = self.keepers.values().map(|keeper| keeper.record());
         let mut others = views.filter(|record| is_here(record) && record.spec.id != spec.id);
         others.find(|record| record.spec.name == spec.name).map(|other| {
             format!("this host has a VM called {} already, with the id {}", other.spec.name, other.spec.id)

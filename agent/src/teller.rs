@@ -68,7 +68,12 @@ impl Teller {
     }
 }
 
-async fn write(reporter: Reporter, journal: Journal, mut queue: mpsc::Receiver<Telling>, told: Arc<watch::Sender<u64>>) {
+async fn write(
+    reporter: Reporter,
+    journal: Journal,
+    mut queue: mpsc::Receiver<Telling>,
+    told: Arc<watch::Sender<u64>>,
+) {
     let mut batch = Vec::new();
     while queue.recv_many(&mut batch, QUEUE_MAX).await > 0 {
         let (mut news, mut waiting) = (Vec::new(), Vec::new());

@@ -19,6 +19,8 @@ use crate::migration::gate::CancelGate;
 use crate::migration::images::ImageError;
 use crate::migration::keeper::{Keeper, KeeperError, Stopping};
 use crate::migration::progress::ProgressBoard;
+use crate::migration::target_disks::TargetDiskError;
+use crate::teller::NotTold;
 
 /// What every part of a job needs.
 #[derive(Debug)]
@@ -93,7 +95,8 @@ impl Context {
         tokio::spawn(async move {
             let mut down_before = 0;
             while status.changed().await.is_ok() {
-                let down = status.borrow_and_update().iter().filter(|lane| matches!(lane, LaneStatus::Down { .. })).count();
+                let down =
+                    status.borrow_and_update().iter().filter(|lane| matches!(lane, LaneStatus::Down { .. })).count();
                 let text = match (down_before, down) {
                     (0, 1..) => format!("{down} lanes are down; the move waits for them"),
                     (1.., 0) => "all lanes are up again; the move goes on where it was".to_owned(),
@@ -143,6 +146,18 @@ pub enum MoveError {
     /// A disk could not be written.
     #[error(transparent)]
     Copy(#[from] CopyError),
+    /// What came for the disks could not be taken.
+    #[error(transparent)]
+    TargetDisk(#[from] TargetDiskError),
+    /// The source asked for something before its time.
+    #[error("the source said {message:?} before its time")]
+    OutOfOrder {
+        /// What it said.
+        message: &'static str,
+    },
+    /// The agent is stopping.
+    #[error(transparent)]
+    NotTold(#[from] NotTold),
     /// An image could not be made or served.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -205,13 +220,21 @@ impl MoveError {
             Self::AgentRestarted => (F::AgentRestarted, "start the move again"),
             Self::Stale { .. } => (F::PlanStale, "look at the VM and plan the move again"),
             Self::NotConnected => (F::Internal, "report this with the agent's log"),
-            Self::Connect { .. } => (F::LinkLost, "check the target's agent, its address and its certificate with `sterna doctor`"),
+            Self::Connect { .. } => {
+                (F::LinkLost, "check the target's agent, its address and its certificate with `sterna doctor`")
+            }
             Self::Conversation(ConversationError::Failed { failure, .. }) => return failure.clone(),
             Self::Conversation(ConversationError::Link { .. } | ConversationError::Late { .. }) => {
                 (F::LinkLost, "check the network between the two hosts, then start the move again")
             }
             Self::Conversation(_) => (F::PeerMisbehaved, "check that both agents are of fitting versions"),
             Self::Disk(_) => (F::DiskRead, "check the source's pool and disk, then start the move again"),
+            Self::OutOfOrder { .. } => (F::PeerMisbehaved, "check that both agents are of fitting versions"),
+            Self::NotTold(_) => (F::AgentRestarted, "start the move again"),
+            Self::TargetDisk(TargetDiskError::Link(_)) => {
+                (F::LinkLost, "check the network between the two hosts, then start the move again")
+            }
+            Self::TargetDisk(_) => (F::DiskWrite, "check the free space and the health of the target's pool"),
             Self::Copy(CopyError::Write { .. } | CopyError::Flush { .. }) => {
                 (F::DiskWrite, "check the free space and the health of the target's pool")
             }
@@ -230,4 +253,3 @@ impl MoveError {
         host.failure(code, self, remedy)
     }
 }
-

@@ -77,7 +77,7 @@ pub struct Conversation {
     sender: Sender,
     inbox: mpsc::Receiver<Result<Message, LinkError>>,
     failed: watch::Receiver<Option<FailureReport>>,
-    tasks: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
 impl Conversation {
@@ -90,7 +90,7 @@ impl Conversation {
         let mut tasks = JoinSet::new();
         tasks.spawn(read(peer.clone(), control, keeper, inbox_sender, failed_sender));
         tasks.spawn(pump(outbox, sender.clone()));
-        Self { peer, sender, inbox, failed, tasks }
+        Self { peer, sender, inbox, failed, _tasks: tasks }
     }
 
     /// The other host.
@@ -197,7 +197,8 @@ async fn read(
             }
             Err(error) => {
                 warn!(%peer, %error, "the peer sent what is no message");
-                let _ = inbox.send(Err(LinkError::Protocol { lane: 0, what: "a control message is not readable" })).await;
+                let _ =
+                    inbox.send(Err(LinkError::Protocol { lane: 0, what: "a control message is not readable" })).await;
                 break;
             }
         }

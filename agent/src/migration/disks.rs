@@ -23,6 +23,7 @@ use crate::disk::copy::{Block, CopyError};
 use crate::disk::digest::{Digest, DigestTable};
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError, dirty_bitmap};
 use crate::hypervisor::qemu::command_line::format_node;
+use crate::hypervisor::qemu::qmp::QmpError;
 use crate::hypervisor::qemu::{BitmapOptions, Export, Machine, MachineError};
 
 /// Bytes that one bit of a dirty bitmap stands for.
@@ -94,7 +95,7 @@ impl SourceDisks {
         let mut total = 0;
         for (index, disk) in moves.iter().enumerate() {
             let node = match runs {
-                true => machine.node_below(&disk.source).await?,
+                true => machine.format_node_in_use(&disk.source).await?,
                 false => format_node(&disk.source.name),
             };
             total += disk.source.size.0;
@@ -102,7 +103,7 @@ impl SourceDisks {
             disks.push(Disk { index, node, table: DigestTable::new(disk.source.size.0) });
         }
         let (volume, _) = watch::channel(Volume { total, ..Volume::default() });
-        let main = runs.then(|| format!("sterna-{job}"));
+        let main = runs.then(|| bitmap_name(job));
         let opened = Self { machine, socket, disks, main, passes: 0, blocks: 0, volume };
         let _ = std::fs::remove_file(&opened.socket);
         opened.machine.nbd_server_start(&opened.socket).await?;
@@ -188,15 +189,27 @@ impl SourceDisks {
     ///
     /// # Errors
     /// QEMU holds on to one of them: its images cannot be handed over.
-    pub async fn close(&self) -> Result<(), DiskError> {
-        for export in self.machine.exports().await? {
-            self.machine.export_remove(&export, EXPORT_REMOVAL_WAIT).await?;
+    pub async fn close(&self, job: JobId) -> Result<(), DiskError> {
+        Self::clear(&self.machine, job).await
+    }
+
+    /// Takes away what a job has put up in a QEMU, known or not: also for an agent that starts anew.
+    ///
+    /// # Errors
+    /// QEMU holds on to some of it.
+    pub async fn clear(machine: &Machine, job: JobId) -> Result<(), DiskError> {
+        for export in machine.exports().await? {
+            machine.export_remove(&export, EXPORT_REMOVAL_WAIT).await?;
         }
-        self.machine.nbd_server_stop().await?;
-        let Some(main) = &self.main else { return Ok(()) };
-        for node in self.machine.nodes().await? {
-            for bitmap in node.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(main.as_str())) {
-                self.machine.bitmap_remove(&[&node.name], &bitmap.name).await?;
+        match machine.nbd_server_stop().await {
+            // There was none.
+            Ok(()) | Err(MachineError::Qmp(QmpError::Refused { .. })) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let prefix = bitmap_name(job);
+        for node in machine.nodes().await? {
+            for bitmap in node.bitmaps.iter().filter(|bitmap| bitmap.name.starts_with(&prefix)) {
+                machine.bitmap_remove(&[&node.name], &bitmap.name).await?;
             }
         }
         Ok(())
@@ -287,4 +300,9 @@ impl SourceDisks {
         self.blocks += statistics.blocks;
         Ok(statistics)
     }
+}
+
+/// The bitmap that records for a job; its passes' bitmaps have this and a number.
+fn bitmap_name(job: JobId) -> String {
+    format!("sterna-{job}")
 }

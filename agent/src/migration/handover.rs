@@ -27,13 +27,19 @@ use sterna_shared::ownership::{Action, Illegal, Input, Message, Ownership, Recor
 use sterna_shared::vm::{Firmware, VmSpec};
 use tracing::{error, info, warn};
 
-use crate::guest::launcher::{Guest, LaunchError};
+use crate::guest::launcher::{self, Launch, LaunchError, Launched};
 use crate::guest::tap::{self, TapError};
 use crate::host::{Host, PlacementError};
+use crate::hypervisor::qemu::command_line::{CommandLineError, command_line};
+use crate::hypervisor::qemu::qmp::QmpError;
 use crate::hypervisor::qemu::{Machine, MachineError, MigrationStatus, RunState};
 use crate::journal::{JournalError, Role, VmRecord};
-use crate::migration::images;
+use crate::migration::images::{self, ImageError};
 
+/// QEMU, as the PATH has it.
+const QEMU: &str = "qemu-system-x86_64";
+/// How long QEMU may take from its start to its monitor's first answer.
+const LAUNCH_WAIT: Duration = Duration::from_secs(30);
 /// How long a guest may take from `cont` to executing.
 const RUN_WAIT: Duration = Duration::from_secs(10);
 /// How long the target's QEMU may take to finish loading after the source has sent everything.
@@ -48,7 +54,7 @@ pub struct Handover {
     host: Arc<Host>,
     record: VmRecord,
     ownership: Ownership,
-    guest: Option<Guest>,
+    guest: Option<Launched>,
 }
 
 /// Why an order about a VM was not carried out.
@@ -77,6 +83,12 @@ pub enum HandoverError {
     /// A part of it is not here.
     #[error(transparent)]
     Placement(#[from] PlacementError),
+    /// A UEFI variable store could not be made.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The specification cannot be put as QEMU's arguments.
+    #[error(transparent)]
+    CommandLine(#[from] CommandLineError),
     /// QEMU did not start.
     #[error("QEMU did not start")]
     Launch(#[from] LaunchError),
@@ -101,7 +113,7 @@ enum Ran {
 impl Handover {
     /// Takes a VM up from the journal, with the guest that was found running, if one was.
     #[must_use]
-    pub fn restore(host: Arc<Host>, record: VmRecord, guest: Option<Guest>) -> Self {
+    pub fn restore(host: Arc<Host>, record: VmRecord, guest: Option<Launched>) -> Self {
         let ownership = Ownership::restore(record.ownership.clone());
         Self { host, record, ownership, guest }
     }
@@ -114,14 +126,14 @@ impl Handover {
 
     /// Its guest, if there is one.
     #[must_use]
-    pub fn guest(&self) -> Option<&Guest> {
+    pub fn guest(&self) -> Option<&Launched> {
         self.guest.as_ref()
     }
 
     /// Its QEMU, if there is one.
     #[must_use]
     pub fn machine(&self) -> Option<Machine> {
-        self.guest.as_ref().map(|guest| guest.machine().clone())
+        self.guest.as_ref().map(|guest| guest.machine.clone())
     }
 
     /// Takes one input in, and what follows from it. Gives back what is to be said to peers.
@@ -159,14 +171,14 @@ impl Handover {
         self.expect_owner()?;
         if let Some(guest) = &self.guest {
             // A guest that was paused by a person, or by a move that was cut short, is let go on.
-            if guest.machine().run_state().await? == RunState::Paused {
+            if guest.machine.run_state().await? == RunState::Paused {
                 return self.resume().await;
             }
             return Err(HandoverError::State { state: VmState::Running, remedy: "it has been started already" });
         }
         self.want_running(true).await?;
         let guest = self.launch(&self.record.spec, false).await?;
-        let machine = guest.machine().clone();
+        let machine = guest.machine.clone();
         self.guest = Some(guest);
         machine.cont().await?;
         machine.run_state_reached(&[RunState::Running], RUN_WAIT).await?;
@@ -215,7 +227,7 @@ impl Handover {
         }
         self.destroy().await;
         let guest = self.launch(&self.record.spec, true).await?;
-        let machine = guest.machine().clone();
+        let machine = guest.machine.clone();
         self.guest = Some(guest);
         Ok(machine)
     }
@@ -223,8 +235,8 @@ impl Handover {
     /// Ends the guest's process, if there is one, and waits until it is gone. Touches no disk.
     pub async fn destroy(&mut self) {
         if let Some(guest) = self.guest.take() {
-            if let Err(error) = guest.kill().await {
-                // The process is still there and could run: it is held on to, and killed again at the next tick.
+            if let Err(error) = guest.clone().end(Duration::ZERO).await {
+                // The process may still be there and could run: it is held on to, and killed again at the next tick.
                 error!(vm = %self.record.spec.id, %error, "a guest could not be ended");
                 self.guest = Some(guest);
                 return;
@@ -235,9 +247,7 @@ impl Handover {
 
     /// Forgets a guest whose process has ended by itself.
     pub async fn guest_ended(&mut self) {
-        if let Some(guest) = self.guest.take() {
-            guest.clean_up();
-        }
+        self.guest = None;
         self.remove_taps().await;
     }
 
@@ -321,7 +331,7 @@ impl Handover {
         }
         if let Err(error) = machine.cont().await {
             return match error {
-                MachineError::Qmp(ref refused) if refused.is_refusal() => Ran::Nothing(error.to_string()),
+                MachineError::Qmp(QmpError::Refused { .. }) => Ran::Nothing(error.to_string()),
                 error => Ran::Unknown(error.to_string()),
             };
         }
@@ -349,32 +359,38 @@ impl Handover {
 
     async fn start_from_disks(&mut self) -> Result<(), HandoverError> {
         let guest = self.launch(&self.record.spec, false).await?;
-        let machine = guest.machine().clone();
+        let machine = guest.machine.clone();
         self.guest = Some(guest);
         machine.cont().await?;
         machine.run_state_reached(&[RunState::Running], RUN_WAIT).await?;
         Ok(())
     }
 
-    async fn launch(&self, spec: &VmSpec, incoming: bool) -> Result<Guest, HandoverError> {
+    async fn launch(&self, spec: &VmSpec, incoming: bool) -> Result<Launched, HandoverError> {
         let placement = self.host.placement(spec, incoming)?;
         if spec.firmware == Firmware::Uefi && !incoming {
             images::ensure_variable_store(&self.host, spec)?;
         }
-        for (index, nic) in spec.nics.iter().enumerate() {
-            if let Some(bridge) = &nic.bridge {
-                tap::create(spec.id, index, bridge).await?;
+        for (tap, nic) in placement.taps.iter().zip(&spec.nics) {
+            if let (Some(tap), Some(bridge)) = (tap, &nic.bridge) {
+                tap::create(tap, bridge).await?;
             }
         }
-        Ok(Guest::launch(spec, &placement).await?)
+        let launch = Launch {
+            program: QEMU.into(),
+            arguments: command_line(spec, &placement)?,
+            runtime: placement.runtime,
+            unit: format!("sterna-vm-{}", spec.id),
+        };
+        Ok(launcher::launch(&launch, LAUNCH_WAIT).await?)
     }
 
     async fn remove_taps(&self) {
-        for (index, nic) in self.record.spec.nics.iter().enumerate() {
-            if nic.bridge.is_some() {
-                if let Err(error) = tap::delete(self.record.spec.id, index).await {
-                    warn!(vm = %self.record.spec.id, %error, "a network interface is left over");
-                }
+        for (index, nic) in (0_u8..).zip(&self.record.spec.nics) {
+            if nic.bridge.is_some()
+                && let Err(error) = tap::delete(&tap::tap_name(self.record.spec.id, index)).await
+            {
+                warn!(vm = %self.record.spec.id, %error, "a network interface is left over");
             }
         }
     }

@@ -18,18 +18,19 @@ use sterna_shared::bus::{AgentReply, AgentRequest};
 use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::ownership::{Input, Message, Record};
-use sterna_shared::peer;
+use sterna_shared::peer::message::Message as PeerMessage;
 use sterna_shared::vm::VmSpec;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
 use crate::bus::Bus;
-use crate::guest::launcher::Guest;
+use crate::guest::launcher::Launched;
 use crate::host::Host;
 use crate::hypervisor::qemu::{Machine, RunState};
-use crate::journal::VmRecord;
+use crate::journal::{JobRecord, VmRecord};
 use crate::migration::handover::{Handover, HandoverError, Outbound};
+use crate::requests;
 
 /// How often an unsettled handover is asked about, and a guest's state is looked at.
 pub const TICK: Duration = Duration::from_secs(1);
@@ -71,13 +72,14 @@ type Reply<T> = oneshot::Sender<Result<T, HandoverError>>;
 
 enum Order {
     Feed { input: Input, reply: Reply<Vec<Outbound>> },
-    Prepare { input: Input, spec: Box<VmSpec>, wanted_running: bool, reply: Reply<Option<Machine>> },
+    Prepare { input: Input, spec: Box<VmSpec>, wanted_running: bool, reply: Reply<()> },
+    LaunchIncoming { reply: Reply<Machine> },
     Start { reply: Reply<()> },
     Resume { reply: Reply<()> },
     Stop { force: bool, timeout: Duration, reply: Reply<()> },
     Respecify { spec: Box<VmSpec>, reply: Reply<()> },
     Machine { reply: oneshot::Sender<Option<Machine>> },
-    Route { route: Option<(JobId, mpsc::Sender<peer::Message>)> },
+    Route { route: Option<(JobId, mpsc::Sender<PeerMessage>)> },
 }
 
 /// The keeper's task is gone: the agent is stopping.
@@ -99,12 +101,12 @@ pub enum KeeperError {
 impl Keeper {
     /// Begins to keep a VM. What its record says is unfinished is taken up at once.
     #[must_use]
-    pub fn spawn(host: Arc<Host>, bus: Bus, record: VmRecord, guest: Option<Guest>) -> Self {
+    pub fn spawn(host: Arc<Host>, bus: Bus, record: VmRecord, guest: Option<Launched>) -> Self {
         let vm = record.spec.id;
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let (publisher, view) = watch::channel(View { record: record.clone(), state: VmState::Stopped });
-        let handover = Handover::restore(host, record, guest);
-        let task = Task { vm, handover, bus, route: None, view: publisher, feedback: orders.downgrade() };
+        let handover = Handover::restore(Arc::clone(&host), record, guest);
+        let task = Task { vm, host, handover, bus, route: None, view: publisher, feedback: orders.downgrade() };
         tokio::spawn(task.run(receiver));
         Self { vm, orders, view }
     }
@@ -121,6 +123,12 @@ impl Keeper {
         self.view.clone()
     }
 
+    /// What the journal has of it.
+    #[must_use]
+    pub fn record(&self) -> VmRecord {
+        self.view.borrow().record.clone()
+    }
+
     /// Feeds the handover; gives back what it answers to peers.
     ///
     /// # Errors
@@ -129,12 +137,20 @@ impl Keeper {
         self.order(|reply| Order::Feed { input, reply }).await
     }
 
-    /// Feeds a `Prepare`, and starts a QEMU that waits for memory where the guest is to run.
+    /// Feeds a `Prepare`, and notes what the VM will be here.
     ///
     /// # Errors
     /// [`KeeperError`]; the record may be `Incoming` all the same, and an `Abort` is due.
-    pub async fn prepare(&self, input: Input, spec: VmSpec, wanted_running: bool) -> Result<Option<Machine>, KeeperError> {
+    pub async fn prepare(&self, input: Input, spec: VmSpec, wanted_running: bool) -> Result<(), KeeperError> {
         self.order(|reply| Order::Prepare { input, spec: Box::new(spec), wanted_running, reply }).await
+    }
+
+    /// Starts a QEMU that waits for the guest's memory. Its images must be there.
+    ///
+    /// # Errors
+    /// [`KeeperError`].
+    pub async fn launch_incoming(&self) -> Result<Machine, KeeperError> {
+        self.order(|reply| Order::LaunchIncoming { reply }).await
     }
 
     /// Starts the guest.
@@ -180,7 +196,7 @@ impl Keeper {
     }
 
     /// Opens or closes the lanes of a job as a route for the handover's messages.
-    pub async fn route(&self, route: Option<(JobId, mpsc::Sender<peer::Message>)>) {
+    pub async fn route(&self, route: Option<(JobId, mpsc::Sender<PeerMessage>)>) {
         let _ = self.orders.send(Order::Route { route }).await;
     }
 
@@ -193,9 +209,10 @@ impl Keeper {
 
 struct Task {
     vm: VmId,
+    host: Arc<Host>,
     handover: Handover,
     bus: Bus,
-    route: Option<(JobId, mpsc::Sender<peer::Message>)>,
+    route: Option<(JobId, mpsc::Sender<PeerMessage>)>,
     view: watch::Sender<View>,
     /// Answers over NATS come back as orders; weak, so that the keeper ends when its last handle goes.
     feedback: mpsc::WeakSender<Order>,
@@ -228,52 +245,71 @@ impl Task {
     async fn select(&self, orders: &mut mpsc::Receiver<Order>, ticks: &mut tokio::time::Interval) -> Event {
         let guest_ended = async {
             match self.handover.guest() {
-                Some(guest) => guest.ended().await,
+                Some(guest) => drop(guest.process.ended().await),
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             order = orders.recv() => order.map_or(Event::Over, Event::Order),
-            _ = guest_ended => Event::GuestEnded,
+            () = guest_ended => Event::GuestEnded,
             _ = ticks.tick() => Event::Tick,
         }
     }
 
     async fn carry_out(&mut self, order: Order) {
-        // A reply that nobody waits for any more is dropped: the order was carried out all the same.
         match order {
             Order::Feed { input, reply } => {
                 let outcome = self.handover.feed(input).await;
                 if let Ok(outbound) = &outcome {
-                    self.send(outbound, true).await;
+                    self.send(outbound, true);
                 }
-                let _ = reply.send(outcome);
+                self.reply(reply, outcome);
             }
             Order::Prepare { input, spec, wanted_running, reply } => {
-                let _ = reply.send(self.prepare(input, *spec, wanted_running).await);
+                let outcome = self.prepare(input, *spec, wanted_running).await;
+                self.reply(reply, outcome);
             }
-            Order::Start { reply } => drop(reply.send(self.handover.start().await)),
-            Order::Resume { reply } => drop(reply.send(self.handover.resume().await)),
-            Order::Stop { force, timeout, reply } => drop(reply.send(self.stop(force, timeout).await)),
-            Order::Respecify { spec, reply } => drop(reply.send(self.handover.respecify(*spec).await)),
+            Order::LaunchIncoming { reply } => {
+                let outcome = self.handover.launch_incoming().await;
+                self.reply(reply, outcome);
+            }
+            Order::Start { reply } => {
+                let outcome = self.handover.start().await;
+                self.reply(reply, outcome);
+            }
+            Order::Resume { reply } => {
+                let outcome = self.handover.resume().await;
+                self.reply(reply, outcome);
+            }
+            Order::Stop { force, timeout, reply } => {
+                let outcome = self.stop(force, timeout).await;
+                self.reply(reply, outcome);
+            }
+            Order::Respecify { spec, reply } => {
+                let outcome = self.handover.respecify(*spec).await;
+                self.reply(reply, outcome);
+            }
             Order::Machine { reply } => drop(reply.send(self.handover.machine())),
             Order::Route { route } => self.route = route,
         }
     }
 
-    async fn prepare(
-        &mut self,
-        input: Input,
-        spec: VmSpec,
-        wanted_running: bool,
-    ) -> Result<Option<Machine>, HandoverError> {
+    /// Answers, once the view shows what the answer speaks of. An answer that nobody waits for any more is dropped: the
+    /// order was carried out all the same.
+    fn reply<T>(&self, reply: Reply<T>, outcome: Result<T, HandoverError>) {
+        let record = self.handover.record();
+        self.view.send_if_modified(|view| {
+            let changed = view.record != *record;
+            view.record.clone_from(record);
+            changed
+        });
+        let _ = reply.send(outcome);
+    }
+
+    async fn prepare(&mut self, input: Input, spec: VmSpec, wanted_running: bool) -> Result<(), HandoverError> {
         self.handover.feed(input).await?;
         self.handover.respecify(spec).await?;
-        self.handover.want_running(wanted_running).await?;
-        if !wanted_running {
-            return Ok(None);
-        }
-        self.handover.launch_incoming().await.map(Some)
+        self.handover.want_running(wanted_running).await
     }
 
     async fn stop(&mut self, force: bool, timeout: Duration) -> Result<(), HandoverError> {
@@ -288,13 +324,13 @@ impl Task {
             let off = machine.run_state_reached(&[RunState::Shutdown], timeout);
             let ended = async {
                 match self.handover.guest() {
-                    Some(guest) => guest.ended().await,
+                    Some(guest) => drop(guest.process.ended().await),
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 _ = off => {}
-                _ = ended => {}
+                () = ended => {}
             }
         }
         // In good order first: QEMU then flushes its images and writes persistent bitmaps.
@@ -316,16 +352,16 @@ impl Task {
             return;
         }
         match self.handover.feed(Input::Tick).await {
-            Ok(outbound) => self.send(&outbound, false).await,
+            Ok(outbound) => self.send(&outbound, false),
             Err(error) => warn!(vm = %self.vm, %error, "the handover waits"),
         }
     }
 
     /// Sends by the lanes of the job, and by NATS where they are not there or nothing came of them.
-    async fn send(&mut self, outbound: &[Outbound], first: bool) {
+    fn send(&self, outbound: &[Outbound], first: bool) {
         for (to, message) in outbound {
             let by_lanes = match &self.route {
-                Some((_, lanes)) => lanes.try_send(peer::Message::Handover { message: *message }).is_ok(),
+                Some((_, lanes)) => lanes.try_send(PeerMessage::Handover { message: *message }).is_ok(),
                 None => false,
             };
             if !(by_lanes && first) {
@@ -335,13 +371,14 @@ impl Task {
     }
 
     fn send_by_bus(&self, to: HostId, message: Message) {
-        let Some(job) = job_of(&self.handover.record().ownership).or(self.route.as_ref().map(|(job, _)| *job)) else {
-            return;
-        };
-        let (bus, feedback, vm) = (self.bus.clone(), self.feedback.clone(), self.vm);
-        let from = bus.host().clone();
+        let job = job_of(&self.handover.record().ownership).or(self.route.as_ref().map(|(job, _)| *job));
+        let Some(Ok(Some(JobRecord { plan, .. }))) = job.map(|job| self.host.journal.job(job)) else { return };
+        let (bus, feedback, vm, job) = (self.bus.clone(), self.feedback.clone(), self.vm, plan.job);
+        let from = self.host.id().clone();
+        let Ok(proof) = requests::proof(&plan.token, vm, job, &from, &message) else { return };
         tokio::spawn(async move {
-            match bus.ask(&to, &AgentRequest::Handover { vm, job, from, message }).await {
+            let request = AgentRequest::Handover { vm, job, from, message, proof: proof.to_vec() };
+            match bus.ask(&to, &request).await {
                 Ok(AgentReply::Handover { message: Some(message) }) => {
                     if let Some(orders) = feedback.upgrade() {
                         let (reply, _) = oneshot::channel();
@@ -384,4 +421,3 @@ fn job_of(record: &Record) -> Option<JobId> {
         Record::Absent { .. } | Record::Owner { .. } | Record::Activating { ceded_by: None, .. } => None,
     }
 }
-

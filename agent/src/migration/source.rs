@@ -15,8 +15,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::id::{Generation, JobId};
-use sterna_shared::job::{EventBody, FailureCode, FailureReport, MoveMode, Plan, StepFigures, StepKind};
+use sterna_shared::id::Generation;
+use sterna_shared::job::{EventBody, MoveMode, Plan, StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Move, Record};
 use sterna_shared::peer::attach::{RefusalCode, SessionId};
 use sterna_shared::peer::message::Message;
@@ -109,7 +109,7 @@ impl Source {
     /// After a restart of the agent: what was not ceded is undone, what was is settled.
     pub async fn recover(mut self) -> Outcome {
         self.machine = self.context.keeper.machine().await.ok().flatten();
-        let record = self.context.keeper.view().borrow().record.ownership.clone();
+        let record = self.context.keeper.record().ownership;
         // The lanes are a route for what is left to say; without them it goes over NATS.
         let reached = tokio::time::timeout(ADMISSION_WAIT, self.connect()).await;
         if !matches!(reached, Ok(Ok(()))) {
@@ -161,7 +161,7 @@ impl Source {
         if runs && self.machine.is_none() {
             return Err(MoveError::Stale { what: "the guest has stopped since the move was planned" });
         }
-        let own = self.context.keeper.view().borrow().record.ownership.seen();
+        let own = self.context.keeper.record().ownership.seen();
         let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
         let seen = conversation
             .ask(&Message::Open, "opened", PREPARE_WAIT, |answer| match answer {
@@ -172,7 +172,9 @@ impl Source {
         self.generation = own.max(seen).next().ok_or(MoveError::Stale { what: "the generations are used up" })?;
         let variables = images::read_variable_store(&self.context.host, &self.context.plan)?;
         let prepare = Message::Prepare { generation: self.generation, variables };
-        conversation.ask(&prepare, "prepared", PREPARE_WAIT, |answer| matches!(answer, Message::Prepared).then_some(())).await?;
+        conversation
+            .ask(&prepare, "prepared", PREPARE_WAIT, |answer| matches!(answer, Message::Prepared).then_some(()))
+            .await?;
         self.context.end(step, StepFigures::default()).await
     }
 
@@ -202,7 +204,8 @@ impl Source {
                 Err(source) => return Err(MoveError::Connect { peer: plan.target.id.clone(), source }),
             }
         };
-        let control = session.control().map_err(|source| MoveError::Connect { peer: plan.target.id.clone(), source })?;
+        let control =
+            session.control().map_err(|source| MoveError::Connect { peer: plan.target.id.clone(), source })?;
         let keeper = self.context.keeper.clone();
         self.conversation =
             Some(Conversation::open(plan.target.id.clone(), plan.job, session.sender(), control, keeper).await);
@@ -252,7 +255,8 @@ impl Source {
 
     /// One pass, applied at the target before this returns.
     async fn pass(&mut self) -> Result<(), MoveError> {
-        let (Some(disks), Some((blocks, _)), Some(conversation)) = (&mut self.disks, &self.pump, &mut self.conversation)
+        let (Some(disks), Some((blocks, _)), Some(conversation)) =
+            (&mut self.disks, &self.pump, &mut self.conversation)
         else {
             return Err(MoveError::NotConnected);
         };
@@ -373,7 +377,7 @@ impl Source {
         let context = Arc::clone(&self.context);
         context.begin(StepKind::Handover).await?;
         if let Some(disks) = &self.disks {
-            disks.close().await?;
+            disks.close(context.plan.job).await?;
         }
         if let (MoveMode::Live, Some(machine)) = (context.plan.mode, &self.machine) {
             machine.migrate_continue().await?;
@@ -398,7 +402,8 @@ impl Source {
         let settled = |record: &Record| matches!(record, Record::Absent { .. } | Record::Owner { .. });
         let mut told = false;
         loop {
-            let wait = async { view.wait_for(|view| settled(&view.record.ownership)).await.map(|view| view.record.clone()) };
+            let wait =
+                async { view.wait_for(|view| settled(&view.record.ownership)).await.map(|view| view.record.clone()) };
             match tokio::time::timeout(UNRESOLVED_AFTER, wait).await {
                 Ok(Ok(record)) => return self.finish(&record.ownership).await,
                 Ok(Err(_)) => return Outcome::Stopping,
@@ -477,7 +482,7 @@ impl Source {
             warn!(job = %plan.job, %error, "exports or bitmaps are left over until the guest ends");
         }
         let runs = machine.run_state().await;
-        let wanted = self.context.keeper.view().borrow().record.wanted_running;
+        let wanted = self.context.keeper.record().wanted_running;
         let halted = [RunState::Paused, RunState::PostMigrate, RunState::FinishMigrate];
         if wanted && runs.is_ok_and(|state| halted.contains(&state)) {
             if let Err(error) = self.context.keeper.resume().await {
@@ -545,7 +550,12 @@ impl Source {
 /// The same at both ends.
 #[must_use]
 pub fn settings(plan: &Plan) -> MigrationSettings {
-    MigrationSettings { multifd_channels: plan.lanes, bandwidth: None, downtime_limit: DOWNTIME_LIMIT, auto_converge: true }
+    MigrationSettings {
+        multifd_channels: plan.lanes,
+        bandwidth: None,
+        downtime_limit: DOWNTIME_LIMIT,
+        auto_converge: true,
+    }
 }
 
 async fn pump(mut queue: mpsc::Receiver<Block>, sender: Sender) {

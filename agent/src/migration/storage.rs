@@ -16,7 +16,6 @@ use std::time::Duration;
 use sterna_shared::job::{DiskMove, StepFigures, StepKind};
 use sterna_shared::vm::DiskSpec;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -25,8 +24,10 @@ use crate::disk::copy::{Block, CopyError};
 use crate::disk::digest::Digest;
 use crate::disk::nbd::{BASE_ALLOCATION, Client};
 use crate::guest::launcher::Launched;
-use crate::hypervisor::qemu::command_line::{Image, ImageKind, disk_nodes, file_node, format_node};
-use crate::hypervisor::qemu::{Export, Machine, RunState};
+use crate::hypervisor::qemu::command_line::{
+    Image, ImageKind, disk_nodes, file_node, format_node, spare_file_node, spare_format_node,
+};
+use crate::hypervisor::qemu::{Export, Machine, Node, RunState};
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::disks::SourceDisks;
 use crate::migration::images;
@@ -42,7 +43,6 @@ const CONNECTIONS: usize = 4;
 const BLOCKS_MAX: usize = 16;
 
 /// A storage move.
-#[derive(Debug)]
 pub struct Storage {
     context: Arc<Context>,
     machine: Option<Machine>,
@@ -94,7 +94,7 @@ impl Storage {
         let context = Arc::clone(&self.context);
         self.machine = context.keeper.machine().await.ok().flatten();
         self.made = context.host.journal.images_made(context.plan.job).unwrap_or(false);
-        let respecified = context.keeper.view().borrow().record.spec == context.plan.vm_at_target;
+        let respecified = context.keeper.record().spec == context.plan.vm_at_target;
         let swapped = match &self.machine {
             None => respecified,
             Some(machine) => respecified && on_new_images(machine, &context).await,
@@ -234,7 +234,7 @@ impl Storage {
         if let Err(error) = self.put_away().await {
             warn!(job = %context.plan.job, %error, "exports or bitmaps are left over until the guest ends");
         }
-        if context.keeper.view().borrow().record.spec == context.plan.vm_at_target {
+        if context.keeper.record().spec == context.plan.vm_at_target {
             let _ = context.keeper.respecify(context.plan.vm.clone()).await;
         }
         self.go_on().await;
@@ -253,7 +253,8 @@ impl Storage {
         self.context.progress.pass(disks.passes());
         let (blocks, mut queue) = mpsc::channel::<Block>(BLOCKS_MAX);
         let writers = &mut self.writers;
-        let write = async {
+        // The queue ends with this block: a writer that fails stops the reader.
+        let write = async move {
             while let Some(block) = queue.recv().await {
                 if let Some(writer) = writers.get_mut(usize::from(block.disk)) {
                     writer.apply(block).await?;
@@ -269,11 +270,7 @@ impl Storage {
             drop(blocks);
             read
         };
-        let (read, written) = tokio::join!(read, async {
-            let written = write.await;
-            queue.close();
-            written
-        });
+        let (read, written) = tokio::join!(read, write);
         written?;
         read?;
         Ok(())
@@ -282,7 +279,7 @@ impl Storage {
     /// Lets the guest go on, if it was this move that paused it.
     async fn go_on(&mut self) {
         let Some(machine) = &self.machine else { return };
-        let wanted = self.context.keeper.view().borrow().record.wanted_running;
+        let wanted = self.context.keeper.record().wanted_running;
         if wanted && matches!(machine.run_state().await, Ok(RunState::Paused)) {
             if let Err(error) = self.context.keeper.resume().await {
                 warn!(job = %self.context.plan.job, %error, "the guest is still paused");
@@ -329,14 +326,13 @@ impl NodeNames {
     }
 
     fn second(disk: &DiskSpec) -> Self {
-        // No longer than the first set's, so that every disk name fits QEMU's 31 bytes.
-        Self { file: format!("fil2-{}", disk.name), format: format!("forma2-{}", disk.name) }
+        Self { file: spare_file_node(&disk.name), format: spare_format_node(&disk.name) }
     }
 
     /// The names in use, and those that are free.
     async fn of(machine: &Machine, disk: &DiskSpec) -> Result<(Self, Self), MoveError> {
         let (first, second) = (Self::first(disk), Self::second(disk));
-        let used = machine.node_below(disk).await?;
+        let used = machine.format_node_in_use(disk).await?;
         Ok(if used == first.format { (first, second) } else { (second, first) })
     }
 }
@@ -381,10 +377,12 @@ async fn close_old_nodes(machine: &Machine, context: &Context) {
 async fn on_new_images(machine: &Machine, context: &Context) -> bool {
     let Ok(nodes) = machine.nodes().await else { return false };
     for DiskMove { target: disk, .. } in &context.plan.disks {
-        let (Ok(below), Ok(pool)) = (machine.node_below(disk).await, context.host.pool(disk)) else { return false };
+        let (Ok(below), Ok(pool)) = (machine.format_node_in_use(disk).await, context.host.pool(disk)) else {
+            return false;
+        };
         let path = pool.image_path(context.plan.vm.id, &disk.name, disk.format);
-        let on_it = |node: &&crate::hypervisor::qemu::Node| node.name == below && node.image.filename.as_deref() == path.to_str();
-        if nodes.iter().find(on_it).is_none() {
+        let on_it = |node: &Node| node.name == below && path.to_str().is_some_and(|path| node.file.contains(path));
+        if !nodes.iter().any(on_it) {
             return false;
         }
     }

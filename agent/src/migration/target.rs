@@ -27,7 +27,7 @@ use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
 use crate::migration::images;
 use crate::migration::source::settings;
-use crate::migration::target_disks::{TargetDiskError, TargetDisks, export_name};
+use crate::migration::target_disks::{TargetDisks, export_name};
 
 /// How long the source may take to come after the plan did.
 const SOURCE_WAIT: Duration = Duration::from_secs(120);
@@ -130,7 +130,7 @@ impl Target {
     async fn obey(&mut self, message: Message, session: &mut Session) -> Result<Option<Message>, MoveError> {
         Ok(Some(match message {
             Message::Open => {
-                let seen = self.context.keeper.view().borrow().record.ownership.seen();
+                let seen = self.context.keeper.record().ownership.seen();
                 Message::Opened { seen }
             }
             Message::Prepare { generation, variables } => {
@@ -138,7 +138,7 @@ impl Target {
                 Message::Prepared
             }
             Message::PassEnd { pass, blocks } => {
-                self.disks()?.applied(blocks).await.map_err(MoveError::TargetDisk)?;
+                self.disks()?.applied(blocks).await?;
                 Message::PassApplied { pass }
             }
             Message::MemoryOpen { channels } => {
@@ -147,7 +147,7 @@ impl Target {
             }
             Message::Prove => {
                 let disks = self.disks.take().ok_or(MoveError::OutOfOrder { message: "prove" })?;
-                let roots = disks.prove().await.map_err(MoveError::TargetDisk)?;
+                let roots = disks.prove().await?;
                 self.close_disks().await?;
                 Message::Proof { roots }
             }
@@ -200,7 +200,7 @@ impl Target {
             machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
         }
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
-        self.disks = Some(TargetDisks::open(&socket, &plan.disks, blocks).await.map_err(MoveError::TargetDisk)?);
+        self.disks = Some(TargetDisks::open(&socket, &plan.disks, blocks).await?);
         Ok(())
     }
 
@@ -238,7 +238,7 @@ impl Target {
     /// Leaves nothing of the move, unless the VM is this host's by now.
     async fn undo(&mut self) {
         let context = Arc::clone(&self.context);
-        if let Record::Incoming { .. } = context.keeper.view().borrow().record.ownership.clone() {
+        if let Record::Incoming { .. } = context.keeper.record().ownership {
             // The cede may come in between: then the table refuses this, and the record below tells.
             if let Err(error) = context.keeper.feed(Input::Abort).await {
                 info!(job = %context.plan.job, %error, "not undone");
@@ -249,7 +249,7 @@ impl Target {
         if let Some(daemon) = self.daemon.take() {
             images::end_daemon(daemon).await;
         }
-        let record = context.keeper.view().borrow().record.ownership.clone();
+        let record = context.keeper.record().ownership;
         if matches!(record, Record::Absent { .. }) && self.prepared {
             let made = context.host.journal.images_made(context.plan.job);
             if made.unwrap_or(false) {

@@ -16,7 +16,7 @@ use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::vm::{DiskBus, DiskSpec};
 use tokio::time::Instant;
 
-use super::command_line::{device_id, top_options};
+use super::command_line::{device_id, format_node, spare_format_node, top_node, top_options};
 use super::qmp::QmpError;
 use super::{Machine, MachineError, next_event, text};
 
@@ -59,6 +59,9 @@ pub struct Node {
     /// Whether it refuses writes.
     #[serde(rename = "ro")]
     pub read_only: bool,
+    /// What it reads and writes, in the end: a path, or a description that has the path in it.
+    #[serde(default)]
+    pub file: String,
     /// Its image.
     pub image: NodeImage,
     /// The dirty bitmaps on it.
@@ -298,6 +301,27 @@ impl Machine {
     pub async fn swap_below(&self, disks: &[(&DiskSpec, &str)]) -> Result<(), MachineError> {
         let options: Value = disks.iter().map(|(disk, below)| top_options(disk, below)).collect();
         self.tell("blockdev-reopen", json!({ "options": options })).await
+    }
+
+    /// The node below the top node of a disk, out of the two names that it can have (see [`spare_format_node`]).
+    ///
+    /// # Errors
+    /// [`MachineError::NoNode`] where the disk has no such nodes.
+    pub async fn format_node_in_use(&self, disk: &DiskSpec) -> Result<String, MachineError> {
+        let nodes = self.nodes().await?;
+        let named = |name: String| nodes.iter().find(|node| node.name == name);
+        let first = named(format_node(&disk.name));
+        let top = named(top_node(&disk.name));
+        let used = match (first, named(spare_format_node(&disk.name)), top) {
+            // Both are open only in the middle of a swap: the top node says which one it stands on.
+            (Some(first), Some(second), Some(top)) => {
+                let below = |node: &&Node| top.file.contains(&node.file);
+                [second, first].into_iter().find(below)
+            }
+            (first, second, _) => first.or(second),
+        };
+        let used = used.ok_or_else(|| MachineError::NoNode { node: format_node(&disk.name) })?;
+        Ok(used.name.clone())
     }
 
     /// Limits how fast the guest may write to a disk; `None` lifts the limit.

@@ -136,6 +136,19 @@ pub fn format_node(disk: &DiskName) -> String {
     format!("format-{disk}")
 }
 
+/// The other name of the node that holds a disk's contents: a move between pools opens the new image under whichever of
+/// the two is free. No longer than the first, so that every disk's name fits QEMU's 31 bytes.
+#[must_use]
+pub fn spare_format_node(disk: &DiskName) -> String {
+    format!("forma2-{disk}")
+}
+
+/// The other name of the node of a disk's image file.
+#[must_use]
+pub fn spare_file_node(disk: &DiskName) -> String {
+    format!("fil2-{disk}")
+}
+
 /// The node of a disk's image file.
 #[must_use]
 pub fn file_node(disk: &DiskName) -> String {

@@ -62,6 +62,14 @@ pub(super) struct Checked<'a> {
     pub(super) devices: Vec<&'a str>,
 }
 
+/// Whether every argument is in the list.
+///
+/// # Errors
+/// [`CommandLineError::ExtraArgument`] for the first that is not.
+pub fn check(arguments: &[String]) -> Result<(), CommandLineError> {
+    checked(arguments).map(drop)
+}
+
 /// Holds arguments against [`ALLOWED`].
 ///
 /// # Errors

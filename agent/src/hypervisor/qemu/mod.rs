@@ -111,7 +111,6 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`]. After a lost connection or a timeout the guest may run.
-    #[allow(dead_code, reason = "its one caller, the handover, is built on top of this")]
     pub(crate) async fn cont(&self) -> Result<(), MachineError> {
         self.tell("cont", Value::Null).await
     }
