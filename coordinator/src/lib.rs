@@ -1,1 +1,3 @@
 //! Coordinator.
+
+pub mod view;
