@@ -1,3 +1,4 @@
 //! Coordinator.
 
+pub mod pki;
 pub mod view;
