@@ -1,1 +1,5 @@
 //! Coordinator.
+
+pub mod cli;
+pub mod pki;
+pub mod view;

@@ -1,2 +1,7 @@
-//! bin
-fn main() {}
+//! The `sterna` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sterna_coordinator::cli::main()
+}

@@ -1,0 +1,189 @@
+//! `sterna job`: moves in hand, and those that are over.
+
+use std::fmt::Write as _;
+
+use clap::Subcommand;
+use serde_json::json;
+use sterna_shared::bus::{ApiReply, ApiRequest};
+use sterna_shared::id::JobId;
+use sterna_shared::units::{Bandwidth, ByteCount};
+
+use super::bus::Bus;
+use super::error::{CliError, Exit};
+use super::output::{Output, or_dash, pairs, table};
+use super::{unexpected, watch};
+use crate::view::JobView;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum JobCommand {
+    /// List all jobs, newest first
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one job with its steps
+    Show {
+        /// Its id
+        job: JobId,
+    },
+    /// Follow a job until it is over; the exit code tells how it ended
+    Watch {
+        /// Its id
+        job: JobId,
+    },
+    /// Cancel a job: it puts everything back
+    Cancel {
+        /// Its id
+        job: JobId,
+    },
+    /// Change the rate that a running job stays under
+    Bandwidth {
+        /// Its id
+        job: JobId,
+        /// The rate, such as 100M or 100MiB/s (powers of 1024), or "unlimited"
+        #[arg(value_parser = parse_bandwidth)]
+        rate: BandwidthWish,
+    },
+}
+
+/// A rate, or none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BandwidthWish(Option<Bandwidth>);
+
+pub(super) fn parse_bandwidth(text: &str) -> Result<BandwidthWish, String> {
+    if text == "unlimited" {
+        return Ok(BandwidthWish(None));
+    }
+    parse_rate(text).map(|rate| BandwidthWish(Some(rate)))
+}
+
+/// A rate above nothing.
+pub(super) fn parse_rate(text: &str) -> Result<Bandwidth, String> {
+    match text.parse::<Bandwidth>() {
+        Ok(Bandwidth(0)) => Err("a rate of 0 would never end; cancel the job instead".to_owned()),
+        Ok(rate) => Ok(rate),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+    match command {
+        JobCommand::List => match bus.ask(&ApiRequest::JobList).await? {
+            ApiReply::Jobs { jobs } => {
+                let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
+                output.result(&views, || list(&views))?;
+                Ok(Exit::Ok)
+            }
+            other => Err(unexpected(&other)),
+        },
+        JobCommand::Show { job } => {
+            let view = ask(bus, *job).await?;
+            output.result(&view, || show(&view))?;
+            Ok(Exit::Ok)
+        }
+        JobCommand::Watch { job } => {
+            let view = ask(bus, *job).await?;
+            watch::run(view, bus, output).await
+        }
+        JobCommand::Cancel { job } => {
+            let told = format!("cancel of {job} was sent; sterna job watch {job} tells when everything is back");
+            done(bus, &ApiRequest::JobCancel { job: *job }, told, output).await
+        }
+        JobCommand::Bandwidth { job, rate: BandwidthWish(bandwidth) } => {
+            let told = match bandwidth {
+                Some(rate) => format!("{job} stays under {rate}"),
+                None => format!("{job} has no rate limit"),
+            };
+            done(bus, &ApiRequest::JobBandwidth { job: *job, bandwidth: *bandwidth }, told, output).await
+        }
+    }
+}
+
+pub(super) async fn ask(bus: &Bus, job: JobId) -> Result<JobView, CliError> {
+    match bus.ask(&ApiRequest::JobShow { job }).await? {
+        ApiReply::Job { status, progress } => Ok(JobView::new(&status, progress.as_ref())),
+        other => Err(unexpected(&other)),
+    }
+}
+
+async fn done(bus: &Bus, request: &ApiRequest, told: String, output: Output) -> Result<Exit, CliError> {
+    match bus.ask(request).await? {
+        ApiReply::Done => {
+            output.result(&json!({ "done": true, "message": told }), || told.clone())?;
+            Ok(Exit::Ok)
+        }
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn list(jobs: &[JobView]) -> String {
+    let rows = jobs.iter().map(|job| {
+        [
+            job.job.to_string(),
+            job.vm.name.to_string(),
+            format!("{} → {}", job.source, job.target),
+            mode(job).to_owned(),
+            job.state.to_string(),
+            format!("{:.0} %", job.percent.floor()),
+            job.submitted_at.to_string().chars().take(19).collect::<String>().replace('T', " "),
+        ]
+    });
+    table(["JOB", "VM", "FROM → TO", "MODE", "STATE", "DONE", "SUBMITTED (UTC)"], rows)
+}
+
+pub(super) const fn mode(job: &JobView) -> &'static str {
+    use sterna_shared::job::MoveMode;
+    match job.mode {
+        MoveMode::Live => "live",
+        MoveMode::Cold => "cold",
+        MoveMode::Storage => "storage",
+    }
+}
+
+/// A job as people read it: head, steps, and whatever went wrong.
+pub(super) fn show(job: &JobView) -> String {
+    let mut rows = vec![
+        ("job", job.job.to_string()),
+        ("vm", format!("{} ({})", job.vm.name, job.vm.id)),
+        ("move", format!("{} → {}, {}", job.source, job.target, mode(job))),
+        ("state", format!("{} ({})", job.state, job.state_number)),
+        ("done", format!("{:.1} %", job.percent)),
+        ("submitted", job.submitted_at.to_string()),
+        ("started", or_dash(job.started_at)),
+        ("finished", or_dash(job.finished_at)),
+    ];
+    if let Some(blackout) = job.blackout_ms {
+        rows.push(("blackout", format!("{blackout:.1} ms")));
+    }
+    let steps = table(
+        ["STEP", "STATE", "HOST", "SECONDS", "CONTENT", "SENT", "RATE", "PASSES"],
+        job.steps.iter().map(|step| {
+            let bytes = |count: u64| if count == 0 { "-".to_owned() } else { ByteCount(count).to_string() };
+            [
+                step.step.to_string(),
+                format!("{:?}", step.state).to_lowercase(),
+                or_dash(step.host.as_ref()),
+                step.seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1}")),
+                bytes(step.bytes_total),
+                bytes(step.bytes_sent),
+                or_dash(step.bytes_per_second.map(Bandwidth)),
+                if step.passes == 0 { "-".to_owned() } else { step.passes.to_string() },
+            ]
+        }),
+    );
+    let mut text = format!("{}\n\n{steps}", pairs(rows));
+    if let Some(progress) = &job.progress {
+        let _ = write!(text, "\n\nprogress  {}", watch::progress_text(progress));
+    }
+    for notice in &job.notices {
+        let _ = write!(text, "\nnotice    {}  {}  {}", notice.at, or_dash(notice.host.as_ref()), notice.text);
+    }
+    if let Some(failure) = &job.failure {
+        let _ = write!(text, "\n\nfailed on {}: {}", or_dash(failure.host.as_ref()), failure.message);
+        for cause in &failure.causes {
+            let _ = write!(text, "\n  because: {cause}");
+        }
+        if !failure.remedy.is_empty() {
+            let _ = write!(text, "\n  → {}", failure.remedy);
+        }
+    }
+    text
+}

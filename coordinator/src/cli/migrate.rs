@@ -1,0 +1,183 @@
+//! `sterna migrate`: move a VM, its disks, or both.
+
+use std::fmt::Write as _;
+
+use clap::{Args, ValueEnum};
+use sterna_shared::bus::{ApiReply, ApiRequest};
+use sterna_shared::id::{HostId, JobId};
+use sterna_shared::job::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
+use sterna_shared::units::{Bandwidth, ByteCount};
+
+use super::bus::Bus;
+use super::error::{CliError, Exit};
+use super::output::{Output, pairs, table};
+use super::{job, unexpected, watch};
+use crate::view::{JobView, PlanView};
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    /// Live if the guest runs, cold if it is stopped
+    Auto,
+    /// The guest runs on, but for the blackout
+    Live,
+    /// The guest is stopped
+    Cold,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Storage {
+    /// All disks are copied
+    All,
+    /// No disk is copied: both hosts share the pools
+    None,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    sterna migrate web --to beta\n  \
+    sterna migrate web --to beta --disk root=fast:raw --bandwidth 200MiB/s\n  \
+    sterna migrate web --storage-only --disk root=slow\n  \
+    sterna migrate web --to beta --dry-run --output json")]
+pub(super) struct MigrateArgs {
+    /// The VM's name or id
+    vm: String,
+    /// The host to move it to
+    #[arg(long, value_name = "HOST", required_unless_present = "storage_only")]
+    to: Option<HostId>,
+    /// Whether the guest may stop meanwhile
+    #[arg(long, value_enum, default_value = "auto")]
+    mode: Mode,
+    /// Whether its disks go along
+    #[arg(long, value_enum, default_value = "all")]
+    storage: Storage,
+    /// Where one disk goes; the others go to the pool of the same name
+    #[arg(long = "disk", value_name = "NAME=POOL[:FORMAT]", value_parser = parse_placement)]
+    disks: Vec<DiskPlacement>,
+    /// Move disks only; the guest stays on its host, running or not
+    #[arg(long, conflicts_with = "storage")]
+    storage_only: bool,
+    /// A rate that disks and memory together stay under, such as 100MiB/s
+    #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
+    bandwidth: Option<Bandwidth>,
+    /// The longest the guest may stand still before the move gives up
+    #[arg(long, value_name = "MILLISECONDS")]
+    max_blackout: Option<u32>,
+    /// Connections between the two hosts
+    #[arg(long, value_name = "COUNT")]
+    lanes: Option<u8>,
+    /// Check and show the plan, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not watch the job; print its id
+    #[arg(long, conflicts_with = "dry_run")]
+    detach: bool,
+    /// Id of the job, a UUID: asking twice with one id makes one job
+    #[arg(long, value_name = "UUID")]
+    job: Option<JobId>,
+}
+
+pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+    let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
+    let request = ApiRequest::Migrate { request: request_of(args), dry_run: args.dry_run, job };
+    let reply = bus.ask(&request).await.map_err(|error| {
+        // Only then may the job exist unseen.
+        if error.exit == Exit::Unreachable && !args.dry_run {
+            error.hint(format!("if in doubt whether it began: sterna job show {job}; the same command with --job {job} makes no second one"))
+        } else {
+            error
+        }
+    })?;
+    match reply {
+        ApiReply::Plan { plan } if args.dry_run => {
+            let view = PlanView::new(&plan);
+            output.result(&view, || show_plan(&view))?;
+            Ok(Exit::Ok)
+        }
+        ApiReply::JobStarted { status } if args.detach => {
+            let view = JobView::new(&status, None);
+            output.remark(&format!("watch it: sterna job watch {job}"));
+            output.result(&view, || job.to_string())?;
+            Ok(Exit::Ok)
+        }
+        ApiReply::JobStarted { status } => watch::run(JobView::new(&status, None), bus, output).await,
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn request_of(args: &MigrateArgs) -> MoveRequest {
+    MoveRequest {
+        vm: args.vm.clone(),
+        target: args.to.clone(),
+        mode: match args.mode {
+            Mode::Auto => ModeWish::Auto,
+            Mode::Live => ModeWish::Live,
+            Mode::Cold => ModeWish::Cold,
+        },
+        storage: match args.storage {
+            Storage::All => StorageWish::All,
+            Storage::None => StorageWish::None,
+        },
+        disks: args.disks.clone(),
+        storage_only: args.storage_only,
+        bandwidth: args.bandwidth,
+        blackout_max_ms: args.max_blackout,
+        lanes: args.lanes,
+    }
+}
+
+fn parse_placement(text: &str) -> Result<DiskPlacement, String> {
+    let (disk, place) =
+        text.split_once('=').ok_or_else(|| "give NAME=POOL or NAME=POOL:FORMAT, such as root=fast:raw".to_owned())?;
+    let (pool, format) = match place.split_once(':') {
+        Some((pool, format)) => (pool, Some(format.parse()?)),
+        None => (place, None),
+    };
+    let invalid = |error: sterna_shared::id::InvalidId| error.to_string();
+    Ok(DiskPlacement { disk: disk.parse().map_err(invalid)?, pool: pool.parse().map_err(invalid)?, format })
+}
+
+fn show_plan(plan: &PlanView) -> String {
+    let steps: Vec<&str> = plan.steps.iter().map(|step| step.as_str()).collect();
+    let head = pairs([
+        ("vm", format!("{} ({})", plan.vm.name, plan.vm.id)),
+        ("move", format!("{} → {}", plan.source, plan.target)),
+        ("memory to copy", ByteCount(plan.memory_bytes).to_string()),
+        ("disks to copy", format!("at most {}", ByteCount(plan.disk_bytes))),
+        ("lanes", plan.lanes.to_string()),
+        ("rate", plan.bandwidth.map_or_else(|| "unlimited".to_owned(), |rate| rate.to_string())),
+        ("blackout", format!("at most {} ms", plan.blackout_max_ms)),
+        ("steps", steps.join(", ")),
+    ]);
+    let mut text = head;
+    if !plan.disks.is_empty() {
+        let disks = table(
+            ["DISK", "SIZE", "FROM", "TO"],
+            plan.disks.iter().map(|disk| {
+                [
+                    disk.disk.to_string(),
+                    ByteCount(disk.bytes).to_string(),
+                    format!("{} ({})", disk.source_pool, disk.source_format),
+                    format!("{} ({})", disk.target_pool, disk.target_format),
+                ]
+            }),
+        );
+        let _ = write!(text, "\n\n{disks}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placements_are_parsed_or_explained() {
+        let placement = parse_placement("root=fast:raw").expect("a placement");
+        assert_eq!((placement.disk.as_str(), placement.pool.as_str()), ("root", "fast"));
+        assert_eq!(placement.format.map(|format| format.as_str()), Some("raw"));
+        assert_eq!(parse_placement("root=fast").expect("a placement").format, None);
+        for bad in ["root", "root=", "=fast", "root=fast:vmdk", "root=a/b"] {
+            assert!(!parse_placement(bad).expect_err(bad).is_empty());
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The `sterna` command: one file a command, one place for output, errors and exit codes.
+//!
+//! ```text
+//!   arguments ──▶ command ──ask──▶ bus ──NATS──▶ coordinators
+//!                    │                               │
+//!                    ▼                               ▼
+//!        output: results → stdout      error: kind → exit code, reasons, what to do next
+//! ```
+//!
+//! A command asks and shows; it decides nothing about a VM. What it shows of a job is [`crate::view`], which the feed
+//! shares. Watching polls and subscribes to nothing, so that a lost message or a coordinator's failover costs a moment
+//! and never the watch.
+
+mod bus;
+mod console;
+mod doctor;
+mod error;
+mod host;
+mod job;
+mod manual;
+mod migrate;
+mod nats_config;
+mod output;
+mod pki;
+mod settings;
+mod vm;
+mod watch;
+
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use sterna_shared::bus::ApiReply;
+use sterna_shared::time::Timestamp;
+
+use bus::Bus;
+use error::{CliError, EXIT_CODES_HELP, Exit};
+use output::{Format, Output};
+
+/// The longest a request may be allowed to take, in seconds.
+const TIMEOUT_SECONDS_MAX: u64 = 86_400;
+
+/// Moves virtual machines across a fleet.
+#[derive(Debug, Parser)]
+#[command(name = "sterna", version, after_help = EXIT_CODES_HELP, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Configuration file [default: ~/.config/sterna/sterna.toml, then /etc/sterna/sterna.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "STERNA_CONFIG", help_heading = "Global options")]
+    config: Option<PathBuf>,
+    /// Broker to connect to in place of the configuration's; several with commas between
+    #[arg(long, global = true, value_name = "URL", env = "STERNA_SERVER", help_heading = "Global options")]
+    server: Option<String>,
+    /// How results are written
+    #[arg(long, global = true, value_enum, default_value = "table", help_heading = "Global options")]
+    output: Format,
+    /// Seconds that one request may take
+    #[arg(
+        long, global = true, value_name = "SECONDS", default_value_t = 30, help_heading = "Global options",
+        value_parser = clap::value_parser!(u64).range(1..=TIMEOUT_SECONDS_MAX)
+    )]
+    timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The hosts of the fleet
+    #[command(subcommand)]
+    Host(host::HostCommand),
+    /// The VMs of the fleet
+    #[command(subcommand)]
+    Vm(vm::VmCommand),
+    /// Move a VM, its disks, or both
+    Migrate(migrate::MigrateArgs),
+    /// Jobs: moves in hand, and those that are over
+    #[command(subcommand)]
+    Job(job::JobCommand),
+    /// Check broker, certificates, clocks, agents, QEMU and pools, and say what to mend
+    Doctor,
+    /// The fleet's certificates
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
+    /// Write a nats-server configuration with a key and permissions for each agent, coordinator and operator
+    NatsConfig(nats_config::NatsConfigArgs),
+    /// Print completions for a shell
+    Completions(manual::CompletionsArgs),
+    /// Write the manual pages
+    Man(manual::ManArgs),
+}
+
+/// Runs the command line; the whole of `main`.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout with 0, a wrong command line to stderr with 2: clap's own way.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Ok }.into();
+        }
+    };
+    let output = Output { format: cli.global.output };
+    match run(cli, output) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            output.error(&error);
+            error.exit.into()
+        }
+    }
+}
+
+fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
+    let global = &cli.global;
+    // What needs no fleet is done without one.
+    match cli.command {
+        Command::Pki(command) => return pki::run(&command, output),
+        Command::NatsConfig(args) => return nats_config::run(&args, output),
+        Command::Completions(args) => return manual::completions(&args, Cli::command()),
+        Command::Man(args) => return manual::pages(&args, Cli::command(), output),
+        Command::Host(_) | Command::Vm(_) | Command::Migrate(_) | Command::Job(_) | Command::Doctor => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::from_source(Exit::Failed, &error))?;
+    runtime.block_on(async {
+        match &cli.command {
+            Command::Host(command) => host::run(command, &connect(global).await?, output).await,
+            Command::Vm(command) => vm::run(command, global, output).await,
+            Command::Migrate(args) => migrate::run(args, &connect(global).await?, output).await,
+            Command::Job(command) => job::run(command, &connect(global).await?, output).await,
+            Command::Doctor => doctor::run(global, output).await,
+            Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),
+        }
+    })
+}
+
+async fn connect(global: &Global) -> Result<Bus, CliError> {
+    let found = settings::find(global.config.as_deref(), global.server.as_deref())?;
+    connect_by(&found, global).await
+}
+
+async fn connect_by(found: &settings::Found, global: &Global) -> Result<Bus, CliError> {
+    let sender = found.settings.name.clone().or_else(|| std::env::var("USER").ok()).unwrap_or("operator".to_owned());
+    let bus = Bus::connect(&found.settings.nats, &sender, Duration::from_secs(global.timeout)).await;
+    bus.map_err(|error| {
+        let error = CliError::from(error);
+        match &found.file {
+            Some(path) => error.hint(format!("the configuration is {}", path.display())),
+            None => {
+                error.hint("no configuration file was found; give --server URL, or write ~/.config/sterna/sterna.toml")
+            }
+        }
+    })
+}
+
+/// The command's clock, read in this one place.
+fn now() -> Timestamp {
+    Timestamp::from_unix_microseconds(jiff::Timestamp::now().as_microsecond())
+}
+
+/// An answer of another kind than the request calls for: a fault of the coordinator's, or another version of it.
+fn unexpected(reply: &ApiReply) -> CliError {
+    let kind = match reply {
+        ApiReply::Hosts { .. } => "hosts",
+        ApiReply::Vms { .. } => "vms",
+        ApiReply::Done => "done",
+        ApiReply::Console { .. } => "console",
+        ApiReply::Plan { .. } => "plan",
+        ApiReply::JobStarted { .. } => "job started",
+        ApiReply::Jobs { .. } => "jobs",
+        ApiReply::Job { .. } => "job",
+        ApiReply::System { .. } => "system",
+        ApiReply::Error { .. } => "error",
+    };
+    CliError::new(Exit::Failed, format!("the coordinators answered something else than was asked: {kind}"))
+        .hint("are command and coordinator of one version? sterna doctor tells")
+}
+
+/// Asks a yes-or-no question on a terminal; elsewhere `--yes` must have been given.
+fn confirm(question: &str, yes: bool) -> Result<(), CliError> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() || !io::stderr().is_terminal() {
+        return Err(CliError::new(Exit::Usage, format!("{question} Not answered: this is no terminal"))
+            .hint("give --yes if you are sure"));
+    }
+    let mut answer = String::new();
+    let asked = write!(io::stderr(), "{question} [y/N] ")
+        .and_then(|()| io::stderr().flush())
+        .and_then(|()| io::stdin().read_line(&mut answer));
+    match asked {
+        Ok(_) if matches!(answer.trim(), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(CliError::new(Exit::Interrupted, "not confirmed; nothing was done")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,128 @@
+//! Where output goes: results to stdout, everything else to stderr; tables for people, JSON for programs.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::ValueEnum;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+
+use super::error::{CliError, Exit};
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Tables and sentences.
+    Table,
+    /// JSON: one document, or one a line where a command goes on telling.
+    Json,
+}
+
+/// The two streams.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    /// How results are written.
+    pub(super) format: Format,
+}
+
+impl Output {
+    /// Whether programs read the results.
+    #[must_use]
+    pub(super) fn is_json(self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Whether a person sees stderr as it is written, so that lines may be drawn over.
+    #[must_use]
+    pub(super) fn draws(self) -> bool {
+        !self.is_json() && io::stderr().is_terminal()
+    }
+
+    /// A result: `value` for programs, `text` for people.
+    ///
+    /// # Errors
+    /// When stdout cannot be written to.
+    pub(super) fn result<T: Serialize + ?Sized>(
+        self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), CliError> {
+        let text = if self.is_json() {
+            serde_json::to_string_pretty(value).map_err(|error| CliError::from_source(Exit::Failed, &error))?
+        } else {
+            text()
+        };
+        write_out(format!("{text}\n").as_bytes())
+    }
+
+    /// One of several results: for programs one document on one line, for people nothing.
+    ///
+    /// # Errors
+    /// When stdout cannot be written to.
+    pub(super) fn json_line<T: Serialize>(self, value: &T) -> Result<(), CliError> {
+        if !self.is_json() {
+            return Ok(());
+        }
+        let text = serde_json::to_string(value).map_err(|error| CliError::from_source(Exit::Failed, &error))?;
+        write_out(format!("{text}\n").as_bytes())
+    }
+
+    /// A remark. That stderr is closed is no reason to fail.
+    pub(super) fn remark(self, text: &str) {
+        let _ = writeln!(io::stderr(), "{text}");
+    }
+
+    /// An error, in the form that was asked for.
+    pub(super) fn error(self, error: &CliError) {
+        self.remark(&if self.is_json() { error.json().to_string() } else { error.text() });
+    }
+}
+
+/// Writes to stdout. A reader that has gone away (`sterna … | head`) ends the command quietly.
+///
+/// # Errors
+/// When stdout cannot be written to for another reason.
+pub(super) fn write_out(bytes: &[u8]) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::from_source(Exit::Failed, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// A table of columns with headings, as plain text.
+#[must_use]
+pub(super) fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings);
+    for row in rows {
+        table.add_row(row);
+    }
+    trimmed(&table.to_string())
+}
+
+/// Pairs of a name and a value, one a line.
+#[must_use]
+pub(super) fn pairs(rows: impl IntoIterator<Item = (&'static str, String)>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    for (name, value) in rows {
+        table.add_row([name.to_owned(), value]);
+    }
+    trimmed(&table.to_string())
+}
+
+fn trimmed(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    // The first column needs no space before it.
+    let indent = lines.iter().filter(|line| !line.is_empty()).map(|line| line.len() - line.trim_start().len()).min();
+    lines.iter().map(|line| line.get(indent.unwrap_or(0)..).unwrap_or("")).collect::<Vec<_>>().join("\n")
+}
+
+/// Something that may be missing, for a table.
+#[must_use]
+pub(super) fn or_dash<T: std::fmt::Display>(value: Option<T>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
+}
