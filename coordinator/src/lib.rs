@@ -1,1 +1,18 @@
-//! Coordinator.
+//! The fleet's side of Sterna: what decides, and never touches a guest or a bulk byte.
+//!
+//! ```text
+//!   sterna (CLI) ──▶ api ─┐                    ┌─▶ store   events, commands, buckets
+//!   heartbeats ─────▶ bus ─┼─▶ service (apply) ─┼─▶ bus     requests to agents, answers
+//!   events ───────▶ store ─┘   fleet, planner,  └─▶ feed    JSON for people and dashboards
+//!   lease ──── may it? ───────▶ scheduler
+//! ```
+
+pub mod api;
+pub mod bus;
+pub mod config;
+pub mod feed;
+pub mod fleet;
+pub mod lease;
+pub mod planner;
+pub mod scheduler;
+pub mod store;
