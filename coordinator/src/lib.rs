@@ -15,4 +15,5 @@ pub mod fleet;
 pub mod lease;
 pub mod planner;
 pub mod scheduler;
+pub mod service;
 pub mod store;
