@@ -75,7 +75,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, beat: impl 
     }
     // The lease is laid down, so that another coordinator need not wait for it to run out.
     let _ = stop.send(true);
-    if let Err(error) = keeper.await {
+    if let Some(Err(error)) = keeper.join_next().await {
         tracing::error!(%error, "the keeper of the lease ended badly");
     }
     service.bus.flush().await
