@@ -56,8 +56,9 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, beat: impl 
     let (floor, floor_seen) = watch::channel(Epoch(0));
     let (standing_set, standing) = watch::channel(None);
     let (stop, stopped) = watch::channel(false);
-    let keeper =
-        tokio::spawn(keeper::keep(config.name.clone(), store.clone(), clock, floor_seen, standing_set, stopped));
+    // In a set, so that it ends with this future also where that is dropped: nobody renews a lease for a dead service.
+    let mut keeper = tokio::task::JoinSet::new();
+    keeper.spawn(keeper::keep(config.name.clone(), store.clone(), clock, floor_seen, standing_set, stopped));
     let mut service = Service {
         heartbeats: bus.listen(Subject::HOSTS).await?,
         fleet: remembered(&store).await?,
