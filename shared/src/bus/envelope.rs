@@ -116,7 +116,10 @@ impl Envelope {
 /// # Errors
 /// When the message does not encode or is over the limit.
 pub fn encode<T: Serialize>(what: &'static str, message: &T) -> Result<Vec<u8>, EnvelopeError> {
-    let bytes = rmp_serde::to_vec_named(message).map_err(|source| EnvelopeError::Encode { what, source })?;
+    let mut bytes = Vec::new();
+    // Addresses are texts: a compact one does not come back from within a tagged enum, whose content serde buffers.
+    let mut serializer = rmp_serde::Serializer::new(&mut bytes).with_struct_map().with_human_readable();
+    message.serialize(&mut serializer).map_err(|source| EnvelopeError::Encode { what, source })?;
     if bytes.len() > BODY_LENGTH_MAX {
         return Err(EnvelopeError::TooLong { length: bytes.len() });
     }
@@ -131,7 +134,7 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T
     if bytes.len() > BODY_LENGTH_MAX {
         return Err(EnvelopeError::TooLong { length: bytes.len() });
     }
-    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes);
+    let mut deserializer = rmp_serde::Deserializer::from_read_ref(bytes).with_human_readable();
     deserializer.set_max_depth(DEPTH_MAX);
     T::deserialize(&mut deserializer).map_err(|source| EnvelopeError::Malformed { what, source })
 }

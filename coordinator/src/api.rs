@@ -1,0 +1,148 @@
+//! The operators' API at its edge: which endpoints there are, and requests and replies as bytes.
+
+use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, EnvelopeError};
+use sterna_shared::id::Epoch;
+use sterna_shared::job::Refusal;
+
+/// The resource and verb of every request: one endpoint each. A test holds it against [`ApiRequest`].
+pub const ENDPOINTS: &[(&str, &str)] = &[
+    ("host", "list"),
+    ("host", "show"),
+    ("vm", "define"),
+    ("vm", "list"),
+    ("vm", "show"),
+    ("vm", "start"),
+    ("vm", "stop"),
+    ("vm", "delete"),
+    ("vm", "console"),
+    ("vm", "resolve"),
+    ("job", "migrate"),
+    ("job", "list"),
+    ("job", "show"),
+    ("job", "cancel"),
+    ("job", "bandwidth"),
+    ("system", "show"),
+];
+
+/// Reads a request.
+///
+/// # Errors
+/// What to answer where it is none.
+pub fn read(body: &[u8]) -> Result<ApiRequest, ApiError> {
+    Envelope::open(body).and_then(|envelope| envelope.message("api_request")).map_err(|error| {
+        let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        fault(
+            ApiErrorKind::Invalid,
+            format!("the request cannot be read: {error}{cause}"),
+            "use a `sterna` of the coordinator's version (`sterna --version`)",
+        )
+    })
+}
+
+/// Writes a reply, and the service error that goes into its headers.
+///
+/// A list that is too long for one message is cut from its end, the oldest or last.
+///
+/// # Errors
+/// [`EnvelopeError`] where not even the error about it can be written.
+pub fn write(
+    sender: &str,
+    epoch: Epoch,
+    mut reply: ApiReply,
+) -> Result<(Vec<u8>, Option<(u16, String)>), EnvelopeError> {
+    let body = loop {
+        match Envelope::seal("api_reply", sender, epoch, &reply) {
+            Err(EnvelopeError::TooLong { .. }) if shorten(&mut reply) => {}
+            Err(EnvelopeError::TooLong { .. }) => {
+                let message = "the answer is too long for one message";
+                reply = ApiReply::Error { error: fault(ApiErrorKind::Failed, message, "ask for less at a time") };
+            }
+            sealed => break sealed?,
+        }
+    };
+    let header = match &reply {
+        ApiReply::Error { error } => Some((code(error.kind), error.message.clone())),
+        _ => None,
+    };
+    Ok((body, header))
+}
+
+/// An error with one hint.
+pub(crate) fn fault(kind: ApiErrorKind, message: impl Into<String>, hint: impl Into<String>) -> ApiError {
+    ApiError { kind, message: message.into(), hints: vec![hint.into()], refusals: vec![] }
+}
+
+/// A plan that cannot be made.
+pub(crate) fn refused(message: impl Into<String>, refusals: Vec<Refusal>) -> ApiError {
+    ApiError { kind: ApiErrorKind::Refused, message: message.into(), hints: vec![], refusals }
+}
+
+fn shorten(reply: &mut ApiReply) -> bool {
+    fn halve<T>(list: &mut Vec<T>) -> bool {
+        let long = list.len() > 1;
+        list.truncate(list.len() / 2);
+        long
+    }
+    match reply {
+        ApiReply::Jobs { jobs } => halve(jobs),
+        ApiReply::Hosts { hosts } => halve(hosts),
+        ApiReply::Vms { vms } => halve(vms),
+        _ => false,
+    }
+}
+
+/// The numbers of HTTP, which NATS services use too.
+const fn code(kind: ApiErrorKind) -> u16 {
+    match kind {
+        ApiErrorKind::Invalid => 400,
+        ApiErrorKind::NotFound => 404,
+        ApiErrorKind::Refused => 409,
+        ApiErrorKind::Failed => 500,
+        ApiErrorKind::Unreachable => 503,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Fleet, vm_view};
+    use crate::planner::example;
+
+    #[test]
+    fn what_is_no_request_is_told_so() {
+        let error = read(b"hello").expect_err("no request");
+        assert_eq!(error.kind, ApiErrorKind::Invalid);
+        let other = Envelope::seal("command", "x", Epoch(0), &ApiRequest::HostList).expect("sealed");
+        assert!(read(&other).expect_err("another kind").message.contains("\"command\""));
+    }
+
+    #[test]
+    fn every_request_has_an_endpoint() {
+        let vm = || "web".to_owned();
+        for request in [
+            ApiRequest::HostList,
+            ApiRequest::VmList,
+            ApiRequest::VmStart { vm: vm() },
+            ApiRequest::VmResolve { vm: vm(), fenced: "a".parse().expect("a name") },
+            ApiRequest::Migrate { request: example::request(), dry_run: true, job: example::job(1) },
+            ApiRequest::JobBandwidth { job: example::job(1), bandwidth: None },
+            ApiRequest::SystemShow,
+        ] {
+            assert!(ENDPOINTS.contains(&request.subject_tokens()), "{request:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_is_cut() {
+        let mut fleet = Fleet::default();
+        let mut inventory = example::inventory("alpha");
+        inventory.vms = vec![example::report(&example::vm("web"))];
+        fleet.heard(inventory, example::now(), std::time::Duration::ZERO);
+        let (member, report) = fleet.find("web").expect("there");
+        let vms = vec![vm_view(member, report); 5000];
+        let (body, error) = write("one", Epoch(1), ApiReply::Vms { vms }).expect("written");
+        assert!(body.len() <= sterna_shared::bus::BODY_LENGTH_MAX && error.is_none());
+        let reply: ApiReply = Envelope::open(&body).and_then(|e| e.message("api_reply")).expect("a reply");
+        assert!(matches!(reply, ApiReply::Vms { vms } if vms.len() > 500));
+    }
+}

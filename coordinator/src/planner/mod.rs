@@ -1,0 +1,164 @@
+//! Planning: a wish and what is known of the fleet become a plan, or every reason why not.
+//!
+//! ```text
+//!   MoveRequest ─┐
+//!   Fleet ───────┼─▶ Case ──▶ CHECKS (all of them, always) ──▶ no refusal: Plan
+//!   jobs in hand ┤                                         └─▶ else: Vec<Refusal>, each with a remedy
+//!   Seeds ───────┘
+//! ```
+//!
+//! Pure: no clock, no randomness, no I/O; the same input gives the same plan. Checks do not depend on one another: one
+//! that lacks what it would look at (the target is unknown, say) says nothing, because another says why. That is what
+//! lets an operator mend everything in one go. An inventory is a few seconds old when it is read here, so the agents
+//! check again what they reserve.
+
+mod check;
+#[cfg(test)]
+pub(crate) mod example;
+mod placement;
+#[cfg(test)]
+mod tests;
+
+use sterna_shared::host::{VmReport, VmState};
+use sterna_shared::id::{JobId, Token};
+use sterna_shared::job::{Host, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal};
+use sterna_shared::time::Timestamp;
+
+use crate::fleet::{FindError, Fleet, Member};
+
+/// Lanes of a session where the request names no number.
+pub const LANES_DEFAULT: u8 = 4;
+/// The most lanes of a session, whatever the hosts allow.
+pub const LANES_MAX: u8 = 16;
+/// The longest blackout where the request names none, in milliseconds.
+pub const BLACKOUT_DEFAULT_MS: u32 = 2_000;
+/// The shortest blackout limit that a request may name, in milliseconds: below it no handover can finish.
+pub const BLACKOUT_MIN_MS: u32 = 10;
+/// The longest blackout limit that a request may name, in milliseconds.
+pub const BLACKOUT_MAX_MS: u32 = 600_000;
+/// The lowest rate limit, in bytes a second: below it the protocol's own traffic would not fit.
+pub const BANDWIDTH_MIN: u64 = 64 << 10;
+
+/// What a plan needs and no pure function can make.
+#[derive(Debug, Clone)]
+pub struct Seeds {
+    /// The job's id.
+    pub job: JobId,
+    /// Drawn from a secure source.
+    pub token: Token,
+    /// The coordinator's wall clock, which certificates are held against.
+    pub now: Timestamp,
+}
+
+/// Decides a request.
+///
+/// # Errors
+/// Every reason why it cannot be done now, in the order of [`check::CHECKS`]; never an empty list.
+pub fn plan<'a>(
+    fleet: &'a Fleet,
+    jobs: impl IntoIterator<Item = &'a JobStatus>,
+    request: &'a MoveRequest,
+    seeds: Seeds,
+) -> Result<Plan, Vec<Refusal>> {
+    let case = Case::new(fleet, jobs, request, seeds.now);
+    let mut refusals = Vec::new();
+    for check in check::CHECKS {
+        check(&case, &mut refusals);
+    }
+    if refusals.is_empty() {
+        // Where every check passed, source, target and VM are known; a missing one would be a fault of the checks.
+        case.decide(seeds).ok_or_else(|| vec![check::incomplete()])
+    } else {
+        Err(refusals)
+    }
+}
+
+/// A request laid beside what is known; what is not known is absent here and refused by the check it belongs to.
+struct Case<'a> {
+    request: &'a MoveRequest,
+    fleet: &'a Fleet,
+    /// Jobs that are not over.
+    jobs: Vec<&'a JobStatus>,
+    now: Timestamp,
+    /// The VM asked for, or why there is none.
+    found: Result<(&'a Member, &'a VmReport), FindError>,
+}
+
+impl<'a> Case<'a> {
+    fn new(
+        fleet: &'a Fleet,
+        jobs: impl IntoIterator<Item = &'a JobStatus>,
+        request: &'a MoveRequest,
+        now: Timestamp,
+    ) -> Self {
+        let jobs = jobs.into_iter().filter(|status| !status.state.is_final()).collect();
+        Self { request, fleet, jobs, now, found: fleet.find(&request.vm) }
+    }
+
+    fn vm(&self) -> Option<&'a VmReport> {
+        self.found.as_ref().ok().map(|(_, report)| *report)
+    }
+
+    fn source(&self) -> Option<&'a Member> {
+        self.found.as_ref().ok().map(|(member, _)| *member)
+    }
+
+    /// The host that will have the VM; the source itself for a storage move.
+    fn target(&self) -> Option<&'a Member> {
+        if self.request.storage_only { self.source() } else { self.fleet.host(self.request.target.as_ref()?) }
+    }
+
+    /// Source and target, where both are known and differ: what a move between hosts is checked on.
+    fn hosts(&self) -> Option<(&'a Member, &'a Member)> {
+        let (source, target) = (self.source()?, self.target()?);
+        (source.inventory.host != target.inventory.host).then_some((source, target))
+    }
+
+    /// How the VM would move, as far as its state tells.
+    fn mode(&self) -> Option<MoveMode> {
+        let state = self.vm()?.state;
+        let live = match self.request.mode {
+            ModeWish::Live => true,
+            ModeWish::Cold => false,
+            ModeWish::Auto => state != VmState::Stopped,
+        };
+        let mode = if live { MoveMode::Live } else { MoveMode::Cold };
+        Some(if self.request.storage_only { MoveMode::Storage } else { mode })
+    }
+
+    /// Whether the guest will execute at the target: only then memory and the processor matter.
+    fn runs_at_target(&self) -> bool {
+        self.mode() == Some(MoveMode::Live)
+    }
+
+    fn lanes_max(&self) -> u8 {
+        let of = |member: Option<&Member>| member.map_or(LANES_MAX, |member| member.inventory.limits.lanes_max);
+        LANES_MAX.min(of(self.source())).min(of(self.target()))
+    }
+
+    fn decide(&self, seeds: Seeds) -> Option<Plan> {
+        let (vm, source, target, mode) = (self.vm()?, self.source()?, self.target()?, self.mode()?);
+        let placed = placement::placed(self);
+        let mut vm_at_target = vm.spec.clone();
+        vm_at_target.disks = placed.iter().map(|disk| disk.target.clone()).collect();
+        let disks: Vec<_> = placed.into_iter().filter(|disk| disk.copied).map(placement::Placed::into_move).collect();
+        let host =
+            |member: &Member| Host { id: member.inventory.host.clone(), addresses: member.inventory.addresses.clone() };
+        Some(Plan {
+            job: seeds.job,
+            planned_at: seeds.now,
+            mode,
+            steps: Plan::steps_of(mode, !disks.is_empty()),
+            vm: vm.spec.clone(),
+            vm_at_target,
+            source: host(source),
+            target: host(target),
+            disks,
+            generation: vm.generation,
+            token: seeds.token,
+            lanes: self.request.lanes.unwrap_or(LANES_DEFAULT.min(self.lanes_max())),
+            bandwidth: self.request.bandwidth,
+            blackout_max_ms: self.request.blackout_max_ms.unwrap_or(BLACKOUT_DEFAULT_MS),
+        })
+    }
+}

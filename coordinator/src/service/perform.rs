@@ -1,0 +1,137 @@
+//! What must happen in order: publications, buckets, the feed. One task, one bounded queue.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sterna_shared::bus::{ApiErrorKind, ApiReply, Command, Envelope, HostView, Subject};
+use sterna_shared::id::{Epoch, Generation, HostId, VmId};
+use sterna_shared::job::{JobStatus, Reporter};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::Standing;
+use super::state::Message;
+use crate::api::{self, fault};
+use crate::bus::{Bus, BusError, Call, server};
+use crate::feed::Document;
+use crate::store::{Bucket, Store, Writer};
+
+/// How long one piece of work may take before the leader gives up and starts over.
+const WORK_WAIT_MAX: Duration = Duration::from_secs(20);
+
+pub(super) enum Work {
+    Publish { messages: Vec<Message>, answer: Option<(Call, Box<ApiReply>)> },
+    StoreJob(Box<JobStatus>),
+    StoreVm { vm: VmId, host: HostId, generation: Generation },
+    StoreHost(Box<HostView>),
+    EnsureConsumer(HostId),
+    Feed(Document),
+}
+
+pub(super) struct Performer {
+    bus: Bus,
+    store: Store,
+    writer: Writer,
+    name: HostId,
+    epoch: Epoch,
+    standing: watch::Receiver<Standing>,
+}
+
+/// Who owns a VM, as the bucket `sterna_vms` says.
+#[derive(Debug, Serialize)]
+struct Owner {
+    host: HostId,
+    generation: Generation,
+}
+
+impl Performer {
+    pub(super) fn new(bus: Bus, store: Store, name: HostId, epoch: Epoch, standing: watch::Receiver<Standing>) -> Self {
+        let writer = Writer::new(store.clone());
+        Self { bus, store, writer, name, epoch, standing }
+    }
+
+    pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Work>) -> Result<(), BusError> {
+        while let Some(work) = waiting.recv().await {
+            // Between two pieces of work the lease may have run out; then nothing more is said in its name.
+            let leads = matches!(*self.standing.borrow(), Some((epoch, until)) if epoch == self.epoch && Instant::now() < until);
+            if !leads {
+                return Err(BusError::Fenced { key: "the lease".into() });
+            }
+            let done = tokio::time::timeout(WORK_WAIT_MAX, self.perform(work)).await;
+            done.map_err(server("do its work in time"))??;
+        }
+        Ok(())
+    }
+
+    async fn perform(&mut self, work: Work) -> Result<(), BusError> {
+        match work {
+            Work::Publish { messages, answer } => {
+                let published = self.publish(messages).await;
+                if let Some((call, reply)) = answer {
+                    let reply = match &published {
+                        Ok(()) => *reply,
+                        Err(error) => ApiReply::Error {
+                            error: fault(
+                                ApiErrorKind::Unreachable,
+                                format!("it could not be written down: {error}"),
+                                "ask again with the same job id once NATS is well: a job is made once only",
+                            ),
+                        },
+                    };
+                    respond(call, &self.name, self.epoch, reply).await;
+                }
+                published
+            }
+            Work::StoreJob(status) => {
+                let body = self.seal("job", &status)?;
+                self.writer.write(Bucket::Jobs, &status.job.to_string(), body).await
+            }
+            Work::StoreVm { vm, host, generation } => {
+                let body = self.seal("vm", &Owner { host, generation })?;
+                self.writer.write(Bucket::Vms, &vm.to_string(), body).await
+            }
+            Work::StoreHost(view) => {
+                let body = self.seal("host", &view)?;
+                self.store.put(Bucket::Hosts, view.inventory.host.as_str(), body).await
+            }
+            Work::EnsureConsumer(host) => self.store.ensure_consumer(&host).await,
+            Work::Feed(document) => {
+                self.bus.publish(&document).await?;
+                self.store.put(Bucket::Feed, &document.key, document.body).await
+            }
+        }
+    }
+
+    async fn publish(&self, messages: Vec<Message>) -> Result<(), BusError> {
+        for message in messages {
+            let (subject, id, body) = match &message {
+                Message::Event(event) => {
+                    let (subject, reporter) = match &event.reporter {
+                        Reporter::Coordinator => (Subject::CoordinatorEvent(event.job), "coordinator"),
+                        Reporter::Host(host) => (Subject::Event(host.clone(), event.job), host.as_str()),
+                    };
+                    (subject, format!("{}-{reporter}-{}", event.job, event.sequence), self.seal("event", event)?)
+                }
+                Message::Command { host, command, kind } => {
+                    let job = Command::job(command);
+                    let id = format!("{job}-{host}-{kind}");
+                    (Subject::Command(host.clone(), job), id, self.seal("command", command)?)
+                }
+            };
+            self.store.publish(&subject, &id, body).await?;
+        }
+        Ok(())
+    }
+
+    fn seal<T: Serialize>(&self, kind: &'static str, message: &T) -> Result<Vec<u8>, BusError> {
+        Envelope::seal(kind, self.name.as_str(), self.epoch, message).map_err(server("carry a message this long"))
+    }
+}
+
+/// Answers an operator.
+pub(super) async fn respond(call: Call, name: &HostId, epoch: Epoch, reply: ApiReply) {
+    match api::write(name.as_str(), epoch, reply) {
+        Ok((body, error)) => call.answer(body, error).await,
+        Err(error) => tracing::error!(%error, "an answer could not be written"),
+    }
+}

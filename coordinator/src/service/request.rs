@@ -1,0 +1,266 @@
+//! What operators ask, answered from the state or handed on to an agent.
+
+use std::time::Duration;
+
+use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, Command, SystemView};
+use sterna_shared::id::{HostId, JobId, Token};
+use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Reporter};
+use sterna_shared::units::Bandwidth;
+
+use super::state::{Action, CallId, Message, Now, State};
+use crate::api::{fault, refused};
+use crate::fleet::{FindError, Member, vm_view};
+use crate::planner::{self, BANDWIDTH_MIN, Seeds};
+
+/// How long an agent may take to answer.
+pub(super) const AGENT_WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long it may take over work: making images, starting or ending a QEMU.
+pub(super) const AGENT_WORK_WAIT_MAX: Duration = Duration::from_secs(60);
+/// The longest ACPI stop that can be waited for, in seconds.
+pub(super) const STOP_SECONDS_MAX: u32 = 3600;
+
+/// An answer now, or what to do for one.
+enum Outcome {
+    Reply(ApiReply),
+    Forward { host: HostId, request: AgentRequest, wait: Duration },
+    Publish { messages: Vec<Message>, reply: ApiReply },
+}
+
+impl State {
+    pub(super) fn asked(&mut self, call: CallId, request: ApiRequest, token: Token, now: Now, out: &mut Vec<Action>) {
+        let outcome = match request {
+            ApiRequest::Migrate { request, dry_run, job } => {
+                let seeds = Seeds { job, token, now: now.at };
+                self.migrate(&request, dry_run, seeds, now, out)
+            }
+            request => self.answer(request, now),
+        };
+        out.push(match outcome.unwrap_or_else(|error| Outcome::Reply(ApiReply::Error { error })) {
+            Outcome::Reply(reply) => Action::Answer { call, reply: Box::new(reply) },
+            Outcome::Forward { host, request, wait } => {
+                Action::Forward { call, host, request: Box::new(request), wait }
+            }
+            Outcome::Publish { messages, reply } => Action::Publish { messages, answer: Some((call, Box::new(reply))) },
+        });
+    }
+
+    fn answer(&self, request: ApiRequest, now: Now) -> Result<Outcome, ApiError> {
+        let reply = match request {
+            ApiRequest::HostList => ApiReply::Hosts { hosts: self.fleet.hosts().map(Member::view).collect() },
+            ApiRequest::HostShow { host } => ApiReply::Hosts { hosts: vec![self.member(&host)?.view()] },
+            ApiRequest::VmList => {
+                ApiReply::Vms { vms: self.fleet.vms().into_iter().map(|(member, vm)| vm_view(member, vm)).collect() }
+            }
+            ApiRequest::VmShow { vm } => {
+                let (member, report) = self.fleet.find(&vm).map_err(|error| not_found(&error))?;
+                ApiReply::Vms { vms: vec![vm_view(member, report)] }
+            }
+            ApiRequest::JobList => {
+                // Ids are of UUID version 7: their order is that of time.
+                ApiReply::Jobs { jobs: self.jobs.values().rev().map(|job| job.status.clone()).collect() }
+            }
+            ApiRequest::JobShow { job } => {
+                let job = self.jobs.get(&job).ok_or_else(|| no_job(job))?;
+                ApiReply::Job { status: Box::new(job.status.clone()), progress: job.progress.clone() }
+            }
+            ApiRequest::JobCancel { job } => return self.cancel(job),
+            ApiRequest::JobBandwidth { job, bandwidth } => return self.bandwidth(job, bandwidth, now),
+            ApiRequest::SystemShow => ApiReply::System {
+                system: SystemView {
+                    coordinator: self.name.to_string(),
+                    version: env!("CARGO_PKG_VERSION").into(),
+                    epoch: self.epoch,
+                    nats_version: self.nats_version.clone(),
+                    now: now.at,
+                },
+            },
+            request => return self.forward(request),
+        };
+        Ok(Outcome::Reply(reply))
+    }
+
+    fn forward(&self, request: ApiRequest) -> Result<Outcome, ApiError> {
+        let at_owner = |vm: &str| {
+            let (member, report) = self.fleet.find(vm).map_err(|error| not_found(&error))?;
+            reachable(member).map(|host| (host, report.id()))
+        };
+        let (host, request, wait) = match request {
+            ApiRequest::VmDefine { host, spec } => {
+                let faults = spec.faults();
+                if !faults.is_empty() {
+                    let message = format!("VM {} cannot be defined", spec.name);
+                    return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
+                }
+                self.name_is_free(&spec)?;
+                (reachable(self.member(&host)?)?, AgentRequest::VmDefine { spec }, AGENT_WORK_WAIT_MAX)
+            }
+            ApiRequest::VmStart { vm } => {
+                let (host, vm) = at_owner(&vm)?;
+                (host, AgentRequest::VmStart { vm }, AGENT_WORK_WAIT_MAX)
+            }
+            ApiRequest::VmStop { vm, force, timeout_seconds } => {
+                if timeout_seconds > STOP_SECONDS_MAX {
+                    let message = format!("a stop of {timeout_seconds} s is too long");
+                    return Err(fault(ApiErrorKind::Invalid, message, format!("give at most {STOP_SECONDS_MAX} s")));
+                }
+                let (host, vm) = at_owner(&vm)?;
+                let wait = AGENT_WORK_WAIT_MAX + Duration::from_secs(timeout_seconds.into());
+                (host, AgentRequest::VmStop { vm, force, timeout_seconds }, wait)
+            }
+            ApiRequest::VmDelete { vm, delete_disks } => {
+                let (host, vm) = at_owner(&vm)?;
+                (host, AgentRequest::VmDelete { vm, delete_disks }, AGENT_WORK_WAIT_MAX)
+            }
+            ApiRequest::VmConsole { vm, offset, input } => {
+                let (host, vm) = at_owner(&vm)?;
+                (host, AgentRequest::VmConsole { vm, offset, input }, AGENT_WAIT_MAX)
+            }
+            ApiRequest::VmResolve { vm, fenced } => {
+                let vm = self.fleet.find(&vm).map_err(|error| not_found(&error))?.1.id();
+                let others = self.fleet.records(vm).filter(|(member, _)| member.inventory.host != fenced);
+                let Some((member, _)) = others.max_by_key(|(member, report)| (member.online, report.generation)) else {
+                    let message = format!("no other host than {fenced} has a record of the VM");
+                    return Err(fault(ApiErrorKind::NotFound, message, "see `sterna vm list` and `sterna host list`"));
+                };
+                (reachable(member)?, AgentRequest::VmFenced { vm, fenced }, AGENT_WAIT_MAX)
+            }
+            _ => return Err(fault(ApiErrorKind::Invalid, "the request is not known", "upgrade the coordinator")),
+        };
+        Ok(Outcome::Forward { host, request, wait })
+    }
+
+    fn migrate(
+        &mut self,
+        request: &MoveRequest,
+        dry_run: bool,
+        seeds: Seeds,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Outcome, ApiError> {
+        let job = seeds.job;
+        if let Some(known) = self.jobs.get(&job) {
+            return Ok(Outcome::Reply(ApiReply::JobStarted { status: Box::new(known.status.clone()) }));
+        }
+        let plan = planner::plan(&self.fleet, self.jobs.values().map(|job| &job.status), request, seeds)
+            .map_err(|refusals| refused(format!("VM {} cannot be moved", request.vm), refusals))?;
+        let status = JobStatus::planned(plan.clone());
+        let blanked = Box::new(status.plan.clone());
+        if dry_run {
+            return Ok(Outcome::Reply(ApiReply::Plan { plan: blanked }));
+        }
+        let body = EventBody::Planned { plan: blanked };
+        let event = JobEvent { job, reporter: Reporter::Coordinator, sequence: 1, at: now.at, body };
+        self.planned(&event, now, out);
+        let mut messages = vec![Message::Event(Box::new(event))];
+        messages.extend(to_both(&status, "run", || Command::Run { plan: Box::new(Plan::clone(&plan)) }));
+        let status = self.jobs.get(&job).map_or(status, |job| job.status.clone());
+        Ok(Outcome::Publish { messages, reply: ApiReply::JobStarted { status: Box::new(status) } })
+    }
+
+    fn cancel(&self, job: JobId) -> Result<Outcome, ApiError> {
+        let status = self.live(job)?;
+        if !status.cancellable() {
+            let step = status.current_step().map_or("handover", |step| step.kind.as_str());
+            return Err(fault(
+                ApiErrorKind::Refused,
+                format!("job {job} is in step {step}: the right to run the VM is on its way and cannot be called back"),
+                format!("wait for it (`sterna job watch {job}`), then move the VM back if need be"),
+            ));
+        }
+        let messages = to_both(status, "cancel", || Command::Cancel { job });
+        Ok(Outcome::Publish { messages, reply: ApiReply::Done })
+    }
+
+    fn bandwidth(&self, job: JobId, bandwidth: Option<Bandwidth>, now: Now) -> Result<Outcome, ApiError> {
+        if bandwidth.is_some_and(|bandwidth| bandwidth.0 < BANDWIDTH_MIN) {
+            let hint = format!("give at least {}, or none to lift the limit", Bandwidth(BANDWIDTH_MIN));
+            return Err(fault(ApiErrorKind::Invalid, "the bandwidth is too low", hint));
+        }
+        // Each change is a message of its own, also one back to an earlier value.
+        let kind = format!("bandwidth-{}", now.at.unix_microseconds());
+        let messages = to_both(self.live(job)?, &kind, || Command::SetBandwidth { job, bandwidth });
+        Ok(Outcome::Publish { messages, reply: ApiReply::Done })
+    }
+
+    /// A job that is not over.
+    fn live(&self, job: JobId) -> Result<&JobStatus, ApiError> {
+        let status = &self.jobs.get(&job).ok_or_else(|| no_job(job))?.status;
+        if status.state.is_final() {
+            let hint = format!("see `sterna job show {job}`");
+            return Err(fault(ApiErrorKind::Refused, format!("job {job} is over: {}", status.state), hint));
+        }
+        Ok(status)
+    }
+
+    fn member(&self, host: &HostId) -> Result<&Member, ApiError> {
+        self.fleet.host(host).ok_or_else(|| {
+            fault(ApiErrorKind::NotFound, format!("no host {host} was ever heard of"), "see `sterna host list`")
+        })
+    }
+
+    fn name_is_free(&self, spec: &sterna_shared::vm::VmSpec) -> Result<(), ApiError> {
+        let taken = self.fleet.vms().into_iter().find(|(_, vm)| vm.id() == spec.id || vm.spec.name == spec.name);
+        taken.map_or(Ok(()), |(member, vm)| {
+            let message = format!("{} has VM {} with id {} already", member.inventory.host, vm.spec.name, vm.id());
+            Err(fault(ApiErrorKind::Refused, message, "give the new VM another name and another id"))
+        })
+    }
+}
+
+/// A command to target and source; once where they are one. The target has it first, so that it is ready when the
+/// source, which leads, comes.
+pub(super) fn to_both(status: &JobStatus, kind: &str, command: impl Fn() -> Command) -> Vec<Message> {
+    let (source, target) = (&status.plan.source.id, &status.plan.target.id);
+    let hosts = std::iter::once(target).chain((source != target).then_some(source));
+    let message =
+        |host: &HostId| Message::Command { host: host.clone(), command: Box::new(command()), kind: kind.into() };
+    hosts.map(message).collect()
+}
+
+/// What an agent's answer is to the operator.
+pub(super) fn forwarded(host: &HostId, reply: Result<AgentReply, String>) -> ApiReply {
+    let error = match reply {
+        Ok(AgentReply::Done) => return ApiReply::Done,
+        Ok(AgentReply::Console { chunk }) => return ApiReply::Console { chunk },
+        Ok(AgentReply::Error { error }) => error,
+        Ok(_) => fault(
+            ApiErrorKind::Failed,
+            format!("the agent of {host} answered something else than was asked"),
+            format!("upgrade sterna-agent on {host} to the coordinator's version"),
+        ),
+        Err(cause) => fault(
+            ApiErrorKind::Unreachable,
+            format!("the agent of {host} did not answer: {cause}"),
+            format!("see that sterna-agent runs on {host} (`systemctl status sterna-agent`), and `sterna doctor`"),
+        ),
+    };
+    ApiReply::Error { error }
+}
+
+fn reachable(member: &Member) -> Result<HostId, ApiError> {
+    let host = &member.inventory.host;
+    if member.online {
+        return Ok(host.clone());
+    }
+    Err(fault(
+        ApiErrorKind::Unreachable,
+        format!("host {host} was last heard of at {}", member.heard_at),
+        format!("start sterna-agent on {host}, or mend its way to NATS (`sterna doctor`)"),
+    ))
+}
+
+fn not_found(error: &FindError) -> ApiError {
+    match error {
+        FindError::Unknown { .. } => {
+            fault(ApiErrorKind::NotFound, error.to_string(), "see `sterna vm list`, and whether its host is online")
+        }
+        FindError::Ambiguous { ids, .. } => {
+            let hints = ids.iter().map(|id| format!("give its id: {id}")).collect();
+            ApiError { kind: ApiErrorKind::Invalid, message: error.to_string(), hints, refusals: vec![] }
+        }
+    }
+}
+
+fn no_job(job: JobId) -> ApiError {
+    fault(ApiErrorKind::NotFound, format!("there is no job {job}"), "see `sterna job list`")
+}

@@ -1,0 +1,367 @@
+//! What a leading coordinator knows, and how each event changes it. No I/O: [`State::apply`] takes one event and the
+//! time, and says what is to be done.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, Command};
+use sterna_shared::host::Inventory;
+use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token, VmId};
+use sterna_shared::job::{Event as JobEvent, EventBody, Ignored, JobStatus, Progress, Reporter};
+use sterna_shared::time::Timestamp;
+
+use crate::feed::{self, Document, Limiter};
+use crate::fleet::{Fleet, Heard};
+use crate::scheduler::{Scheduler, not_accepted};
+
+/// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
+pub(super) const JOBS_MAX: usize = 10_000;
+/// Pages of events asked of one journal in a row.
+const JOURNAL_PAGES_MAX: u64 = 10_000;
+/// How long after a journal could not be read it is tried again.
+const JOURNAL_RETRY: Duration = Duration::from_secs(10);
+/// Finished jobs whose status is written afresh after a replay; those of older ones were written by predecessors.
+const REWRITTEN_MAX: usize = 100;
+
+/// The time, read once an event.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Now {
+    /// Of the wall clock: printed, and held against certificates.
+    pub(super) at: Timestamp,
+    /// Of the monotonic clock: decides.
+    pub(super) clock: Duration,
+}
+
+/// Names a request until it is answered.
+pub(super) type CallId = u64;
+
+/// What happens to a leading coordinator.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// An agent said what it has.
+    Heartbeat(Box<Inventory>),
+    /// A job's event came from the stream.
+    Told(Box<JobEvent>),
+    /// The stream has been read up to where it stood at the start.
+    Replayed,
+    /// A job made progress.
+    Progressed(Box<Progress>),
+    /// An operator asks.
+    Asked { call: CallId, request: Box<ApiRequest>, token: Token },
+    /// An agent answered what was forwarded to it.
+    Answered { call: CallId, host: HostId, reply: Result<AgentReply, String> },
+    /// A page of an agent's journal came.
+    Journalled { host: HostId, skip: u64, page: Result<AgentReply, String> },
+    /// Time passes.
+    Tick,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// Answer an operator.
+    Answer { call: CallId, reply: Box<ApiReply> },
+    /// Publish, in order and each kept before the next; then answer.
+    Publish { messages: Vec<Message>, answer: Option<(CallId, Box<ApiReply>)> },
+    /// Ask an agent on an operator's behalf.
+    Forward { call: CallId, host: HostId, request: Box<AgentRequest>, wait: Duration },
+    /// Ask an agent for a page of its journal.
+    ReadJournal { host: HostId, skip: u64 },
+    /// See that the host can take commands.
+    EnsureConsumer(HostId),
+    /// Write a status.
+    StoreJob(Box<JobStatus>),
+    /// Write who owns a VM.
+    StoreVm { vm: VmId, host: HostId, generation: Generation },
+    /// Write what a host said.
+    StoreHost(HostId),
+    /// Tell the public.
+    Feed(Document),
+}
+
+/// What goes into a stream.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// An event: the coordinator's own, or one that an agent had and the stream had not.
+    Event(Box<JobEvent>),
+    /// A command. `kind` tells it from other commands of the job to that host.
+    Command { host: HostId, command: Box<Command>, kind: String },
+}
+
+/// A job as it stands.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) status: JobStatus,
+    pub(super) progress: Option<Progress>,
+    /// The last sequence number of the coordinators' own events.
+    pub(super) own_sequence: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Reading {
+    UnderWay,
+    RetryAt(Duration),
+}
+
+/// All that a leading coordinator knows.
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) name: HostId,
+    pub(super) epoch: Epoch,
+    pub(super) nats_version: String,
+    pub(super) fleet: Fleet,
+    pub(super) jobs: BTreeMap<JobId, Job>,
+    scheduler: Scheduler,
+    limiter: Limiter,
+    /// What was last published of each VM.
+    vms: BTreeMap<VmId, Document>,
+    owners: BTreeMap<VmId, (HostId, Generation)>,
+    journals: BTreeMap<HostId, Reading>,
+    replaying: bool,
+}
+
+impl State {
+    /// A leader that has read nothing yet.
+    pub(super) fn new(name: HostId, epoch: Epoch, nats_version: String, fleet: Fleet) -> Self {
+        Self {
+            name,
+            epoch,
+            nats_version,
+            fleet,
+            jobs: BTreeMap::new(),
+            scheduler: Scheduler::default(),
+            limiter: Limiter::default(),
+            vms: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            journals: BTreeMap::new(),
+            replaying: true,
+        }
+    }
+
+    /// The one place where anything changes.
+    pub(super) fn apply(&mut self, event: Event, now: Now) -> Vec<Action> {
+        let mut out = Vec::new();
+        match event {
+            Event::Heartbeat(inventory) => self.heard(*inventory, now, &mut out),
+            Event::Told(event) => {
+                self.told(&event, now, &mut out);
+            }
+            Event::Replayed => self.replayed(now, &mut out),
+            Event::Progressed(progress) => self.progressed(*progress, now, &mut out),
+            Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),
+            Event::Answered { call, host, reply } => {
+                let reply = Box::new(super::request::forwarded(&host, reply));
+                out.push(Action::Answer { call, reply });
+            }
+            Event::Journalled { host, skip, page } => self.journalled(&host, skip, page, now, &mut out),
+            Event::Tick => self.tick(now, &mut out),
+        }
+        out
+    }
+
+    fn heard(&mut self, inventory: Inventory, now: Now, out: &mut Vec<Action>) {
+        let host = inventory.host.clone();
+        let heard = self.fleet.heard(inventory, now.at, now.clock);
+        match heard {
+            Heard::TooMany => {
+                tracing::warn!(%host, "the fleet is full; the host is left out");
+                return;
+            }
+            Heard::CameOnline => {
+                out.push(Action::EnsureConsumer(host.clone()));
+                self.read_journal(&host, out);
+            }
+            Heard::Changed | Heard::Same => {
+                let due = matches!(self.journals.get(&host), Some(Reading::RetryAt(at)) if *at <= now.clock);
+                if due {
+                    self.read_journal(&host, out);
+                }
+            }
+        }
+        if heard != Heard::Same {
+            self.host_changed(&host, now, out);
+        }
+    }
+
+    fn host_changed(&mut self, host: &HostId, now: Now, out: &mut Vec<Action>) {
+        out.push(Action::StoreHost(host.clone()));
+        let Some(member) = self.fleet.host(host) else { return };
+        push_document(feed::host_changed(&self.name, member, now.at), out);
+        for id in member.inventory.vms.iter().map(sterna_shared::host::VmReport::id) {
+            let Some((speaker, report)) = self.fleet.vm(id) else { continue };
+            let Ok(document) = feed::vm_changed(&self.name, speaker, report, now.at) else { continue };
+            if self.vms.get(&id).is_none_or(|told| told.body != document.body) {
+                self.vms.insert(id, document.clone());
+                out.push(Action::Feed(document));
+            }
+            let owner = (speaker.inventory.host.clone(), report.generation);
+            if report.owned && self.owners.get(&id) != Some(&owner) {
+                out.push(Action::StoreVm { vm: id, host: owner.0.clone(), generation: owner.1 });
+                self.owners.insert(id, owner);
+            }
+        }
+    }
+
+    fn read_journal(&mut self, host: &HostId, out: &mut Vec<Action>) {
+        if !matches!(self.journals.get(host), Some(Reading::UnderWay)) {
+            self.journals.insert(host.clone(), Reading::UnderWay);
+            out.push(Action::ReadJournal { host: host.clone(), skip: 0 });
+        }
+    }
+
+    fn journalled(
+        &mut self,
+        host: &HostId,
+        skip: u64,
+        page: Result<AgentReply, String>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        let (events, more) = match page {
+            Ok(AgentReply::Events { events, more }) => (events, more),
+            other => {
+                tracing::warn!(%host, answer = ?other.err(), "the agent's journal could not be read; tried again");
+                self.journals.insert(host.clone(), Reading::RetryAt(now.clock + JOURNAL_RETRY));
+                return;
+            }
+        };
+        let next = skip + events.len() as u64;
+        let mut restored = Vec::new();
+        for event in events {
+            if event.reporter == Reporter::Host(host.clone()) && self.told(&event, now, out) {
+                restored.push(Message::Event(Box::new(event)));
+            }
+        }
+        if !restored.is_empty() {
+            tracing::info!(%host, events = restored.len(), "the stream lacked events; they go back in");
+            out.push(Action::Publish { messages: restored, answer: None });
+        }
+        if more && next > skip && next / 1.max(next - skip) <= JOURNAL_PAGES_MAX {
+            out.push(Action::ReadJournal { host: host.clone(), skip: next });
+        } else {
+            self.journals.remove(host);
+        }
+    }
+
+    /// Folds an event in. Says whether it was new here.
+    fn told(&mut self, event: &JobEvent, now: Now, out: &mut Vec<Action>) -> bool {
+        let new = match self.jobs.get_mut(&event.job) {
+            Some(job) => match job.status.apply(event) {
+                Err(Ignored::Repeated { .. } | Ignored::OtherJob(_)) => false,
+                Err(ignored) => {
+                    tracing::debug!(job = %event.job, %ignored, "an event changed nothing");
+                    true
+                }
+                Ok(()) => true,
+            },
+            None => match JobStatus::from_event(event) {
+                Some(status) => {
+                    self.forget_the_oldest();
+                    self.jobs.insert(event.job, Job { status, progress: None, own_sequence: 0 });
+                    true
+                }
+                None => {
+                    // Its plan is lost here, and not at the agent.
+                    if let (Reporter::Host(host), false) = (&event.reporter, self.replaying) {
+                        self.read_journal(&host.clone(), out);
+                    }
+                    return false;
+                }
+            },
+        };
+        if let Some(job) = self.jobs.get_mut(&event.job) {
+            if event.reporter == Reporter::Coordinator {
+                job.own_sequence = job.own_sequence.max(event.sequence);
+            }
+            if job.status.state.is_final() {
+                job.progress = None;
+            }
+        }
+        if new && !self.replaying {
+            self.job_changed(event.job, now, out);
+        }
+        new
+    }
+
+    fn job_changed(&mut self, job: JobId, now: Now, out: &mut Vec<Action>) {
+        let Some(Job { status, progress, .. }) = self.jobs.get(&job) else { return };
+        self.scheduler.observe(status, now.clock);
+        out.push(Action::StoreJob(Box::new(status.clone())));
+        push_document(self.limiter.job_changed(&self.name, status, progress.as_ref(), now.at, now.clock), out);
+    }
+
+    fn replayed(&mut self, now: Now, out: &mut Vec<Action>) {
+        self.replaying = false;
+        let (over, live): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, job)| job.status.state.is_final());
+        let rewritten: Vec<JobId> =
+            live.iter().map(|(id, _)| **id).chain(over.iter().rev().take(REWRITTEN_MAX).map(|(id, _)| **id)).collect();
+        for job in rewritten {
+            self.job_changed(job, now, out);
+        }
+        let hosts: Vec<HostId> =
+            self.fleet.hosts().filter(|member| member.online).map(|member| member.inventory.host.clone()).collect();
+        for host in hosts {
+            out.push(Action::EnsureConsumer(host.clone()));
+            self.read_journal(&host, out);
+            self.host_changed(&host, now, out);
+        }
+    }
+
+    fn progressed(&mut self, progress: Progress, now: Now, out: &mut Vec<Action>) {
+        let Some(job) = self.jobs.get_mut(&progress.job).filter(|job| !job.status.state.is_final()) else { return };
+        if !job.status.plan.involves(&progress.host) {
+            return;
+        }
+        match self.limiter.job_progressed(&self.name, &job.status, &progress, now.at, now.clock) {
+            Ok(Some(document)) => out.push(Action::Feed(document)),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "a document of the feed could not be written"),
+        }
+        job.progress = Some(progress);
+    }
+
+    fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
+        for host in self.fleet.silence(now.clock) {
+            tracing::warn!(%host, "host is offline");
+            self.host_changed(&host, now, out);
+        }
+        for job in self.scheduler.overdue(now.clock) {
+            let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { continue };
+            let failure = not_accepted(status);
+            tracing::warn!(%job, "no agent took the job on");
+            let mut messages = super::request::to_both(status, "cancel", || Command::Cancel { job });
+            if let Some(event) = self.own_event(job, EventBody::Failed { failure }, now) {
+                self.told(&event, now, out);
+                messages.insert(0, Message::Event(Box::new(event)));
+            }
+            out.push(Action::Publish { messages, answer: None });
+        }
+    }
+
+    /// An event of the coordinators' own, numbered after the last.
+    pub(super) fn own_event(&self, job: JobId, body: EventBody, now: Now) -> Option<JobEvent> {
+        let sequence = self.jobs.get(&job)?.own_sequence + 1;
+        Some(JobEvent { job, reporter: Reporter::Coordinator, sequence, at: now.at, body })
+    }
+
+    /// Takes a job in that was just planned; its first event.
+    pub(super) fn planned(&mut self, event: &JobEvent, now: Now, out: &mut Vec<Action>) {
+        self.told(event, now, out);
+    }
+
+    fn forget_the_oldest(&mut self) {
+        if self.jobs.len() >= JOBS_MAX {
+            let oldest = self.jobs.iter().find(|(_, job)| job.status.state.is_final()).map(|(id, _)| *id);
+            if let Some(oldest) = oldest {
+                self.jobs.remove(&oldest);
+            }
+        }
+    }
+}
+
+fn push_document(document: Result<Document, serde_json::Error>, out: &mut Vec<Action>) {
+    match document {
+        Ok(document) => out.push(Action::Feed(document)),
+        Err(error) => tracing::error!(%error, "a document of the feed could not be written"),
+    }
+}

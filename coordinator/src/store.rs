@@ -1,0 +1,309 @@
+//! JetStream: the streams of commands and events, and the buckets. Made on start where they are absent.
+//!
+//! | what | kept |
+//! | --- | --- |
+//! | `STERNA_CMD` | each command until its host's consumer has acknowledged it, or for a day: work-queue retention. Every host has one durable pull consumer named after it, whose filters do not overlap, so that several commands of one job are all kept, in order |
+//! | `STERNA_EVT` | events, for ever unless `[retention]` says otherwise |
+//! | buckets | the last value of each key |
+//!
+//! Nothing here is the truth about who runs a VM: all of it can be rebuilt from the agents' journals.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
+use async_nats::jetstream::kv::{self, Operation, UpdateErrorKind};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self, Context};
+use futures_util::StreamExt;
+use sterna_shared::bus::{
+    BUCKET_HOSTS, BUCKET_JOBS, BUCKET_LEADER, BUCKET_VMS, STREAM_COMMANDS, STREAM_EVENTS, Subject, decode, encode,
+};
+use sterna_shared::id::{Epoch, HostId};
+
+use crate::bus::{Bus, BusError, server};
+use crate::config::Retention;
+use crate::feed::BUCKET_FEED;
+use crate::lease::{Held, Record, Written};
+
+/// How long a command waits for its host. A move that nobody took on was given up long before.
+pub const COMMAND_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Commands that wait in all; a further one is refused, and none is thrown away for it.
+pub const COMMANDS_MAX: i64 = 100_000;
+/// How long after a publication the same message id is known as a repeat.
+pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+/// How long a host may take to acknowledge a command before it is delivered again.
+pub const COMMAND_ACK_WAIT: Duration = Duration::from_secs(30);
+/// How often a publication is tried before the coordinator gives its leadership up.
+const PUBLISH_TRIES: usize = 3;
+const LEADER_KEY: &str = "leader";
+const DAY: u64 = 24 * 3600;
+
+/// The buckets that the coordinators write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Bucket {
+    /// Folded job statuses.
+    Jobs,
+    /// Owners and generations.
+    Vms,
+    /// Inventories.
+    Hosts,
+    /// Last values of the feed.
+    Feed,
+}
+
+/// The streams and buckets; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Store {
+    jetstream: Context,
+    jobs: kv::Store,
+    vms: kv::Store,
+    hosts: kv::Store,
+    feed: kv::Store,
+    leader: kv::Store,
+}
+
+impl Store {
+    /// Finds or makes streams and buckets.
+    ///
+    /// # Errors
+    /// [`BusError::Server`] where JetStream does not answer or does not permit it.
+    pub async fn open(bus: &Bus, retention: Retention) -> Result<Self, BusError> {
+        let jetstream = jetstream::new(bus.client().clone());
+        let replicas = usize::from(retention.replicas);
+        for config in [commands(replicas), events(replicas, retention.events_days)] {
+            jetstream.get_or_create_stream(config).await.map_err(server("make a stream"))?;
+        }
+        let bucket = |name| open_bucket(&jetstream, name, replicas);
+        Ok(Self {
+            jobs: bucket(BUCKET_JOBS).await?,
+            vms: bucket(BUCKET_VMS).await?,
+            hosts: bucket(BUCKET_HOSTS).await?,
+            feed: bucket(BUCKET_FEED).await?,
+            leader: bucket(BUCKET_LEADER).await?,
+            jetstream,
+        })
+    }
+
+    /// Finds or makes the durable consumer by which a host takes its commands.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn ensure_consumer(&self, host: &HostId) -> Result<(), BusError> {
+        let config = pull::Config {
+            durable_name: Some(host.to_string()),
+            filter_subject: Subject::commands_of(host),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: COMMAND_ACK_WAIT,
+            max_deliver: -1,
+            ..Default::default()
+        };
+        let made = self.jetstream.create_consumer_on_stream(config, STREAM_COMMANDS).await;
+        made.map(|_| ()).map_err(server("make a host's consumer"))
+    }
+
+    /// Publishes to a stream and waits until it is kept. The id makes a repeat within [`DUPLICATE_WINDOW`] harmless.
+    ///
+    /// # Errors
+    /// [`BusError::Server`] after three tries.
+    pub async fn publish(&self, subject: &Subject, id: &str, body: Vec<u8>) -> Result<(), BusError> {
+        let mut last = None;
+        for _ in 0..PUBLISH_TRIES {
+            let message = PublishMessage::build().payload(body.clone().into()).message_id(id);
+            match self.jetstream.send_publish(subject.to_string(), message).await {
+                Ok(acknowledged) => match acknowledged.await {
+                    Ok(_) => return Ok(()),
+                    Err(error) => last = Some(error),
+                },
+                Err(error) => last = Some(error),
+            }
+        }
+        let error = last.map_or_else(|| "it was not tried".into(), |error| Box::new(error) as crate::bus::Cause);
+        Err(server("keep a message")(error))
+    }
+
+    /// Reads all events from the first on, and then those that come.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn events(&self) -> Result<EventReader, BusError> {
+        let what = "read the events";
+        let stream = self.jetstream.get_stream(STREAM_EVENTS).await.map_err(server(what))?;
+        let end = stream.cached_info().state.last_sequence;
+        let replayed = stream.cached_info().state.messages == 0;
+        let config = pull::OrderedConfig { deliver_policy: DeliverPolicy::All, ..Default::default() };
+        let consumer = stream.create_consumer(config).await.map_err(server(what))?;
+        let messages = consumer.messages().await.map_err(server(what))?;
+        Ok(EventReader { messages, end, replayed })
+    }
+
+    /// Reads the lease.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn read_lease(&self) -> Result<Option<Held>, BusError> {
+        let entry = self.leader.entry(LEADER_KEY).await.map_err(server("read the lease"))?;
+        Ok(entry.map(|entry| {
+            let blank = |released| Record { name: String::new(), instance: String::new(), epoch: Epoch(0), released };
+            let record = match entry.operation {
+                Operation::Put => decode("lease", &entry.value).unwrap_or_else(|_| blank(false)),
+                _ => blank(true),
+            };
+            Held { record, revision: entry.revision }
+        }))
+    }
+
+    /// Writes the lease over that revision.
+    pub async fn write_lease(&self, record: &Record, revision: u64) -> Written {
+        let Ok(body) = encode("lease", record) else { return Written::Conflict };
+        match self.leader.update(LEADER_KEY, body.into(), revision).await {
+            Ok(revision) => Written::Done(revision),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Written::Conflict,
+            Err(_) => Written::Unknown,
+        }
+    }
+
+    /// All values of a bucket, in no order; at most `count_max`.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn values(&self, bucket: Bucket, count_max: usize) -> Result<Vec<Vec<u8>>, BusError> {
+        let what = "read a bucket";
+        let store = self.bucket(bucket);
+        let mut keys = store.keys().await.map_err(server(what))?.take(count_max).boxed();
+        let mut values = Vec::new();
+        while let Some(key) = keys.next().await {
+            let value = store.get(key.map_err(server(what))?).await.map_err(server(what))?;
+            values.extend(value.map(Vec::from));
+        }
+        Ok(values)
+    }
+
+    /// Writes a value whatever was there.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn put(&self, bucket: Bucket, key: &str, value: Vec<u8>) -> Result<(), BusError> {
+        self.bucket(bucket).put(key, value.into()).await.map(|_| ()).map_err(server("write a bucket"))
+    }
+
+    fn bucket(&self, bucket: Bucket) -> &kv::Store {
+        match bucket {
+            Bucket::Jobs => &self.jobs,
+            Bucket::Vms => &self.vms,
+            Bucket::Hosts => &self.hosts,
+            Bucket::Feed => &self.feed,
+        }
+    }
+}
+
+/// Writes values by compare-and-set, and so notices when another coordinator writes too.
+#[derive(Debug)]
+pub struct Writer {
+    store: Store,
+    revisions: BTreeMap<(Bucket, String), u64>,
+}
+
+impl Writer {
+    /// A writer that knows of no revision yet: the first write of each key asks for it.
+    #[must_use]
+    pub fn new(store: Store) -> Self {
+        Self { store, revisions: BTreeMap::new() }
+    }
+
+    /// Writes a value if nobody else has written the key since this writer first did.
+    ///
+    /// # Errors
+    /// [`BusError::Fenced`] where somebody has; [`BusError::Server`].
+    pub async fn write(&mut self, bucket: Bucket, key: &str, value: Vec<u8>) -> Result<(), BusError> {
+        let place = (bucket, key.to_owned());
+        let revision = match self.revisions.get(&place) {
+            Some(revision) => *revision,
+            None => {
+                let entry = self.store.bucket(bucket).entry(key).await.map_err(server("read a bucket"))?;
+                entry.map_or(0, |entry| entry.revision)
+            }
+        };
+        match self.store.bucket(bucket).update(key, value.into(), revision).await {
+            Ok(revision) => {
+                self.revisions.insert(place, revision);
+                Ok(())
+            }
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {
+                Err(BusError::Fenced { key: key.to_owned() })
+            }
+            Err(error) => Err(server("write a bucket")(error)),
+        }
+    }
+}
+
+/// The events of the stream, in order.
+pub struct EventReader {
+    messages: pull::Ordered,
+    end: u64,
+    replayed: bool,
+}
+
+impl EventReader {
+    /// Whether everything that was there at the start has been read.
+    #[must_use]
+    pub fn replayed(&self) -> bool {
+        self.replayed
+    }
+
+    /// The next event: subject and body.
+    ///
+    /// # Errors
+    /// [`BusError::Server`] where the stream is gone; a new reader starts over.
+    pub async fn next(&mut self) -> Result<(String, Vec<u8>), BusError> {
+        let what = "go on reading the events";
+        let message = match self.messages.next().await {
+            Some(message) => message.map_err(server(what))?,
+            None => return Err(server(what)("the stream of events ended")),
+        };
+        let info = message.info().map_err(server(what))?;
+        self.replayed |= info.pending == 0 || info.stream_sequence >= self.end;
+        Ok((message.subject.to_string(), message.payload.clone().into()))
+    }
+}
+
+async fn open_bucket(jetstream: &Context, name: &str, replicas: usize) -> Result<kv::Store, BusError> {
+    if let Ok(store) = jetstream.get_key_value(name).await {
+        return Ok(store);
+    }
+    let config = kv::Config { bucket: name.to_owned(), history: 1, num_replicas: replicas, ..Default::default() };
+    jetstream.create_key_value(config).await.map_err(server("make a bucket"))
+}
+
+fn commands(replicas: usize) -> StreamConfig {
+    StreamConfig {
+        name: STREAM_COMMANDS.into(),
+        subjects: vec![Subject::COMMANDS.into()],
+        retention: RetentionPolicy::WorkQueue,
+        discard: DiscardPolicy::New,
+        max_messages: COMMANDS_MAX,
+        max_age: COMMAND_AGE_MAX,
+        ..stream(replicas)
+    }
+}
+
+fn events(replicas: usize, days: u32) -> StreamConfig {
+    StreamConfig {
+        name: STREAM_EVENTS.into(),
+        subjects: vec![Subject::EVENTS.into()],
+        retention: RetentionPolicy::Limits,
+        max_age: Duration::from_secs(u64::from(days) * DAY),
+        ..stream(replicas)
+    }
+}
+
+fn stream(replicas: usize) -> StreamConfig {
+    StreamConfig {
+        storage: StorageType::File,
+        num_replicas: replicas,
+        duplicate_window: DUPLICATE_WINDOW,
+        allow_direct: true,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,329 @@
+//! The service against a real nats-server, with an agent played by the test.
+
+use std::path::PathBuf;
+use std::process::{Child, Command as Process, Stdio};
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::{self, consumer::Consumer, consumer::pull};
+use futures_util::StreamExt;
+use sterna_coordinator::config::{Config, Retention};
+use sterna_coordinator::{fleet::Fleet, planner, service};
+use sterna_shared::bus::{
+    AgentReply, AgentRequest, ApiReply, ApiRequest, Command, Envelope, NatsSettings, STREAM_COMMANDS, Subject,
+    SystemView,
+};
+use sterna_shared::host::{Inventory, VmReport};
+use sterna_shared::id::{Epoch, HostId, JobId, Token};
+use sterna_shared::job::{Event, EventBody, JobState, JobStatus, MoveRequest, Plan, Reporter};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
+
+const WAIT_MAX: Duration = Duration::from_secs(60);
+const TURN: Duration = Duration::from_millis(100);
+
+/// A nats-server of the test's own, ended with it.
+struct Broker {
+    process: Child,
+    port: u16,
+    _store: tempfile::TempDir,
+}
+
+impl Broker {
+    async fn start() -> Self {
+        let store = tempfile::tempdir().expect("a directory");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+        let built = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/nats-server"));
+        let path = std::env::var_os("STERNA_NATS_SERVER").map(PathBuf::from);
+        let path = path.or_else(|| built.exists().then_some(built)).unwrap_or_else(|| "nats-server".into());
+        let process = Process::new(&path)
+            .args(["-js", "-a", "127.0.0.1", "-p", &port.to_string(), "-sd"])
+            .arg(store.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("no nats-server at {}: {error}; set STERNA_NATS_SERVER", path.display()));
+        let broker = Self { process, port, _store: store };
+        let up = async {
+            while tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err() {
+                tokio::time::sleep(TURN).await;
+            }
+        };
+        tokio::time::timeout(WAIT_MAX, up).await.expect("nats-server listens");
+        broker
+    }
+
+    fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    async fn client(&self) -> Client {
+        async_nats::connect(self.url()).await.expect("connected")
+    }
+
+    fn coordinator(&self, name: &str) -> Coordinator {
+        let nats = NatsSettings { servers: vec![self.url()], ca_file: None, nkey_file: None, credentials_file: None };
+        let config = Config { name: name.parse().expect("a name"), nats, retention: Retention::default() };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            service::run(config, async { drop(stopped.await) }, || {}).await.expect("ran");
+        });
+        Coordinator { stop, task }
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+struct Coordinator {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Coordinator {
+    async fn stop(self) {
+        let _ = self.stop.send(());
+        self.task.await.expect("ended well");
+    }
+}
+
+/// A host's agent, as far as the coordinators can tell: it says what it has, and answers with its journal.
+fn play_agent(tasks: &mut JoinSet<()>, client: &Client, inventory: Inventory, journal: Vec<Event>) {
+    let host = inventory.host.clone();
+    let (publisher, client) = (client.clone(), client.clone());
+    let heartbeat = seal("inventory", &inventory);
+    let subject = Subject::Host(host.clone()).to_string();
+    tasks.spawn(async move {
+        loop {
+            publisher.publish(subject.clone(), heartbeat.clone().into()).await.expect("published");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    tasks.spawn(async move {
+        let mut asked = client.subscribe(Subject::Agent(host).to_string()).await.expect("subscribed");
+        while let Some(message) = asked.next().await {
+            let reply = match Envelope::open(&message.payload).and_then(|e| e.message("agent_request")) {
+                Ok(AgentRequest::Events { skip }) => {
+                    let skip = usize::try_from(skip).expect("small");
+                    let events = journal.iter().skip(skip).take(2).cloned().collect();
+                    AgentReply::Events { events, more: journal.len() > skip + 2 }
+                }
+                _ => AgentReply::Done,
+            };
+            let reply = seal("agent_reply", &reply);
+            client.publish(message.reply.expect("a reply subject"), reply.into()).await.expect("published");
+        }
+    });
+}
+
+fn seal<T: serde::Serialize>(kind: &'static str, message: &T) -> Vec<u8> {
+    Envelope::seal(kind, "test", Epoch(0), message).expect("sealed")
+}
+
+async fn ask(client: &Client, request: &ApiRequest) -> Option<ApiReply> {
+    let (resource, verb) = request.subject_tokens();
+    let subject = Subject::Api(resource.into(), verb.into()).to_string();
+    let reply = client.request(subject, seal("api_request", request).into()).await.ok()?;
+    Some(Envelope::open(&reply.payload).and_then(|e| e.message("api_reply")).expect("a reply"))
+}
+
+/// Asks until the answer is as wished.
+async fn until<T>(client: &Client, request: &ApiRequest, wished: impl Fn(ApiReply) -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(found) = ask(client, request).await.and_then(&wished) {
+                return found;
+            }
+            tokio::time::sleep(TURN).await;
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, asking).await.expect("an answer as wished")
+}
+
+async fn leader(client: &Client, name: &str) -> SystemView {
+    until(client, &ApiRequest::SystemShow, |reply| match reply {
+        ApiReply::System { system } if system.coordinator == name => Some(system),
+        _ => None,
+    })
+    .await
+}
+
+async fn completed(client: &Client, job: JobId) -> JobStatus {
+    until(client, &ApiRequest::JobShow { job }, |reply| match reply {
+        ApiReply::Job { status, .. } if status.state == JobState::Completed => Some(*status),
+        _ => None,
+    })
+    .await
+}
+
+fn inventory(host: &str, with_vm: bool) -> Inventory {
+    let report = || -> VmReport {
+        serde_json::from_value(serde_json::json!({
+            "spec": {
+                "name": "web", "id": "0197c0de-0000-7000-8000-000000000001", "memory": 1 << 29,
+                "disk": [{"name": "root", "pool": "fast", "size": 1 << 30}],
+            },
+            "state": "running", "generation": 3, "owned": true, "job": null,
+        }))
+        .expect("a report")
+    };
+    let mut inventory: Inventory = serde_json::from_value(serde_json::json!({
+        "host": host, "at": "2026-01-01T00:00:00Z", "version": "0.1.0", "addresses": ["127.0.0.1:1"],
+        "hypervisor": {"version": "10.0.2", "accelerator": "tcg", "machines": ["pc-q35-7.2"], "cpu_models": [], "uefi": false},
+        "cpu": {"model": "any", "features": [], "count": 2},
+        "memory_total": 1_u64 << 33, "memory_free": 1_u64 << 32,
+        "pools": [{"name": "fast", "shared": null, "capacity": 1_u64 << 40, "free": 1_u64 << 39}],
+        "bridges": [], "boot_files": [],
+        "certificate": {"authority": "ab", "not_before": "2000-01-01T00:00:00Z", "not_after": "2100-01-01T00:00:00Z"},
+        "limits": {}, "epoch": 0, "vms": [],
+    }))
+    .expect("an inventory");
+    inventory.vms = with_vm.then(report).into_iter().collect();
+    inventory
+}
+
+fn request() -> MoveRequest {
+    serde_json::from_value(serde_json::json!({
+        "vm": "web", "target": "beta", "mode": "auto", "storage": "all", "disks": [], "storage_only": false,
+        "bandwidth": null, "blackout_max_ms": null, "lanes": null,
+    }))
+    .expect("a request")
+}
+
+fn job() -> JobId {
+    "0197c0de-0000-7000-8000-0000000000a1".parse().expect("a UUID")
+}
+
+fn alpha() -> HostId {
+    "alpha".parse().expect("a name")
+}
+
+fn event(sequence: u64, body: EventBody) -> Event {
+    let at = "2026-01-01T00:00:01Z".parse().expect("a time");
+    Event { job: job(), reporter: Reporter::Host(alpha()), sequence, at, body }
+}
+
+/// Takes the host's next command, as an agent does.
+async fn command(client: &Client, host: &str) -> Envelope {
+    let consumer: Consumer<pull::Config> =
+        jetstream::new(client.clone()).get_consumer_from_stream(host, STREAM_COMMANDS).await.expect("a consumer");
+    let mut messages = consumer.messages().await.expect("messages");
+    let message = tokio::time::timeout(WAIT_MAX, messages.next()).await.expect("in time").expect("one").expect("well");
+    message.ack().await.expect("acknowledged");
+    Envelope::open(&message.payload).expect("an envelope")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_planned_sent_followed_and_rebuilt() {
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let mut tasks = JoinSet::new();
+    play_agent(&mut tasks, &client, inventory("alpha", true), vec![]);
+    play_agent(&mut tasks, &client, inventory("beta", false), vec![]);
+    let mut feed = client.subscribe(Subject::FeedJob(job()).to_string()).await.expect("subscribed");
+
+    let one = broker.coordinator("one");
+    let first = leader(&client, "one").await;
+    let started = |reply| match reply {
+        ApiReply::JobStarted { status } => Some(*status),
+        _ => None,
+    };
+    let migrate = ApiRequest::Migrate { request: request(), dry_run: false, job: job() };
+    let status = until(&client, &migrate, started).await;
+    assert_eq!(status.state, JobState::New);
+    assert!(ask(&client, &migrate).await.and_then(started).is_some(), "asked twice, made once");
+
+    let mut tokens = Vec::new();
+    for host in ["beta", "alpha"] {
+        let envelope = command(&client, host).await;
+        assert_eq!(envelope.epoch, first.epoch);
+        let Ok(Command::Run { plan }) = envelope.message("command") else { panic!("no plan") };
+        tokens.push(plan.token.clone());
+    }
+    assert_eq!(tokens[0], tokens[1]);
+    assert_ne!(tokens[0], status.plan.token, "the status never shows the token");
+
+    let accepted = event(1, EventBody::Accepted { plan: Box::new(Plan::clone(&status.plan)) });
+    let done = event(2, EventBody::Completed { blackout_us: 42_000 });
+    for event in [&accepted, &done] {
+        let subject = Subject::Event(alpha(), job()).to_string();
+        client.publish(subject, seal("event", event).into()).await.expect("published");
+    }
+    assert_eq!(completed(&client, job()).await.blackout_us, Some(42_000));
+    let told = async {
+        loop {
+            let message = feed.next().await.expect("a document");
+            let headers = message.headers.expect("headers");
+            assert_eq!(headers.get("ce-type").map(|value| value.as_str()), Some("sterna.v1.job.changed"));
+            let json: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
+            if json["state"] == "Completed" {
+                return json;
+            }
+        }
+    };
+    let json = tokio::time::timeout(WAIT_MAX, told).await.expect("in time");
+    assert_eq!((json["percent"].as_u64(), json["blackout_ms"].as_f64()), (Some(100), Some(42.0)));
+
+    one.stop().await;
+    let two = broker.coordinator("two");
+    assert!(leader(&client, "two").await.epoch > first.epoch);
+    assert_eq!(completed(&client, job()).await.blackout_us, Some(42_000), "rebuilt from the stream");
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_stream_is_rebuilt_from_the_agents() {
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let mut tasks = JoinSet::new();
+    let now = "2026-01-01T00:00:00Z".parse().expect("a time");
+    let mut fleet = Fleet::default();
+    for host in [inventory("alpha", true), inventory("beta", false)] {
+        fleet.heard(host, now, Duration::ZERO);
+    }
+    let seeds = planner::Seeds { job: job(), token: Token::from_bytes([0; 32]), now };
+    let plan = Box::new(planner::plan(&fleet, [], &request(), seeds).expect("a plan"));
+    let journal = vec![
+        event(1, EventBody::Accepted { plan }),
+        event(2, EventBody::Notice { text: "one".into() }),
+        event(3, EventBody::Completed { blackout_us: 7 }),
+    ];
+    let mut seen = inventory("alpha", true);
+    seen.epoch = Epoch(41);
+    play_agent(&mut tasks, &client, seen, journal);
+
+    let one = broker.coordinator("one");
+    assert_eq!(leader(&client, "one").await.epoch, Epoch(42), "above what the agent has seen");
+    let status = completed(&client, job()).await;
+    assert_eq!((status.blackout_us, status.notices.len()), (Some(7), 1));
+    let mut stream = jetstream::new(client.clone()).get_stream("STERNA_EVT").await.expect("the stream");
+    let restored = async {
+        while stream.info().await.expect("info").state.messages < 3 {
+            tokio::time::sleep(TURN).await;
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, restored).await.expect("the events are back in the stream");
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_coordinators_one_leads_and_the_other_takes_over() {
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let one = broker.coordinator("one");
+    let first = leader(&client, "one").await;
+    let two = broker.coordinator("two");
+    for _ in 0..20 {
+        let Some(ApiReply::System { system }) = ask(&client, &ApiRequest::SystemShow).await else { continue };
+        assert_eq!(system.coordinator, "one", "only the leader answers");
+    }
+    // Killed, and not stopped: nothing is laid down.
+    one.task.abort();
+    drop(one.task.await);
+    assert!(leader(&client, "two").await.epoch > first.epoch);
+    two.stop().await;
+}
