@@ -100,7 +100,7 @@ impl Records {
         let mut take = || header.next().unwrap_or_default();
         let (magic, seed, disk, number) = (take(), take(), take(), take());
         let checksum = words().take(WORDS - 1).fold(0, |sum, word| mix(sum ^ word));
-        if magic != MAGIC || block.len() != RECORD_BYTES || words().last() != Some(checksum) {
+        if magic != MAGIC || block.len() != RECORD_BYTES || words().next_back() != Some(checksum) {
             Found::Damaged
         } else if (seed, disk) == (self.seed, self.disk) {
             Found::Record(number)

@@ -82,7 +82,10 @@ fn answer(words: &[&str], line: &str, owners: &Owners) -> Result<serde_json::Val
     match words {
         ["hello"] => serde_json::to_value(&owners.hello).map_err(said),
         ["status"] => {
-            let status = ask(|answer| Ok(owners.hub.tell(Event::Status(answer))))?;
+            let status = ask(|answer| {
+                owners.hub.tell(Event::Status(answer));
+                Ok(())
+            })?;
             serde_json::to_value(status).map_err(said)
         }
         ["verify"] => serde_json::to_value(owners.verify()?).map_err(said),
