@@ -96,13 +96,15 @@ fn start() -> Result<(), Box<dyn std::error::Error>> {
         memory_mib: config.memory_mib,
         disks: disks.len(),
     };
-    console(format_args!(
+    let ready = format!(
         "WITNESS READY boot={} seed={} memory={} disks={}",
         hello.boot_id, hello.seed, hello.memory_mib, hello.disks
-    ));
+    );
     if config.network.is_some() {
         server::spawn(config.port, server::Owners { hello, hub, memory, disks })?;
     }
+    // Only now: whoever reads it may connect at once.
+    console(format_args!("{ready}"));
     hub_side.run(&config)
 }
 
