@@ -17,8 +17,10 @@
 //! Names begin with `st<pid>x<n>`. What a test leaves behind that was killed is found by the pid and swept when the
 //! next network is made. All of this needs root.
 
+use std::fs::File;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -212,15 +214,7 @@ impl Host {
 
     /// Runs `make` on a thread that is inside. A socket stays in the namespace in which it was made.
     pub fn inside<T: Send>(&self, make: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
-        let namespace = std::fs::File::open(Path::new("/run/netns").join(&self.namespace))?;
-        std::thread::scope(|scope| {
-            let thread = scope.spawn(move || {
-                let fd = std::os::fd::AsFd::as_fd(&namespace);
-                move_into_link_name_space(fd, Some(LinkNameSpaceType::Network))?;
-                make()
-            });
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        inside(&self.namespace, make)
     }
 
     fn connect(&self, link: Link) -> anyhow::Result<()> {
@@ -272,8 +266,24 @@ pub fn sweep() -> anyhow::Result<()> {
 fn add_namespace(name: &str) -> anyhow::Result<()> {
     ip(&format!("netns add {name}"))?;
     // Only what a test says is on the wire: no router solicitation, no address detection.
-    run("ip", &format!("netns exec {name} sysctl -q -w net.ipv6.conf.default.disable_ipv6=1"))?;
+    let written = inside(name, || std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1"));
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("cannot switch IPv6 off in {name}"));
+    }
     ip(&format!("-n {name} link set dev lo up"))
+}
+
+fn inside<T: Send>(namespace: &str, make: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    let namespace = File::open(Path::new("/run/netns").join(namespace))?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            make()
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn add_bridge(namespace: &str, name: &str) -> anyhow::Result<()> {

@@ -97,6 +97,7 @@ fn program() -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::namespace::Network;
 
     #[tokio::test]
     async fn what_is_stored_is_there_after_a_restart() {
@@ -114,5 +115,18 @@ mod tests {
         let client = async_nats::connect(server.url()).await.expect("connects again");
         let bucket = async_nats::jetstream::new(client).get_key_value("kept").await.expect("still there");
         assert_eq!(bucket.get("key").await.expect("read").as_deref(), Some(b"value".as_slice()));
+    }
+
+    #[tokio::test]
+    async fn in_a_namespace_it_is_reached_from_another_and_by_nobody_else() {
+        let mut network = Network::new().expect("a network");
+        let (host, client) = (network.host("nats").expect("a host"), network.host("client").expect("a client"));
+        let server = NatsServer::start(Some(&host), "").await.expect("starts");
+        let mut stream = client.connect_tcp(server.address(), Duration::from_secs(5)).expect("connects");
+        let mut greeting = [0; 5];
+        std::io::Read::read_exact(&mut stream, &mut greeting).expect("a greeting");
+        assert_eq!(&greeting, b"INFO ");
+        let beside = std::net::TcpStream::connect_timeout(&server.address(), Duration::from_millis(300));
+        assert!(beside.is_err(), "the namespace's addresses are not those of the machine");
     }
 }

@@ -64,7 +64,7 @@ pub struct Status {
     pub gap_monotonic_ms_max: u64,
     /// The same by the clock that goes on through suspend.
     pub gap_boottime_ms_max: u64,
-    /// How often all of memory was rewritten, and pages beyond that.
+    /// How often all of memory was rewritten.
     pub memory_passes: u64,
     /// Pages rewritten in all.
     pub memory_pages_rewritten: u64,
