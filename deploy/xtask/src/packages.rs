@@ -7,6 +7,7 @@ use std::env;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, bail};
 
@@ -62,6 +63,9 @@ pub(crate) const PIP: Package = Package {
 pub(crate) const XZ: Package =
     Package { program: "xz", package: "xz-utils", why: "unpacks the modules of the guest's kernel", backports: false };
 
+/// Whether this run has fetched the package lists.
+static UPDATED: AtomicBool = AtomicBool::new(false);
+
 const SOURCES_FOLDER: &str = "/etc/apt/sources.list.d";
 const BACKPORTS_FILE: &str = "/etc/apt/sources.list.d/sterna-backports.sources";
 const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
@@ -85,7 +89,9 @@ pub(crate) fn install<'a>(packages: impl IntoIterator<Item = &'a Package>) -> an
     if !is_root() {
         bail!("installing needs root; run: sudo sh -c '{}'", command(&all));
     }
-    update()?;
+    if !UPDATED.load(Ordering::Relaxed) {
+        update()?;
+    }
     let suite = if newer.is_empty() { None } else { backports()? };
     if let Some(suite) = suite {
         say(format_args!("{} comes from {suite}, which is newer", newer.join(", ")));
@@ -101,7 +107,9 @@ pub(crate) fn install<'a>(packages: impl IntoIterator<Item = &'a Package>) -> an
 
 /// Fetches the package lists.
 pub(crate) fn update() -> anyhow::Result<()> {
-    apt_get(&["update"], &[])
+    apt_get(&["update"], &[])?;
+    UPDATED.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Whether packages can be installed.
