@@ -45,7 +45,10 @@ pub(crate) fn examine(path: &str, text: &str) -> Vec<String> {
         }
         if line.contains("Command::new(\"qemu-img\")") {
             let call = &lines[number - 1..(number - 1 + ARGUMENT_LINES).min(lines.len())];
-            if !call.iter().any(|line| line.contains("\"-f\"") || line.contains("\"--version\"")) {
+            // One function may run it for several callers of its file: the format is named where they are.
+            let passed_on = call.iter().any(|line| line.contains(".args(arguments)"));
+            let place = if passed_on { &lines[..code] } else { call };
+            if !place.iter().any(|line| line.contains("\"-f\"") || line.contains("\"--version\"")) {
                 find(number, "qemu-img without -f trusts what an image says of itself: name the format".into());
             }
         }
@@ -70,6 +73,7 @@ mod tests {
         finds("agent/src/service.rs", &"\n".repeat(601), "at most 600");
         finds("agent/src/service.rs", "fn f() {\n    hypervisor.cont().await\n}\n", ":2: only agent/src/migration");
         finds("agent/src/service.rs", "use async_nats::Client;\n", "bus and store");
+        finds("tests/src/a.rs", "Command::new(\"qemu-img\").args(arguments)\n", "name the format");
         finds("tests/src/a.rs", "Command::new(\"qemu-img\").args([\"convert\", a, b])\n", "name the format");
     }
 
@@ -82,6 +86,7 @@ mod tests {
             ("agent/src/service.rs", "// never .cont( here\n#[cfg(test)]\nmod tests { fn f() { qmp.cont(); } }\n"),
             ("tests/src/a.rs", "Command::new(\"qemu-img\")\n    .args([\"create\", \"-f\", format])\n"),
             ("tests/src/a.rs", "Command::new(\"qemu-img\").arg(\"--version\")\n"),
+            ("tests/src/a.rs", "run(&[\"info\", \"-f\", f]);\nCommand::new(\"qemu-img\").args(arguments)\n"),
         ] {
             assert_eq!(examine(path, text), Vec::<String>::new());
         }
