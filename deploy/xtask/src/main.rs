@@ -1,2 +1,48 @@
-//! bin
-fn main() {}
+//! Development tasks: `cargo xtask TASK`.
+//!
+//! Each task installs what it lacks, says what and why, and then needs nothing else; with everything present no task
+//! touches the network. What it makes lies under `target/`: `tools/` (nats-server), `guest/` (kernel and initramfs of
+//! the witness).
+
+mod check;
+mod command;
+mod guest;
+mod initramfs;
+mod nats;
+mod packages;
+mod setup;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Development tasks of Sterna", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what the tests need: Debian packages, a nats-server, the guest. Says what and why
+    Setup,
+    /// Set up, build everything, and run the tests of the whole workspace
+    Test {
+        /// Passed on to `cargo nextest run` (or `cargo test` where nextest is not installed)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Everything a change must pass without running it: formatting, lints, documentation, licences, tidiness
+    Check,
+    /// Explore every state of the handover and print what was found
+    Model,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Setup => setup::ensure(&setup::Need::ALL).map(|_| ()),
+        Task::Test { arguments } => setup::test(&arguments),
+        Task::Check => check::run_all(),
+        Task::Model => setup::model(),
+    }
+}

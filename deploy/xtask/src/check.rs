@@ -1,0 +1,80 @@
+//! `cargo xtask check`: what a change must pass without being run. Every step is taken, then all failures are named.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::bail;
+
+use crate::command::{cargo, find_program, output, run, say, workspace};
+use crate::tidy;
+
+type Step = (&'static str, fn() -> anyhow::Result<()>);
+
+const STEPS: [Step; 6] = [
+    ("formatting", || run(cargo().args(["fmt", "--all", "--check"]))),
+    ("lints", || run(cargo().args(["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"]))),
+    ("documentation", || {
+        let mut doc = cargo();
+        doc.args(["doc", "--locked", "--workspace", "--no-deps", "--document-private-items"]);
+        run(doc.env("RUSTDOCFLAGS", "-D warnings"))
+    }),
+    ("licences and bans", licences),
+    ("systemd units", units),
+    ("tidiness", tidiness),
+];
+
+/// Takes every step.
+///
+/// # Errors
+/// Names the steps that failed.
+pub(crate) fn run_all() -> anyhow::Result<()> {
+    let failed = STEPS.iter().filter(|(name, step)| {
+        let result = step();
+        if let Err(error) = &result {
+            say(format_args!("{name}: {error:#}"));
+        }
+        result.is_err()
+    });
+    let failed: Vec<&str> = failed.map(|(name, _)| *name).collect();
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    say("all is well");
+    Ok(())
+}
+
+fn licences() -> anyhow::Result<()> {
+    if find_program("cargo-deny").is_none() {
+        say("licences and bans: left out, cargo-deny is not installed (cargo install --locked cargo-deny)");
+        return Ok(());
+    }
+    // Advisories need a database from the network; they are looked up where there is one.
+    run(cargo().args(["deny", "--offline", "check", "bans", "licenses", "sources"]))
+}
+
+fn units() -> anyhow::Result<()> {
+    let folder = workspace().join("deploy/systemd");
+    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let units: Vec<_> = files.filter(|path| path.extension().is_some_and(|end| end == "service")).collect();
+    if units.is_empty() {
+        return Ok(());
+    }
+    if find_program("systemd-analyze").is_none() {
+        say("systemd units: left out, systemd-analyze is not installed (package systemd)");
+        return Ok(());
+    }
+    run(Command::new("systemd-analyze").args(["verify", "--man=no"]).args(units))
+}
+
+fn tidiness() -> anyhow::Result<()> {
+    let mut list = Command::new("git");
+    list.current_dir(workspace()).args(["ls-files", "--cached", "--others", "--exclude-standard"]);
+    let files = output(&mut list)?;
+    let findings: Vec<String> = files
+        .lines()
+        .filter_map(|path| Some((path, fs::read_to_string(workspace().join(path)).ok()?)))
+        .flat_map(|(path, text)| tidy::examine(path, &text))
+        .collect();
+    findings.iter().for_each(say);
+    if findings.is_empty() { Ok(()) } else { bail!("{} findings", findings.len()) }
+}

@@ -1,0 +1,91 @@
+//! Putting everything in place that a task needs, and the tasks that then run tests.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::command::{cargo, find_program, run, say};
+use crate::packages::{self, Package};
+use crate::{guest, nats};
+
+/// Something a task needs beyond the Rust toolchain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// QEMU and its disk tools.
+    Qemu,
+    /// Network namespaces, bridges and shaping.
+    Network,
+    /// A nats-server that is new enough.
+    Nats,
+    /// Kernel and initramfs of the witness.
+    Guest,
+}
+
+/// Where the things are that tests are told about.
+#[derive(Debug, Default)]
+pub(crate) struct Ground {
+    nats_server: Option<PathBuf>,
+    guest: Option<PathBuf>,
+}
+
+impl Need {
+    pub(crate) const ALL: [Self; 4] = [Self::Qemu, Self::Network, Self::Nats, Self::Guest];
+
+    fn packages(self) -> &'static [Package] {
+        match self {
+            Self::Qemu => &packages::QEMU,
+            Self::Network => &packages::NETWORK,
+            Self::Nats | Self::Guest => &[],
+        }
+    }
+}
+
+impl Ground {
+    /// Tells a test run where things are.
+    fn tell(&self, command: &mut Command) {
+        if let Some(path) = &self.nats_server {
+            command.env("STERNA_NATS_SERVER", path);
+        }
+        if let Some(path) = &self.guest {
+            command.env("STERNA_GUEST_DIR", path);
+        }
+    }
+}
+
+/// Installs, fetches and builds what is missing of `needs`.
+///
+/// # Errors
+/// What is missing and cannot be had, with the command that would help.
+pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<Ground> {
+    packages::install(needs.iter().flat_map(|need| need.packages()))?;
+    let mut ground = Ground::default();
+    if needs.contains(&Need::Nats) {
+        ground.nats_server = Some(nats::ensure()?);
+    }
+    if needs.contains(&Need::Guest) {
+        ground.guest = Some(guest::ensure()?);
+    }
+    Ok(ground)
+}
+
+/// `cargo xtask test`: everything that can be tested on this machine.
+pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
+    let ground = ensure(&Need::ALL)?;
+    run(cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
+    let mut tests = cargo();
+    if find_program("cargo-nextest").is_some() {
+        tests.args(["nextest", "run", "--locked", "--workspace"]);
+    } else {
+        // One at a time: without nextest's groups, guests would crowd each other out.
+        tests.args(["test", "--locked", "--workspace"]).env("RUST_TEST_THREADS", "1");
+        say(
+            "cargo-nextest is not installed; cargo test is used, which is slower (cargo install --locked cargo-nextest)",
+        );
+    }
+    ground.tell(&mut tests);
+    run(tests.args(arguments))
+}
+
+/// `cargo xtask model`: the exploration of the handover, with its counts.
+pub(crate) fn model() -> anyhow::Result<()> {
+    run(cargo().args(["test", "--locked", "--package", "sterna-tests", "--test", "model", "--", "--nocapture"]))
+}

@@ -1,0 +1,160 @@
+//! The threads that own a disk each: write records one after another, say each number once the disk has it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSliceMut, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+
+use crate::config::Config;
+use crate::hub::{Event, Hub};
+use crate::protocol::DiskVerification;
+use crate::record::{Block, RECORD_BYTES, Records};
+
+/// Requests that may wait.
+const REQUESTS_MAX: usize = 16;
+/// How long to wait before a write that failed is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// What the owner of a disk can be asked for. Each is answered on the channel it brings.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Check the records up to the last acknowledged, or up to another.
+    Verify(UpTo, SyncSender<Result<DiskVerification, String>>),
+    /// Write so many records per second.
+    Rate(u64, SyncSender<()>),
+    /// Stop or go on writing.
+    Pause(bool, SyncSender<()>),
+}
+
+/// How far records are expected.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum UpTo {
+    /// The last this guest has seen acknowledged.
+    Acknowledged,
+    /// A number that somebody else has seen acknowledged.
+    Number(u64),
+    /// The highest that is on the disk.
+    Found,
+}
+
+/// Why a disk cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    #[error("cannot use the disk {path}")]
+    Open { path: String, source: io::Error },
+    #[error("the disk {path} has {bytes} bytes: records need at least two blocks of {RECORD_BYTES}")]
+    Small { path: String, bytes: u64 },
+}
+
+/// Opens the disk and starts its owner.
+pub(crate) fn spawn(config: &Config, index: usize, path: &Path, hub: Hub) -> Result<SyncSender<Request>, DiskError> {
+    let failed = |source| DiskError::Open { path: path.display().to_string(), source };
+    let mut disk = Disk::open(config, index, path)?;
+    if config.continues {
+        disk.acknowledged = disk.highest().map_err(failed)?;
+    }
+    let (sender, requests) = sync_channel(REQUESTS_MAX);
+    let rate = config.records;
+    let builder = std::thread::Builder::new().name(format!("disk {index}"));
+    builder.spawn(move || disk.run(rate, &requests, &hub)).map_err(failed)?;
+    Ok(sender)
+}
+
+struct Disk {
+    index: usize,
+    file: File,
+    records: Records,
+    acknowledged: u64,
+    /// Aligned and allocated once: a write must not need memory.
+    block: Box<Block>,
+}
+
+impl Disk {
+    fn open(config: &Config, index: usize, path: &Path) -> Result<Self, DiskError> {
+        let name = || path.display().to_string();
+        let failed = |source| DiskError::Open { path: name(), source };
+        let flags = (OFlags::DIRECT | OFlags::DSYNC).bits() as i32;
+        let mut file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(failed)?;
+        let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let records = Records::new(config.seed, index as u64, bytes);
+        let records = records.ok_or_else(|| DiskError::Small { path: name(), bytes })?;
+        Ok(Self { index, file, records, acknowledged: 0, block: Box::new(Block([0; RECORD_BYTES])) })
+    }
+
+    fn run(&mut self, mut rate: u64, requests: &Receiver<Request>, hub: &Hub) {
+        let mut paused = false;
+        let mut due = Instant::now();
+        loop {
+            let idle = paused || rate == 0;
+            let request = if idle {
+                requests.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                requests.recv_timeout(due.saturating_duration_since(Instant::now()))
+            };
+            match request {
+                Ok(Request::Verify(up_to, answer)) => {
+                    let _ = answer.send(self.verify(up_to).map_err(|error| error.to_string()));
+                }
+                Ok(Request::Rate(records, answer)) => {
+                    rate = records;
+                    let _ = answer.send(());
+                }
+                Ok(Request::Pause(pause, answer)) => {
+                    paused = pause;
+                    let _ = answer.send(());
+                }
+                Err(RecvTimeoutError::Timeout) => {
+                    let wait = match self.write_next() {
+                        Ok(()) => {
+                            hub.tell(Event::Acknowledged { disk: self.index, number: self.acknowledged, rate });
+                            Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX)
+                        }
+                        Err(error) => {
+                            let reason = format!("record {}: {error}", self.acknowledged + 1);
+                            hub.tell(Event::DiskError { disk: self.index, reason });
+                            RETRY
+                        }
+                    };
+                    // No bursts after a pause: what was not written then is not owed.
+                    due = (due + wait).max(Instant::now());
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn write_next(&mut self) -> io::Result<()> {
+        let number = self.acknowledged + 1;
+        self.records.fill(number, &mut self.block);
+        self.file.write_all_at(&self.block.0, self.records.block_of(number) * RECORD_BYTES as u64)?;
+        self.acknowledged = number;
+        Ok(())
+    }
+
+    fn verify(&self, up_to: UpTo) -> io::Result<DiskVerification> {
+        let number = match up_to {
+            UpTo::Acknowledged => self.acknowledged,
+            UpTo::Number(number) => number,
+            UpTo::Found => self.highest()?,
+        };
+        self.records.verify(number, self.reader())
+    }
+
+    fn highest(&self) -> io::Result<u64> {
+        self.records.highest(self.reader())
+    }
+
+    /// Reads past every cache of the guest: what counts is what the disk answers.
+    fn reader(&self) -> impl FnMut(u64, &mut [Block]) -> io::Result<()> {
+        |offset, blocks| {
+            let bytes = blocks.len() * RECORD_BYTES;
+            let mut parts: Vec<IoSliceMut<'_>> = blocks.iter_mut().map(|block| IoSliceMut::new(&mut block.0)).collect();
+            let read = rustix::io::preadv(&self.file, &mut parts, offset)?;
+            if read == bytes { Ok(()) } else { Err(io::Error::other(format!("{read} of {bytes} bytes at {offset}"))) }
+        }
+    }
+}
