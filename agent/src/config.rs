@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use sterna_shared::bus::NatsSettings;
-use sterna_shared::host::Limits;
+use sterna_shared::host::{Accelerator, Limits};
 use sterna_shared::id::{BridgeName, HostId, PoolName};
 
 /// The most addresses an agent listens on or advertises: a peer tries each in turn.
@@ -36,6 +36,9 @@ pub struct Config {
     /// Kernels and RAM disks for direct boot.
     #[serde(default)]
     pub boot_directory: Option<PathBuf>,
+    /// How guests are executed; found out by trying where it is left out.
+    #[serde(default)]
+    pub accelerator: Option<Accelerator>,
     /// The bridges that guests may be on.
     #[serde(default)]
     pub bridges: Vec<BridgeName>,

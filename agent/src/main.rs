@@ -114,7 +114,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         config.host
     );
     let journal = Journal::open(&journal_path(&config))?;
-    let found = probe(Path::new(QEMU), &config.runtime_directory).await?;
+    let mut found = probe(Path::new(QEMU), &config.runtime_directory).await?;
+    if let Some(accelerator) = config.accelerator {
+        found.hypervisor.accelerator = accelerator;
+    }
     info!(
         host = %config.host,
         qemu = %found.hypervisor.version,

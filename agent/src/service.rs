@@ -23,7 +23,7 @@ use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::{Admitted, Refusal, RefusalCode, SessionId};
 use sterna_shared::vm::VmSpec;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 use uuid::Uuid;
@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::admission;
 use crate::bus::{Bus, Inbound};
 use crate::clock;
-use crate::guest::launcher::{self, AttachError};
+use crate::guest::launcher::{self, AttachError, Launched};
 use crate::host::Host;
 use crate::journal::{JobRecord, JournalError, Role, Stage, VmRecord};
 use crate::link::{Admission, AdmissionRequest, Limiter, Listener, Session, Timing};
@@ -81,6 +81,9 @@ pub struct Service {
     sessions: mpsc::Receiver<Session>,
     over: mpsc::Receiver<JobId>,
     tell_over: mpsc::Sender<JobId>,
+    answers: mpsc::Receiver<Answer>,
+    give_answer: mpsc::Sender<Answer>,
+    changes: Arc<Notify>,
     keepers: BTreeMap<VmId, Keeper>,
     jobs: BTreeMap<JobId, Job>,
 }
@@ -93,9 +96,17 @@ struct Job {
     sessions: mpsc::Sender<Session>,
 }
 
+/// What a request came to, on its way to the asker.
+#[derive(Debug)]
+struct Answer {
+    answer: AgentReply,
+    reply: oneshot::Sender<AgentReply>,
+}
+
 #[derive(Debug)]
 enum Event {
     Inbound(Inbound),
+    Answer(Answer),
     Admission(AdmissionRequest),
     Session(Session),
     JobOver(JobId),
@@ -112,6 +123,7 @@ impl Service {
         let (admission, admissions) = mpsc::channel(QUEUE_MAX);
         let (session, sessions) = mpsc::channel(QUEUE_MAX);
         let (tell_over, over) = mpsc::channel(QUEUE_MAX);
+        let (give_answer, answers) = mpsc::channel(QUEUE_MAX);
         let mut service = Self {
             host: Arc::clone(&host),
             bus,
@@ -120,6 +132,9 @@ impl Service {
             sessions,
             over,
             tell_over,
+            answers,
+            give_answer,
+            changes: Arc::new(Notify::new()),
             keepers: BTreeMap::new(),
             jobs: BTreeMap::new(),
         };
@@ -146,6 +161,8 @@ impl Service {
                 Some(request) = self.admissions.recv() => Event::Admission(request),
                 Some(session) = self.sessions.recv() => Event::Session(session),
                 Some(job) = self.over.recv() => Event::JobOver(job),
+                Some(answer) = self.answers.recv() => Event::Answer(answer),
+                () = self.changes.notified() => Event::Tick,
                 _ = ticks.tick() => Event::Tick,
             };
             match event {
@@ -164,6 +181,11 @@ impl Service {
                 Event::JobOver(job) => {
                     self.jobs.remove(&job);
                     self.bus.publish_inventory(&self.inventory()).await;
+                }
+                Event::Answer(Answer { answer, reply }) => {
+                    // The fleet knows of the change before the asker does, who may build on it at once.
+                    self.bus.publish_inventory(&self.inventory()).await;
+                    let _ = reply.send(answer);
                 }
                 Event::Tick => self.bus.publish_inventory(&self.inventory()).await,
                 Event::Over => return,
@@ -202,7 +224,7 @@ impl Service {
                 }
             };
             info!(%vm, name = %record.spec.name, record = record.ownership.name(), running = guest.is_some(), "VM");
-            self.keepers.insert(vm, Keeper::spawn(Arc::clone(&self.host), self.bus.clone(), record, guest));
+            self.keepers.insert(vm, self.keep(record, guest));
         }
         Ok(())
     }
@@ -311,7 +333,7 @@ impl Service {
                 let record =
                     VmRecord { spec: plan.vm_at_target.clone(), ownership: Record::default(), wanted_running: false };
                 self.host.journal.put_vm(record.clone()).await?;
-                let keeper = Keeper::spawn(Arc::clone(&self.host), self.bus.clone(), record, None);
+                let keeper = self.keep(record, None);
                 self.keepers.insert(vm, keeper.clone());
                 keeper
             }
@@ -430,19 +452,37 @@ impl Service {
                 }
                 None => {
                     // A VM that is new here has a keeper from the first moment, so that nobody defines it twice.
-                    let (host, bus) = (Arc::clone(&self.host), self.bus.clone());
                     let keeper = handler.keeper.clone().unwrap_or_else(|| {
                         let ownership = Record::default();
                         let record = VmRecord { spec: (*spec).clone(), ownership, wanted_running: false };
-                        Keeper::spawn(host, bus, record, None)
+                        self.keep(record, None)
                     });
                     self.keepers.insert(spec.id, keeper.clone());
                     let handler = Handler { keeper: Some(keeper), ..handler };
-                    tokio::spawn(async move { reply.send(handler.define(*spec).await) });
+                    let answers = self.give_answer.clone();
+                    tokio::spawn(async move {
+                        let answer = handler.define(*spec).await;
+                        let _ = answers.send(Answer { answer, reply }).await;
+                    });
                 }
             },
-            request => drop(tokio::spawn(async move { reply.send(handler.carry_out(request).await) })),
+            // The handover and the console have no time to lose, and change nothing that the fleet must know first.
+            request
+            @ (AgentRequest::Handover { .. } | AgentRequest::VmConsole { .. } | AgentRequest::Events { .. }) => {
+                tokio::spawn(async move { reply.send(handler.carry_out(request).await) });
+            }
+            request => {
+                let answers = self.give_answer.clone();
+                tokio::spawn(async move {
+                    let answer = handler.carry_out(request).await;
+                    let _ = answers.send(Answer { answer, reply }).await;
+                });
+            }
         }
+    }
+
+    fn keep(&self, record: VmRecord, guest: Option<Launched>) -> Keeper {
+        Keeper::spawn(Arc::clone(&self.host), self.bus.clone(), Arc::clone(&self.changes), record, guest)
     }
 
     fn name_taken(&self, spec: &VmSpec) -> Option<String> {

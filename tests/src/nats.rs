@@ -29,7 +29,7 @@ pub struct NatsServer {
 
 impl NatsServer {
     /// Starts one in `host`'s namespace (or on loopback beside the test) with the given configuration file's text.
-    /// Address, port and JetStream's store are set on the command line, over whatever the text says.
+    /// Address and port are set on the command line, over whatever the text says; JetStream's store where it says none.
     pub async fn start(host: Option<&Host>, configuration: &str) -> anyhow::Result<Self> {
         let ip = host.map_or(Ipv4Addr::LOCALHOST, |host| host.address(Link::Data));
         let folder = tempfile::tempdir()?;
@@ -75,7 +75,10 @@ impl NatsServer {
         let port = if self.address.port() == 0 { ANY_PORT } else { self.address.port().into() };
         command.arg("--config").arg(self.folder.path().join("nats.conf"));
         command.args(["--addr", &self.address.ip().to_string(), "--port", &port.to_string()]);
-        command.arg("--jetstream").arg("--store_dir").arg(self.store());
+        // nats-server takes a store from the file or from the command line, and not from both.
+        if !std::fs::read_to_string(self.folder.path().join("nats.conf"))?.contains("store_dir") {
+            command.arg("--jetstream").arg("--store_dir").arg(self.store());
+        }
         let process = Process::spawn("nats-server", &mut command, &self.folder.path().join("log"))?;
         let listening = process.wait_for_line(LISTENING, START_WAIT).await?;
         process.wait_for_line(READY, START_WAIT).await?;

@@ -20,7 +20,7 @@ use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::ownership::{Input, Message, Record};
 use sterna_shared::peer::message::Message as PeerMessage;
 use sterna_shared::vm::VmSpec;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, info, warn};
 
@@ -99,14 +99,15 @@ pub enum KeeperError {
 }
 
 impl Keeper {
-    /// Begins to keep a VM. What its record says is unfinished is taken up at once.
+    /// Begins to keep a VM. What its record says is unfinished is taken up at once. `changes` hears of every change.
     #[must_use]
-    pub fn spawn(host: Arc<Host>, bus: Bus, record: VmRecord, guest: Option<Launched>) -> Self {
+    pub fn spawn(host: Arc<Host>, bus: Bus, changes: Arc<Notify>, record: VmRecord, guest: Option<Launched>) -> Self {
         let vm = record.spec.id;
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let (publisher, view) = watch::channel(View { record: record.clone(), state: VmState::Stopped });
         let handover = Handover::restore(Arc::clone(&host), record, guest);
-        let task = Task { vm, host, handover, bus, route: None, view: publisher, feedback: orders.downgrade() };
+        let task =
+            Task { vm, host, handover, bus, route: None, view: publisher, changes, feedback: orders.downgrade() };
         tokio::spawn(task.run(receiver));
         Self { vm, orders, view }
     }
@@ -214,6 +215,7 @@ struct Task {
     bus: Bus,
     route: Option<(JobId, mpsc::Sender<PeerMessage>)>,
     view: watch::Sender<View>,
+    changes: Arc<Notify>,
     /// Answers over NATS come back as orders; weak, so that the keeper ends when its last handle goes.
     feedback: mpsc::WeakSender<Order>,
 }
@@ -406,11 +408,14 @@ impl Task {
             },
         };
         let view = View { record: self.handover.record().clone(), state };
-        self.view.send_if_modified(|current| {
+        let changed = self.view.send_if_modified(|current| {
             let changed = *current != view;
             *current = view;
             changed
         });
+        if changed {
+            self.changes.notify_one();
+        }
     }
 }
 
