@@ -39,17 +39,22 @@ pub fn read(body: &[u8]) -> Result<ApiRequest, ApiError> {
     })
 }
 
+/// A reply as it goes out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// The sealed reply.
+    pub body: Vec<u8>,
+    /// The service error's number and text, where it is one.
+    pub error: Option<(u16, String)>,
+}
+
 /// Writes a reply, and the service error that goes into its headers.
 ///
 /// A list that is too long for one message is cut from its end, the oldest or last.
 ///
 /// # Errors
 /// [`EnvelopeError`] where not even the error about it can be written.
-pub fn write(
-    sender: &str,
-    epoch: Epoch,
-    mut reply: ApiReply,
-) -> Result<(Vec<u8>, Option<(u16, String)>), EnvelopeError> {
+pub fn write(sender: &str, epoch: Epoch, mut reply: ApiReply) -> Result<Written, EnvelopeError> {
     let body = loop {
         match Envelope::seal("api_reply", sender, epoch, &reply) {
             Err(EnvelopeError::TooLong { .. }) if shorten(&mut reply) => {}
@@ -64,7 +69,7 @@ pub fn write(
         ApiReply::Error { error } => Some((code(error.kind), error.message.clone())),
         _ => None,
     };
-    Ok((body, header))
+    Ok(Written { body, error: header })
 }
 
 /// An error with one hint.
@@ -140,7 +145,7 @@ mod tests {
         fleet.heard(inventory, example::now(), std::time::Duration::ZERO);
         let (member, report) = fleet.find("web").expect("there");
         let vms = vec![vm_view(member, report); 5000];
-        let (body, error) = write("one", Epoch(1), ApiReply::Vms { vms }).expect("written");
+        let Written { body, error } = write("one", Epoch(1), ApiReply::Vms { vms }).expect("written");
         assert!(body.len() <= sterna_shared::bus::BODY_LENGTH_MAX && error.is_none());
         let reply: ApiReply = Envelope::open(&body).and_then(|e| e.message("api_reply")).expect("a reply");
         assert!(matches!(reply, ApiReply::Vms { vms } if vms.len() > 500));

@@ -54,7 +54,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
             let state = if ready.swap(true, Ordering::Relaxed) { NotifyState::Watchdog } else { NotifyState::Ready };
             notify(state);
         };
-        Ok(service::run(config, shutdown, beat).await?)
+        Ok(Box::pin(service::run(config, shutdown, beat)).await?)
     })
 }
 

@@ -124,7 +124,7 @@ impl Desk {
                     continue;
                 }
                 Action::Publish { messages, answer } => {
-                    let answer = answer.and_then(|(call, reply)| Some((self.calls.remove(&call)?, reply)));
+                    let answer = answer.and_then(|(call, reply)| Some(Box::new((self.calls.remove(&call)?, *reply))));
                     Work::Publish { messages, answer }
                 }
                 Action::StoreHost(host) => match state.fleet.host(&host) {

@@ -20,7 +20,7 @@ use crate::store::{Bucket, Store, Writer};
 const WORK_WAIT_MAX: Duration = Duration::from_secs(20);
 
 pub(super) enum Work {
-    Publish { messages: Vec<Message>, answer: Option<(Call, Box<ApiReply>)> },
+    Publish { messages: Vec<Message>, answer: Option<Box<(Call, ApiReply)>> },
     StoreJob(Box<JobStatus>),
     StoreVm { vm: VmId, host: HostId, generation: Generation },
     StoreHost(Box<HostView>),
@@ -67,9 +67,9 @@ impl Performer {
         match work {
             Work::Publish { messages, answer } => {
                 let published = self.publish(messages).await;
-                if let Some((call, reply)) = answer {
+                if let Some((call, reply)) = answer.map(|answer| *answer) {
                     let reply = match &published {
-                        Ok(()) => *reply,
+                        Ok(()) => reply,
                         Err(error) => ApiReply::Error {
                             error: fault(
                                 ApiErrorKind::Unreachable,
@@ -131,7 +131,7 @@ impl Performer {
 /// Answers an operator.
 pub(super) async fn respond(call: Call, name: &HostId, epoch: Epoch, reply: ApiReply) {
     match api::write(name.as_str(), epoch, reply) {
-        Ok((body, error)) => call.answer(body, error).await,
+        Ok(api::Written { body, error }) => call.answer(body, error).await,
         Err(error) => tracing::error!(%error, "an answer could not be written"),
     }
 }
