@@ -8,7 +8,7 @@
 //!                 loop { select() ──Event──▶ state.apply() ──Action──▶ perform }
 //! ```
 //!
-//! One task owns the state: `select` waits, [`state::State::apply`] changes, and nothing else does. What must be kept
+//! One task owns the state: `select` waits, `state::State::apply` changes, and nothing else does. What must be kept
 //! in order (events, commands, buckets, the answers that depend on them) goes through one further task over a bounded
 //! queue. That task gives up when the broker does; the service then follows anew and rebuilds, so that there is one way
 //! to recover and it is used often.

@@ -66,7 +66,7 @@ impl Broker {
         let config = Config { name: name.parse().expect("a name"), nats, retention: Retention::default() };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
-            service::run(config, async { drop(stopped.await) }, || {}).await.expect("ran");
+            Box::pin(service::run(config, async { drop(stopped.await) }, || {})).await.expect("ran");
         });
         Coordinator { stop, task }
     }

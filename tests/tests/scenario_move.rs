@@ -1,4 +1,5 @@
 //! Moves of a running guest, each ending with the witness whole.
+#![allow(clippy::print_stderr)] // What a test measured is read by people.
 
 use std::time::Duration;
 

@@ -20,6 +20,7 @@ mod handshake;
 mod lane;
 pub mod limiter;
 pub mod listener;
+mod outbox;
 pub mod session;
 pub mod tls;
 

@@ -223,7 +223,7 @@ impl MoveError {
             Self::Connect { .. } => {
                 (F::LinkLost, "check the target's agent, its address and its certificate with `sterna doctor`")
             }
-            Self::Conversation(ConversationError::Failed { failure, .. }) => return failure.clone(),
+            Self::Conversation(ConversationError::Failed { failure, .. }) => return FailureReport::clone(failure),
             Self::Conversation(ConversationError::Link { .. } | ConversationError::Late { .. }) => {
                 (F::LinkLost, "check the network between the two hosts, then start the move again")
             }

@@ -63,7 +63,7 @@ pub enum ConversationError {
         /// The other host.
         peer: HostId,
         /// Why.
-        failure: FailureReport,
+        failure: Box<FailureReport>,
     },
     /// A message could not be encoded: a fault of ours.
     #[error("a message could not be encoded")]
@@ -142,7 +142,6 @@ impl Conversation {
     }
 
     /// Waits until the target says that it cannot go on.
-    #[must_use]
     pub fn failure(&self) -> impl Future<Output = ConversationError> + Send + 'static {
         let (mut failed, peer) = (self.failed.clone(), self.peer.clone());
         async move {
@@ -151,7 +150,7 @@ impl Conversation {
                 Err(_) => None,
             };
             match failure {
-                Some(failure) => ConversationError::Failed { peer, failure },
+                Some(failure) => ConversationError::Failed { peer, failure: Box::new(failure) },
                 // The reader has ended: the session's own end is told by the session.
                 None => std::future::pending().await,
             }

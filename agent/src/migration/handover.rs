@@ -234,13 +234,13 @@ impl Handover {
 
     /// Ends the guest's process, if there is one, and waits until it is gone. Touches no disk.
     pub async fn destroy(&mut self) {
-        if let Some(guest) = self.guest.take() {
-            if let Err(error) = guest.clone().end(Duration::ZERO).await {
-                // The process may still be there and could run: it is held on to, and killed again at the next tick.
-                error!(vm = %self.record.spec.id, %error, "a guest could not be ended");
-                self.guest = Some(guest);
-                return;
-            }
+        if let Some(guest) = self.guest.take()
+            && let Err(error) = guest.clone().end(Duration::ZERO).await
+        {
+            // The process may still be there and could run: it is held on to, and killed again at the next tick.
+            error!(vm = %self.record.spec.id, %error, "a guest could not be ended");
+            self.guest = Some(guest);
+            return;
         }
         self.remove_taps().await;
     }

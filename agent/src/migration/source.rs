@@ -8,7 +8,7 @@
 //!                          unwind
 //! ```
 //!
-//! **Contract.** Until the gate closes, whatever happens, the VM is and stays this host's: [`Source::unwind`] takes away
+//! **Contract.** Until the gate closes, whatever happens, the VM is and stays this host's: `Source::unwind` takes away
 //! what the move put up, lets the guest go on if it was paused, and has the target undo its part. From [`Input::BeginCede`]
 //! on only the ownership machine decides; this file waits for its verdict and tells it.
 
@@ -466,16 +466,15 @@ impl Source {
     /// Brings the guest's QEMU back to where it was before the move.
     async fn give_up_migration(&self, machine: &Machine) {
         let plan = self.plan();
-        if plan.mode == MoveMode::Live {
-            if let Ok(migration) = machine.migration().await
-                && migration.status != MigrationStatus::None
-                && !migration.status.is_final()
-            {
-                let over = [MigrationStatus::Cancelled, MigrationStatus::Failed, MigrationStatus::Completed];
-                let _ = machine.migrate_cancel().await;
-                if let Err(error) = machine.migration_reached(&over, CANCEL_WAIT).await {
-                    warn!(job = %plan.job, %error, "QEMU does not give the migration up");
-                }
+        if plan.mode == MoveMode::Live
+            && let Ok(migration) = machine.migration().await
+            && migration.status != MigrationStatus::None
+            && !migration.status.is_final()
+        {
+            let over = [MigrationStatus::Cancelled, MigrationStatus::Failed, MigrationStatus::Completed];
+            let _ = machine.migrate_cancel().await;
+            if let Err(error) = machine.migration_reached(&over, CANCEL_WAIT).await {
+                warn!(job = %plan.job, %error, "QEMU does not give the migration up");
             }
         }
         if let Err(error) = SourceDisks::clear(machine, plan.job).await {
@@ -484,10 +483,11 @@ impl Source {
         let runs = machine.run_state().await;
         let wanted = self.context.keeper.record().wanted_running;
         let halted = [RunState::Paused, RunState::PostMigrate, RunState::FinishMigrate];
-        if wanted && runs.is_ok_and(|state| halted.contains(&state)) {
-            if let Err(error) = self.context.keeper.resume().await {
-                warn!(job = %plan.job, %error, "the guest is still paused");
-            }
+        if wanted
+            && runs.is_ok_and(|state| halted.contains(&state))
+            && let Err(error) = self.context.keeper.resume().await
+        {
+            warn!(job = %plan.job, %error, "the guest is still paused");
         }
     }
 

@@ -211,11 +211,11 @@ impl Storage {
         let step = context.begin(StepKind::Release).await?;
         self.put_away().await?;
         context.keeper.respecify(context.plan.vm_at_target.clone()).await?;
-        if let Some(machine) = self.machine.clone() {
-            if let Err(error) = swap(&machine, &context).await {
-                context.keeper.respecify(context.plan.vm.clone()).await?;
-                return Err(error);
-            }
+        if let Some(machine) = self.machine.clone()
+            && let Err(error) = swap(&machine, &context).await
+        {
+            context.keeper.respecify(context.plan.vm.clone()).await?;
+            return Err(error);
         }
         self.go_on().await;
         let blackout_us = self.blackout_us();
@@ -280,10 +280,11 @@ impl Storage {
     async fn go_on(&mut self) {
         let Some(machine) = &self.machine else { return };
         let wanted = self.context.keeper.record().wanted_running;
-        if wanted && matches!(machine.run_state().await, Ok(RunState::Paused)) {
-            if let Err(error) = self.context.keeper.resume().await {
-                warn!(job = %self.context.plan.job, %error, "the guest is still paused");
-            }
+        if wanted
+            && matches!(machine.run_state().await, Ok(RunState::Paused))
+            && let Err(error) = self.context.keeper.resume().await
+        {
+            warn!(job = %self.context.plan.job, %error, "the guest is still paused");
         }
     }
 

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! **Contract.** Until the keeper's record says `Activating`, the VM is the source's: whatever ends this job early,
-//! [`Target::undo`] leaves nothing of it on this host. From then on the VM is this host's, and nothing is undone.
+//! `Target::undo` leaves nothing of it on this host. From then on the VM is this host's, and nothing is undone.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -53,7 +53,7 @@ pub struct Seeds {
 /// Decides a request.
 ///
 /// # Errors
-/// Every reason why it cannot be done now, in the order of [`check::CHECKS`]; never an empty list.
+/// Every reason why it cannot be done now, in the order of `check::CHECKS`; never an empty list.
 pub fn plan<'a>(
     fleet: &'a Fleet,
     jobs: impl IntoIterator<Item = &'a JobStatus>,
