@@ -423,3 +423,107 @@ impl Journal {
         }))
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use sterna_shared::id::{Generation, Token};
+    use sterna_shared::job::{Host, MoveMode};
+    use sterna_shared::units::ByteCount;
+    use sterna_shared::vm::Firmware;
+
+    use super::*;
+
+    /// A job of `alpha`'s, moving to `bravo`, with a token of sevens.
+    pub(crate) fn job_record(role: Role) -> JobRecord {
+        let host = |id: &str| Host { id: id.parse().expect("a name"), addresses: Vec::new() };
+        let vm = spec();
+        let plan = Plan {
+            job: "0197c0de-0000-7000-8000-000000000001".parse().expect("a UUID"),
+            planned_at: Timestamp::from_unix_microseconds(0),
+            mode: MoveMode::Live,
+            vm_at_target: vm.clone(),
+            vm,
+            source: host("alpha"),
+            target: host("bravo"),
+            disks: Vec::new(),
+            generation: Generation(1),
+            token: Token::from_bytes([7; 32]),
+            lanes: 4,
+            bandwidth: None,
+            blackout_max_ms: 2000,
+            steps: Plan::steps_of(MoveMode::Live, false),
+        };
+        let accepted_at = plan.planned_at;
+        JobRecord { plan, role, stage: Stage::InHand, admitted: None, images_made: false, accepted_at }
+    }
+
+    fn spec() -> VmSpec {
+        VmSpec {
+            name: "web".parse().expect("a name"),
+            id: "0197c0de-0000-7000-8000-000000000002".parse().expect("a UUID"),
+            memory: ByteCount::mebibytes(64),
+            vcpus: 1,
+            cpu: "max".into(),
+            machine: "pc-q35-7.2".into(),
+            firmware: Firmware::Bios,
+            kernel: None,
+            disks: Vec::new(),
+            nics: Vec::new(),
+            guest_agent: false,
+            extra_arguments: Vec::new(),
+        }
+    }
+
+    fn news(count: usize) -> Vec<News> {
+        let job = job_record(Role::Source).plan.job;
+        let at = Timestamp::from_unix_microseconds(0);
+        (0..count).map(|index| News { job, at, body: EventBody::Notice { text: index.to_string() } }).collect()
+    }
+
+    #[tokio::test]
+    async fn what_was_written_is_there_after_reopening() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("journal.redb");
+        let reporter = Reporter::Host("alpha".parse().expect("a name"));
+        let vm =
+            VmRecord { spec: spec(), ownership: Record::Owner { generation: Generation(3) }, wanted_running: true };
+        {
+            let journal = Journal::open(&path).expect("opened");
+            journal.put_vm(vm.clone()).await.expect("written");
+            journal.put_job(job_record(Role::Source)).await.expect("written");
+            journal.tell(reporter.clone(), news(2)).await.expect("told");
+            journal.tell(reporter, news(1)).await.expect("told");
+            journal.raise_epoch(Epoch(5)).await.expect("raised");
+            journal.raise_epoch(Epoch(4)).await.expect("a lower one changes nothing");
+            assert!(Journal::open(&path).is_err(), "two agents never share a journal");
+        }
+        let journal = Journal::open(&path).expect("opened anew");
+        assert_eq!(journal.vms().expect("read"), vec![vm]);
+        assert_eq!(journal.jobs().expect("read"), vec![job_record(Role::Source)]);
+        assert_eq!(journal.epoch().expect("read"), Epoch(5));
+        let events = journal.events_after(0, 10).expect("read");
+        let numbers: Vec<(u64, u64)> = events.iter().map(|(number, event)| (*number, event.sequence)).collect();
+        assert_eq!(numbers, vec![(1, 1), (2, 2), (3, 3)]);
+        assert_eq!(
+            journal.events_page(1, 1).map(|(events, more)| (events[0].sequence, more)).expect("read"),
+            (2, true)
+        );
+        let dump = journal.dump().expect("dumped").to_string();
+        assert!(dump.contains("\"owner\"") && !dump.contains("7,7,7,7"), "{dump}");
+    }
+
+    #[tokio::test]
+    async fn old_events_go_only_once_they_are_published() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let journal = Journal::open(&folder.path().join("journal.redb")).expect("opened");
+        let reporter = Reporter::Host("alpha".parse().expect("a name"));
+        let many = usize::try_from(EVENTS_MAX).expect("small") + 10;
+        journal.tell(reporter.clone(), news(many)).await.expect("told");
+        assert_eq!(journal.events_after(0, usize::MAX).expect("read").len(), many, "nothing unpublished is lost");
+        journal.set_published(EVENTS_MAX + 10).await.expect("noted");
+        journal.tell(reporter, news(1)).await.expect("told");
+        let kept = journal.events_after(0, usize::MAX).expect("read");
+        assert_eq!(kept.last().map(|(number, _)| *number), Some(EVENTS_MAX + 11));
+        assert!(kept.len() as u64 <= EVENTS_MAX + 1, "{}", kept.len());
+    }
+}
