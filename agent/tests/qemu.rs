@@ -12,7 +12,7 @@ use sterna_agent::guest::process::Ended;
 use sterna_agent::guest::storage_daemon::{Access, serve};
 use sterna_agent::guest::tap;
 use sterna_agent::hypervisor::qemu::command_line::{disk_nodes, format_node, top_node};
-use sterna_agent::hypervisor::qemu::probe::{executes, probe};
+use sterna_agent::hypervisor::qemu::probe::{Verdict, WORK_WAIT_MAX, probe, try_out};
 use sterna_agent::hypervisor::qemu::qmp::{Qmp, QmpError};
 use sterna_agent::hypervisor::qemu::{
     BitmapOptions, Export, MachineError, MigrationSettings, MigrationStatus, RunState,
@@ -59,10 +59,28 @@ async fn a_host_is_probed() {
         found.hypervisor.version.split('.').count() == 3 && found.cpu.count > 0 && found.memory > ByteCount(1 << 28)
     );
     assert_eq!(found.hypervisor.uefi, found.uefi.is_some());
-    // The trial itself: translation works on every host, and so tells a trial that works from one that never does.
-    assert!(executes(QEMU.as_ref(), Accelerator::Tcg, folder.path()).await.expect("an answer"));
-    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "the ROM is removed");
+    // A KVM without either is there, starts guests, and interprets their kernels.
+    let virtualises = |feature: &String| feature == "vmx" || feature == "svm";
+    if !found.cpu.features.iter().any(virtualises) {
+        assert_eq!(found.hypervisor.accelerator, Accelerator::Tcg);
+    }
     assert!(probe("/nonexistent/qemu".as_ref(), folder.path()).await.is_err());
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "the ROM is removed");
+}
+
+/// Translation works on every host: it tells a trial that works from one that turns everything down.
+#[tokio::test]
+async fn an_accelerator_is_tried_with_a_kernels_work_and_a_limit() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let trial = async |program: &str, work_max| {
+        let verdict = try_out(program.as_ref(), Accelerator::Tcg, work_max, folder.path()).await;
+        assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "the ROM is removed");
+        verdict.expect("a verdict")
+    };
+    assert_eq!(trial(QEMU, WORK_WAIT_MAX).await, Verdict::Works);
+    // 40 million instructions take every translation longer.
+    assert_eq!(trial(QEMU, Duration::from_millis(1)).await, Verdict::TooSlow);
+    assert_eq!(trial("false", WORK_WAIT_MAX).await, Verdict::Unusable, "it ends without a word");
 }
 
 #[tokio::test]

@@ -1,4 +1,7 @@
-//! What this host can do: its QEMU, asked once, and its processor and memory, as the kernel tells.
+//! What this host can do: its QEMU, asked once; whether KVM really runs guests; and its processor and memory, as the
+//! kernel tells.
+
+mod trial;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,14 +13,13 @@ use serde_json::Value;
 use sterna_shared::host::{Accelerator, Cpu, Hypervisor};
 use sterna_shared::units::ByteCount;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tracing::warn;
 
 use super::qmp::{Qmp, QmpError};
+pub use trial::{Verdict, WORK_WAIT_MAX, try_out};
 
 /// How long each question to QEMU may take.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(30);
-/// How long the guest that tries the accelerator may take.
-const TRIAL_WAIT_MAX: Duration = Duration::from_secs(10);
 /// The machine types whose devices Sterna can lay out.
 const MACHINE_PREFIXES: [&str; 2] = ["pc-q35-", "pc-i440fx-"];
 
@@ -62,46 +64,15 @@ pub async fn probe(qemu: &Path, scratch: &Path) -> Result<Probe, ProbeError> {
     let cpu = parse_cpu(&read("/proc/cpuinfo")?);
     let memory = parse_memory(&read("/proc/meminfo")?).ok_or(ProbeError::NoMemory)?;
     let uefi = uefi_firmware();
-    let accelerator =
-        if executes(qemu, Accelerator::Kvm, scratch).await? { Accelerator::Kvm } else { Accelerator::Tcg };
+    let accelerator = match try_out(qemu, Accelerator::Kvm, WORK_WAIT_MAX, scratch).await? {
+        Verdict::Works => Accelerator::Kvm,
+        verdict @ (Verdict::TooSlow | Verdict::Unusable) => {
+            warn!(?verdict, "KVM does not run guests on this host; they are translated, which is many times slower");
+            Accelerator::Tcg
+        }
+    };
     let hypervisor = hypervisor(qemu, accelerator, uefi.is_some()).await?;
     Ok(Probe { hypervisor, uefi, cpu, memory })
-}
-
-/// Whether a guest really executes with this accelerator: `/dev/kvm` may be there and not work. The guest is a ROM whose
-/// first instructions, at the reset vector, end QEMU with an exit status that nothing else gives.
-///
-/// # Errors
-/// [`ProbeError::Run`], [`ProbeError::Scratch`]. QEMU refusing the accelerator is the answer `false`.
-pub async fn executes(qemu: &Path, accelerator: Accelerator, scratch: &Path) -> Result<bool, ProbeError> {
-    const ROM_BYTES: usize = 64 << 10;
-    const RESET_VECTOR: usize = ROM_BYTES - 16;
-    // mov al, 0x2a; out 0xf4, al; hlt; and back to the hlt. isa-debug-exit makes 2 × 0x2a + 1 of it.
-    const PROGRAM: [u8; 7] = [0xb0, 0x2a, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd];
-    const EXIT_STATUS: i32 = 85;
-
-    let mut rom = vec![0; ROM_BYTES];
-    rom[RESET_VECTOR..RESET_VECTOR + PROGRAM.len()].copy_from_slice(&PROGRAM);
-    let path = scratch.join(format!("probe-{}.rom", std::process::id()));
-    let unwritable = |source| ProbeError::Scratch { path: path.clone(), source };
-    tokio::fs::write(&path, rom).await.map_err(unwritable)?;
-    let trial = Command::new(qemu)
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "16", "-machine"])
-        .arg(format!("pc,accel={}", accelerator.as_str()))
-        .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-bios"])
-        .arg(&path)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .status();
-    let outcome = timeout(TRIAL_WAIT_MAX, trial).await;
-    tokio::fs::remove_file(&path).await.map_err(unwritable)?;
-    match outcome {
-        Ok(Ok(status)) => Ok(status.code() == Some(EXIT_STATUS)),
-        Ok(Err(source)) => Err(ProbeError::Run { program: qemu.to_owned(), source }),
-        Err(_) => Ok(false),
-    }
 }
 
 async fn hypervisor(qemu: &Path, accelerator: Accelerator, uefi: bool) -> Result<Hypervisor, ProbeError> {
@@ -144,7 +115,7 @@ async fn ask(child: &mut Child, accelerator: Accelerator, uefi: bool) -> Result<
         unavailable_features: Vec<Value>,
     }
     let (Some(output), Some(input)) = (child.stdout.take(), child.stdin.take()) else {
-        return Err(ProbeError::NoMonitor);
+        return Err(ProbeError::NoPipe);
     };
     let qmp = Qmp::over(tokio::io::join(output, input), PROBE_WAIT_MAX).await?;
     let Version { qemu: Triple { major, minor, micro } } = answer(&qmp, "query-version").await?;
@@ -218,8 +189,8 @@ pub enum ProbeError {
         source: io::Error,
     },
     /// The child has no standard input and output.
-    #[error("QEMU was started without a monitor; this is a fault of the agent")]
-    NoMonitor,
+    #[error("QEMU was started without pipes to it; this is a fault of the agent")]
+    NoPipe,
     /// QEMU does not answer.
     #[error(transparent)]
     Qmp(#[from] QmpError),
