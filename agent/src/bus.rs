@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   STERNA_CMD ── durable consumer ──▶ Inbound::Command ─┐
-//!   sterna.v1.agent.<host> ──────────▶ Inbound::Request ─┴▶ service
+//!   sterna.v1.agent.<host> ──────────▶ Inbound::Request ─┤     of the coordinators
+//!   sterna.v1.handover.<host> ───────▶ Inbound::Request ─┴▶ service, of other agents: the handover and nothing else
 //!   journal ── events not yet published, in order ───────▶ STERNA_EVT   (publisher, for ever)
 //!   service ── inventory, progress ──────────────────────▶ core NATS    (lost when nobody listens)
 //! ```
@@ -15,6 +16,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::jetstream::{self, AckKind, consumer::PullConsumer};
 use async_nats::{Client, ConnectOptions};
 use futures_util::StreamExt as _;
@@ -121,7 +123,9 @@ impl Bus {
         let bus = Self { host, client };
         let (inbound, receiver) = mpsc::channel(INBOUND_QUEUE);
         tokio::spawn(bus.clone().consume_commands(inbound.clone()));
-        tokio::spawn(bus.clone().serve_requests(inbound));
+        for subject in [Subject::Agent(bus.host.clone()), Subject::Handover(bus.host.clone())] {
+            tokio::spawn(bus.clone().serve_requests(subject, inbound.clone()));
+        }
         tokio::spawn(bus.clone().publish_events(journal, told));
         Ok((bus, receiver))
     }
@@ -136,19 +140,24 @@ impl Bus {
         self.publish(&Subject::Progress(self.host.clone(), progress.job), "progress", progress).await;
     }
 
-    /// Asks another agent.
+    /// Asks another agent something of the handover.
     ///
     /// # Errors
     /// It does not answer, or not in a way that is understood.
     pub async fn ask(&self, host: &HostId, request: &AgentRequest) -> Result<AgentReply, BusError> {
         let sealed = Envelope::seal("agent_request", self.host.as_str(), Epoch(0), request)?;
-        let subject = Subject::Agent(host.clone()).to_string();
+        let subject = Subject::Handover(host.clone()).to_string();
         let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.client.request(subject, sealed.into())).await;
         let message = answer.ok().and_then(Result::ok).ok_or_else(|| BusError::NoAnswer { whom: host.to_string() })?;
         Ok(Envelope::open(&message.payload)?.message("agent_reply")?)
     }
 
     async fn publish<T: serde::Serialize>(&self, subject: &Subject, kind: &'static str, message: &T) {
+        // While the broker is away the client keeps what it is given, up to a limit at which it makes the giver wait: what
+        // nobody would hear must not fill it.
+        if self.client.connection_state() != State::Connected {
+            return;
+        }
         match Envelope::seal(kind, self.host.as_str(), Epoch(0), message) {
             Ok(sealed) => {
                 if let Err(error) = self.client.publish(subject.to_string(), sealed.into()).await {
@@ -217,14 +226,14 @@ impl Bus {
         }
     }
 
-    async fn serve_requests(self, inbound: mpsc::Sender<Inbound>) {
-        let subject = Subject::Agent(self.host.clone()).to_string();
+    async fn serve_requests(self, subject: Subject, inbound: mpsc::Sender<Inbound>) {
         while !inbound.is_closed() {
-            match self.client.subscribe(subject.clone()).await {
+            match self.client.subscribe(subject.to_string()).await {
                 Ok(mut requests) => {
                     while let Some(message) = requests.next().await {
                         // Each is answered on its own task: one that takes long holds up no other.
-                        tokio::spawn(self.clone().serve_request(message, inbound.clone()));
+                        let of_agents = matches!(subject, Subject::Handover(_));
+                        tokio::spawn(self.clone().serve_request(message, of_agents, inbound.clone()));
                     }
                 }
                 Err(error) => debug!(%error, "requests cannot be received"),
@@ -233,11 +242,15 @@ impl Bus {
         }
     }
 
-    async fn serve_request(self, message: async_nats::Message, inbound: mpsc::Sender<Inbound>) {
+    async fn serve_request(self, message: async_nats::Message, of_agents: bool, inbound: mpsc::Sender<Inbound>) {
         let Some(answer_to) = message.reply else { return };
         let parsed = Envelope::open(&message.payload)
             .and_then(|envelope| Ok((envelope.epoch, envelope.message::<AgentRequest>("agent_request")?)));
         let answer = match parsed {
+            // The broker lets agents say only this to each other, and coordinators have no part in it.
+            Ok((_, request)) if of_agents != matches!(request, AgentRequest::Handover { .. }) => {
+                error_reply(ApiErrorKind::Invalid, "this is not asked here".to_owned())
+            }
             Ok((epoch, request)) => {
                 let (reply, outcome) = oneshot::channel();
                 let sent = inbound.send(Inbound::Request { request, epoch, reply }).await.is_ok();

@@ -29,8 +29,8 @@ pub enum InvalidId {
         /// Its length in bytes.
         length: usize,
     },
-    /// It has a character outside `[A-Za-z0-9_-]`, or starts with `-`.
-    #[error("the {what} {text:?} may only have the characters A-Z a-z 0-9 _ - and may not start with -")]
+    /// It has a character outside `[A-Za-z0-9_-]`, or starts with `-` or `_`.
+    #[error("the {what} {text:?} may only have the characters A-Z a-z 0-9 _ - and may not start with - or _")]
     Character {
         /// The kind of identifier.
         what: &'static str,
@@ -55,7 +55,8 @@ fn parse_name(what: &'static str, text: &str) -> Result<String, InvalidId> {
         return Err(InvalidId::TooLong { what, start: text.chars().take(12).collect(), length: text.len() });
     }
     let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
-    if !text.bytes().all(valid) || text.starts_with('-') {
+    // No name begins with a dash, which commands take for an option, or an underscore, which is kept for ourselves.
+    if !text.bytes().all(valid) || text.starts_with(['-', '_']) {
         return Err(InvalidId::Character { what, text: text.to_owned() });
     }
     Ok(text.to_owned())
@@ -266,7 +267,7 @@ mod tests {
         assert_eq!("alpha-1".parse::<HostId>().map(String::from), Ok("alpha-1".to_owned()));
         assert!(matches!("".parse::<HostId>(), Err(InvalidId::Empty { .. })));
         assert!(matches!("-rf".parse::<DiskName>(), Err(InvalidId::Character { .. })));
-        for bad in ["a.b", "a b", "a>", "*", "ä", "a/b", ".."] {
+        for bad in ["_coordinator", "a.b", "a b", "a>", "*", "ä", "a/b", ".."] {
             assert!(matches!(bad.parse::<VmName>(), Err(InvalidId::Character { .. })), "{bad}");
         }
         assert!(matches!("x".repeat(25).parse::<PoolName>(), Err(InvalidId::TooLong { length: 25, .. })));

@@ -134,7 +134,7 @@ impl Fleet {
             let address = agent.host.address(Link::Data);
             let mut text = format!(
                 "host = \"{name}\"\nlisten = [\"{address}:{AGENT_PORT}\"]\nstate_directory = \"{state}\"\n\
-                 runtime_directory = \"{run}\"\nboot_directory = \"{boot}\"\nbridges = [\"br0\"]\naccelerator = \"tcg\"\n",
+                 runtime_directory = \"{run}\"\nboot_directory = \"{boot}\"\nbridges = [\"br0\"]\n",
                 state = agent.folder.join("state").display(),
                 run = agent.folder.join("run").display(),
                 boot = boot.display(),

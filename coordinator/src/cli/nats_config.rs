@@ -254,14 +254,18 @@ fn permissions(member: &Member) -> Permissions {
                 format!("sterna.v1.progress.{name}.*"),
                 Subject::Host(name.clone()).to_string(),
                 // A handover that the lanes cannot carry goes from agent to agent.
-                "sterna.v1.agent.*".to_owned(),
+                Subject::HANDOVERS.to_owned(),
                 format!("_INBOX_{name}.>"),
                 // The durable consumer is made by the coordinators; an agent looks at its own and takes from it.
                 format!("$JS.API.CONSUMER.INFO.{STREAM_COMMANDS}.{name}"),
                 format!("$JS.API.CONSUMER.MSG.NEXT.{STREAM_COMMANDS}.{name}"),
                 format!("$JS.ACK.{STREAM_COMMANDS}.{name}.>"),
             ],
-            subscribe: vec![Subject::Agent(name.clone()).to_string(), format!("_INBOX_{name}.>")],
+            subscribe: vec![
+                Subject::Agent(name.clone()).to_string(),
+                Subject::Handover(name.clone()).to_string(),
+                format!("_INBOX_{name}.>"),
+            ],
             answers: true,
         },
         Role::Coordinator => Permissions {

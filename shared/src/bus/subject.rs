@@ -23,8 +23,10 @@ pub const BUCKET_LEADER: &str = "sterna_leader";
 pub enum Subject {
     /// A request of an operator to the coordinators: resource and verb.
     Api(String, String),
-    /// A request of a coordinator, or of another agent, to a host's agent.
+    /// A request of a coordinator to a host's agent.
     Agent(HostId),
+    /// A message of the handover from another host's agent: the one thing that agents may ask of each other.
+    Handover(HostId),
     /// A command to a host about a job.
     Command(HostId, JobId),
     /// An event of a host about a job.
@@ -70,6 +72,8 @@ impl Subject {
     pub const HOSTS: &str = "sterna.v1.host.*";
     /// Every API request.
     pub const API: &str = "sterna.v1.api.*.*";
+    /// The handover's messages to every host.
+    pub const HANDOVERS: &str = "sterna.v1.handover.*";
     /// The whole public feed.
     pub const FEED: &str = "sterna.v1.feed.>";
 }
@@ -79,6 +83,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Api(resource, verb) => write!(f, "sterna.v1.api.{resource}.{verb}"),
             Self::Agent(host) => write!(f, "sterna.v1.agent.{host}"),
+            Self::Handover(host) => write!(f, "sterna.v1.handover.{host}"),
             Self::Command(host, job) => write!(f, "sterna.v1.cmd.{host}.{job}"),
             Self::Event(host, job) => write!(f, "sterna.v1.evt.{host}.{job}"),
             Self::CoordinatorEvent(job) => write!(f, "sterna.v1.evt.{COORDINATOR}.{job}"),
@@ -102,6 +107,7 @@ impl FromStr for Subject {
                     Self::Api(resource.to_owned(), verb.to_owned())
                 }
                 ["agent", host] => Self::Agent(host.parse().ok()?),
+                ["handover", host] => Self::Handover(host.parse().ok()?),
                 ["cmd", host, job] => Self::Command(host.parse().ok()?, job.parse().ok()?),
                 ["evt", COORDINATOR, job] => Self::CoordinatorEvent(job.parse().ok()?),
                 ["evt", host, job] => Self::Event(host.parse().ok()?, job.parse().ok()?),
@@ -133,6 +139,7 @@ mod tests {
         for subject in [
             Subject::Api("vm".into(), "start".into()),
             Subject::Agent(host.clone()),
+            Subject::Handover(host.clone()),
             Subject::Command(host.clone(), job),
             Subject::Event(host.clone(), job),
             Subject::CoordinatorEvent(job),
