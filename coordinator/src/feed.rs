@@ -55,6 +55,7 @@ struct JobDocument {
     progress: Option<ProgressDocument>,
     failure: Option<FailureDocument>,
     blackout_ms: Option<f64>,
+    hypervisor_blackout_ms: Option<u64>,
     notices: Vec<NoticeDocument>,
     submitted_at: Timestamp,
     started_at: Option<Timestamp>,
@@ -309,6 +310,7 @@ fn job_document(status: &JobStatus, progress: Option<&Progress>, percent: u8) ->
         }),
         failure: status.failure.as_ref().map(failure),
         blackout_ms: status.blackout_us.map(milliseconds),
+        hypervisor_blackout_ms: status.hypervisor_blackout_ms(),
         notices: status
             .notices
             .iter()

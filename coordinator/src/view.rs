@@ -44,8 +44,11 @@ pub struct JobView {
     pub progress: Option<ProgressView>,
     /// Why it failed.
     pub failure: Option<FailureReport>,
-    /// How long the guest did not execute, in milliseconds.
+    /// How long the guest did not execute, in milliseconds: at most, since the source counts until it knows that the
+    /// guest executes at the target.
     pub blackout_ms: Option<f64>,
+    /// The same as the source's hypervisor counts it, from the guest's pause to when all of it was sent.
+    pub hypervisor_blackout_ms: Option<u64>,
     /// What watchers should know, oldest first.
     pub notices: Vec<Notice>,
     /// When it was planned.
@@ -196,6 +199,7 @@ impl JobView {
             progress: progress.map(ProgressView::new),
             failure: status.failure.clone(),
             blackout_ms: status.blackout_us.map(milliseconds),
+            hypervisor_blackout_ms: status.hypervisor_blackout_ms(),
             notices: status.notices.clone(),
             submitted_at: status.plan.planned_at,
             started_at: status.started_at,
@@ -432,7 +436,7 @@ mod tests {
     #[test]
     fn a_running_job_reads_as_promised() {
         let started = |step| EventBody::StepStarted { step };
-        let figures = StepFigures { bytes_total: 0, bytes_sent: 4096, passes: 0, blackout_us: 0 };
+        let figures = StepFigures { bytes_sent: 4096, ..StepFigures::default() };
         let status = status(vec![
             started(StepKind::Prepare),
             EventBody::StepFinished { step: StepKind::Prepare, figures },
@@ -443,7 +447,7 @@ mod tests {
         let mut json = serde_json::to_value(&view).expect("JSON");
         // The waiting steps all look alike.
         json["steps"].as_array_mut().expect("steps").truncate(3);
-        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z"}"#);
+        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z"}"#);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!           keeper    one task a VM: owns its record, its right to run, its guest
 //!             └─ handover    drives `ownership`; the only caller of `cont`
 //!   disks, target_disks    passes, and what is written of them       images    files made and removed
-//!   context, gate, progress    plan and telling · the point of no return · how far it is
+//!   context, gate, progress, tally    plan and telling · the point of no return · how far it is · what was told of it
 //! ```
 
 pub mod context;
@@ -19,5 +19,6 @@ pub mod keeper;
 pub mod progress;
 pub mod source;
 pub mod storage;
+pub mod tally;
 pub mod target;
 pub mod target_disks;

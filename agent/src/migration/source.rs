@@ -34,6 +34,7 @@ use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
 use crate::migration::disks::SourceDisks;
 use crate::migration::images;
+use crate::migration::tally::Tally;
 
 /// How long the target may take to learn of the job before its lanes are refused for good.
 const ADMISSION_WAIT: Duration = Duration::from_secs(30);
@@ -76,6 +77,8 @@ pub struct Source {
     relay: Option<SourceRelay>,
     generation: Generation,
     paused_at: Option<Instant>,
+    tally: Tally,
+    hypervisor_blackout_ms: Option<u64>,
 }
 
 impl Source {
@@ -95,6 +98,8 @@ impl Source {
             relay: None,
             generation: Generation(0),
             paused_at: None,
+            tally: Tally::default(),
+            hypervisor_blackout_ms: None,
         }
     }
 
@@ -326,9 +331,9 @@ impl Source {
         let ram = migration.ram;
         let figures = StepFigures {
             bytes_total: ram.map_or(0, |ram| ram.total.0),
-            bytes_sent: self.relay.as_ref().map_or(0, SourceRelay::sent),
+            bytes_sent: self.memory_sent(),
             passes: ram.map_or(0, |ram| u32::try_from(ram.iterations).unwrap_or(u32::MAX)),
-            blackout_us: 0,
+            ..StepFigures::default()
         };
         context.end(step, figures).await
     }
@@ -382,10 +387,11 @@ impl Source {
         if let (MoveMode::Live, Some(machine)) = (context.plan.mode, &self.machine) {
             machine.migrate_continue().await?;
             let left = self.blackout_deadline().saturating_duration_since(Instant::now());
-            machine
+            let migration = machine
                 .migration_reached(&[MigrationStatus::Completed], left.max(Duration::from_millis(1)))
                 .await
                 .map_err(|error| if left.is_zero() { self.blackout_exceeded() } else { error.into() })?;
+            self.hypervisor_blackout_ms = migration.downtime_ms;
         }
         if !context.gate.close() {
             return Err(MoveError::Cancelled);
@@ -432,7 +438,13 @@ impl Source {
             self.say_abort(&error).await;
             return Outcome::Failed(error.report(&context.host));
         }
-        context.end(StepKind::Handover, StepFigures { blackout_us, ..StepFigures::default() }).await.ok();
+        let figures = StepFigures {
+            blackout_us,
+            bytes_sent: self.memory_sent(),
+            hypervisor_blackout_ms: self.hypervisor_blackout_ms,
+            ..StepFigures::default()
+        };
+        context.end(StepKind::Handover, figures).await.ok();
         if context.begin(StepKind::Release).await.is_ok() {
             self.put_away().await;
             if let Some(conversation) = &self.conversation {
@@ -528,10 +540,13 @@ impl Source {
         }
     }
 
-    fn disk_figures(&self) -> StepFigures {
+    fn disk_figures(&mut self) -> StepFigures {
         let Some(disks) = &self.disks else { return StepFigures::default() };
-        let volume = *disks.volume().borrow();
-        StepFigures { bytes_total: volume.total, bytes_sent: volume.sent, passes: disks.passes(), blackout_us: 0 }
+        self.tally.disks(*disks.volume().borrow(), disks.passes())
+    }
+
+    fn memory_sent(&mut self) -> u64 {
+        self.tally.memory(self.relay.as_ref().map_or(0, SourceRelay::sent))
     }
 
     fn blackout_us(&self) -> u64 {

@@ -31,6 +31,7 @@ use crate::hypervisor::qemu::{Export, Machine, Node, RunState};
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::disks::SourceDisks;
 use crate::migration::images;
+use crate::migration::tally::Tally;
 use crate::migration::target_disks::{TargetDiskError, export_name};
 
 /// Passes while the guest runs.
@@ -51,6 +52,7 @@ pub struct Storage {
     disks: Option<SourceDisks>,
     writers: Vec<Writer>,
     paused_at: Option<Instant>,
+    tally: Tally,
     made: bool,
 }
 
@@ -66,6 +68,7 @@ impl Storage {
             disks: None,
             writers: Vec::new(),
             paused_at: None,
+            tally: Tally::default(),
             made: false,
         }
     }
@@ -167,7 +170,8 @@ impl Storage {
         for writer in &mut self.writers {
             writer.verify().await?;
         }
-        context.end(step, self.figures()).await
+        let figures = self.figures();
+        context.end(step, figures).await
     }
 
     async fn switchover(&mut self) -> Result<(), MoveError> {
@@ -186,7 +190,8 @@ impl Storage {
         } else {
             self.pass().await?;
         }
-        context.end(step, StepFigures { blackout_us: self.blackout_us(), ..self.figures() }).await
+        let figures = StepFigures { blackout_us: self.blackout_us(), ..self.figures() };
+        context.end(step, figures).await
     }
 
     async fn prove(&mut self) -> Result<(), MoveError> {
@@ -304,10 +309,9 @@ impl Storage {
         Ok(())
     }
 
-    fn figures(&self) -> StepFigures {
+    fn figures(&mut self) -> StepFigures {
         let Some(disks) = &self.disks else { return StepFigures::default() };
-        let volume = *disks.volume().borrow();
-        StepFigures { bytes_total: volume.total, bytes_sent: volume.sent, passes: disks.passes(), blackout_us: 0 }
+        self.tally.disks(*disks.volume().borrow(), disks.passes())
     }
 
     fn blackout_us(&self) -> u64 {

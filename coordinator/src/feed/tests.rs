@@ -85,6 +85,7 @@ fn a_job_as_readers_see_it() {
             "progress",
             "failure",
             "blackout_ms",
+            "hypervisor_blackout_ms",
             "notices",
             "submitted_at",
             "started_at",

@@ -117,6 +117,12 @@ impl JobStatus {
         self.steps.iter().rev().find(|step| step.state == StepState::Running)
     }
 
+    /// How long the guest stood still as the source's hypervisor counts it, in milliseconds, once a step has told it.
+    #[must_use]
+    pub fn hypervisor_blackout_ms(&self) -> Option<u64> {
+        self.steps.iter().find_map(|step| step.figures.hypervisor_blackout_ms)
+    }
+
     /// Takes an event in.
     ///
     /// # Errors

@@ -83,6 +83,9 @@ pub struct StepFigures {
     pub passes: u32,
     /// How long the guest stood still in this step, in microseconds, by the source's clock.
     pub blackout_us: u64,
+    /// How long it stood still as the source's hypervisor counts it, in milliseconds: from its pause to when all of it
+    /// was sent. Told by the step in which a live guest's memory ends.
+    pub hypervisor_blackout_ms: Option<u64>,
 }
 
 /// A step of a job, as folded from events.
