@@ -98,7 +98,7 @@ impl Context {
                 let down =
                     status.borrow_and_update().iter().filter(|lane| matches!(lane, LaneStatus::Down { .. })).count();
                 let text = match (down_before, down) {
-                    (0, 1..) => format!("{down} lanes are down; the move waits for them"),
+                    (0, 1..) => format!("lanes down: {down}; what they carry waits until they are back"),
                     (1.., 0) => "all lanes are up again; the move goes on where it was".to_owned(),
                     _ => continue,
                 };
