@@ -13,7 +13,7 @@ use sterna_shared::job::{JobState, JobStatus};
 use sterna_shared::time::Timestamp;
 
 use super::error::{CliError, Exit};
-use super::output::Output;
+use super::output::{Output, moment};
 use super::{Global, bus, connect_by, host, now, settings, unexpected, vm};
 
 /// How far two clocks may differ before it is worth a word, in seconds.
@@ -197,7 +197,7 @@ fn of_host(host: &HostView, system: &SystemView) -> Vec<Check> {
     let inventory = &host.inventory;
     let named = |what: &str| format!("{}: {what}", inventory.host);
     if !host.online {
-        let found = format!("not heard of since {}", host.heard_at);
+        let found = format!("not heard of since {}", moment(host.heard_at));
         let remedy =
             format!("on {}: systemctl status sterna-agent; is the broker reachable from there?", inventory.host);
         return vec![Check::new(Verdict::Fail, named("agent"), found, remedy)];
@@ -214,14 +214,14 @@ fn of_host(host: &HostView, system: &SystemView) -> Vec<Check> {
     let issue = format!("sterna pki issue host {} --force, then restart its agent", inventory.host);
     let days = certificate.not_after.seconds_since(system.now) / 86_400.0;
     checks.push(if days <= 0.0 {
-        Check::new(Verdict::Fail, named("certificate"), format!("expired at {}", certificate.not_after), issue)
+        Check::new(Verdict::Fail, named("certificate"), format!("expired at {}", moment(certificate.not_after)), issue)
     } else if certificate.not_before > system.now {
-        let found = format!("does not hold before {}", certificate.not_before);
+        let found = format!("does not hold before {}", moment(certificate.not_before));
         Check::new(Verdict::Fail, named("certificate"), found, format!("mend the clock, or {issue}"))
     } else if days < CERTIFICATE_WARN_DAYS {
         Check::new(Verdict::Warn, named("certificate"), format!("expires in {days:.0} days"), issue)
     } else {
-        Check::ok(named("certificate"), format!("holds until {}", certificate.not_after))
+        Check::ok(named("certificate"), format!("holds until {}", moment(certificate.not_after)))
     });
 
     let hypervisor = &inventory.hypervisor;

@@ -6,7 +6,7 @@ use sterna_shared::id::HostId;
 
 use super::bus::Bus;
 use super::error::{CliError, Exit};
-use super::output::{Output, pairs, table};
+use super::output::{Output, moment, pairs, table};
 use super::{unexpected, vm};
 
 #[derive(Debug, Subcommand)]
@@ -70,7 +70,7 @@ fn show(host: &HostView) -> String {
     let join = |items: Vec<String>| if items.is_empty() { "-".to_owned() } else { items.join(", ") };
     let head = pairs([
         ("host", inventory.host.to_string()),
-        ("state", format!("{}, last heard of {}", state(host), host.heard_at)),
+        ("state", format!("{}, last heard of {}", state(host), moment(host.heard_at))),
         ("agent", inventory.version.clone()),
         ("addresses", join(inventory.addresses.iter().map(ToString::to_string).collect())),
         (
@@ -82,7 +82,10 @@ fn show(host: &HostView) -> String {
         ("memory", format!("{} free of {}", inventory.memory_free, inventory.memory_total)),
         ("bridges", join(inventory.bridges.iter().map(ToString::to_string).collect())),
         ("boot files", join(inventory.boot_files.iter().map(|file| file.as_str().to_owned()).collect())),
-        ("certificate", format!("{} to {}", inventory.certificate.not_before, inventory.certificate.not_after)),
+        (
+            "certificate",
+            format!("{} to {}", moment(inventory.certificate.not_before), moment(inventory.certificate.not_after)),
+        ),
         (
             "limits",
             format!(

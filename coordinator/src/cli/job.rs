@@ -10,7 +10,7 @@ use sterna_shared::units::{Bandwidth, ByteCount};
 
 use super::bus::Bus;
 use super::error::{CliError, Exit};
-use super::output::{Output, or_dash, pairs, table};
+use super::output::{Output, moment, or_dash, pairs, table};
 use super::{unexpected, watch};
 use crate::view::JobView;
 
@@ -123,10 +123,10 @@ fn list(jobs: &[JobView]) -> String {
             mode(job).to_owned(),
             job.state.to_string(),
             format!("{:.0} %", job.percent.floor()),
-            job.submitted_at.to_string().chars().take(19).collect::<String>().replace('T', " "),
+            moment(job.submitted_at),
         ]
     });
-    table(["JOB", "VM", "FROM → TO", "MODE", "STATE", "DONE", "SUBMITTED (UTC)"], rows)
+    table(["JOB", "VM", "FROM → TO", "MODE", "STATE", "DONE", "SUBMITTED"], rows)
 }
 
 pub(super) const fn mode(job: &JobView) -> &'static str {
@@ -146,12 +146,13 @@ pub(super) fn show(job: &JobView) -> String {
         ("move", format!("{} → {}, {}", job.source, job.target, mode(job))),
         ("state", format!("{} ({})", job.state, job.state_number)),
         ("done", format!("{:.1} %", job.percent)),
-        ("submitted", job.submitted_at.to_string()),
-        ("started", or_dash(job.started_at)),
-        ("finished", or_dash(job.finished_at)),
+        ("submitted", moment(job.submitted_at)),
+        ("started", or_dash(job.started_at.map(moment))),
+        ("finished", or_dash(job.finished_at.map(moment))),
     ];
     if let Some(blackout) = job.blackout_ms {
-        rows.push(("blackout", format!("{blackout:.1} ms")));
+        let hypervisor = job.hypervisor_blackout_ms.map_or_else(String::new, |ms| format!(" (QEMU counts {ms} ms)"));
+        rows.push(("blackout", format!("{blackout:.1} ms{hypervisor}")));
     }
     let steps = table(
         ["STEP", "STATE", "HOST", "SECONDS", "CONTENT", "SENT", "RATE", "PASSES"],
@@ -174,7 +175,7 @@ pub(super) fn show(job: &JobView) -> String {
         let _ = write!(text, "\n\nprogress  {}", watch::progress_text(progress));
     }
     for notice in &job.notices {
-        let _ = write!(text, "\nnotice    {}  {}  {}", notice.at, or_dash(notice.host.as_ref()), notice.text);
+        let _ = write!(text, "\nnotice    {}  {}  {}", moment(notice.at), or_dash(notice.host.as_ref()), notice.text);
     }
     if let Some(failure) = &job.failure {
         let _ = write!(text, "\n\nfailed on {}: {}", or_dash(failure.host.as_ref()), failure.message);

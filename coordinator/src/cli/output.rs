@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use serde::Serialize;
+use sterna_shared::time::Timestamp;
 
 use super::error::{CliError, Exit};
 
@@ -119,6 +120,12 @@ fn trimmed(text: &str) -> String {
     // The first column needs no space before it.
     let indent = lines.iter().filter(|line| !line.is_empty()).map(|line| line.len() - line.trim_start().len()).min();
     lines.iter().map(|line| line.get(indent.unwrap_or(0)..).unwrap_or("")).collect::<Vec<_>>().join("\n")
+}
+
+/// An instant for people, to the second; the exact one is in the JSON.
+#[must_use]
+pub(super) fn moment(at: Timestamp) -> String {
+    format!("{} UTC", at.to_string().chars().take(19).collect::<String>().replace('T', " "))
 }
 
 /// Something that may be missing, for a table.

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use sterna_shared::job::JobState;
+use sterna_shared::job::{JobState, StepKind};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -72,7 +72,6 @@ struct Watch {
     bars: Option<Bars>,
     last: Option<JobView>,
     percent: f64,
-    told: Vec<sterna_shared::job::Notice>,
     line_at: Option<Instant>,
     was_silent: bool,
 }
@@ -80,7 +79,7 @@ struct Watch {
 impl Watch {
     fn new(output: Output) -> Self {
         let bars = output.draws().then(Bars::new);
-        Self { output, bars, last: None, percent: 0.0, told: Vec::new(), line_at: None, was_silent: false }
+        Self { output, bars, last: None, percent: 0.0, line_at: None, was_silent: false }
     }
 
     /// Shows what is new of a view; gives the percentage, which never falls.
@@ -100,34 +99,7 @@ impl Watch {
     }
 
     fn tell(&mut self, view: &JobView) {
-        let before = self.last.as_ref();
-        let mut lines = Vec::new();
-        if before.is_none() {
-            lines.push(format!(
-                "job {}: {} from {} to {} ({})",
-                view.job,
-                view.vm.name,
-                view.source,
-                view.target,
-                job::mode(view)
-            ));
-        }
-        for (index, step) in view.steps.iter().enumerate() {
-            let known = before.and_then(|before| before.steps.get(index)).map(|step| step.state);
-            if known.unwrap_or_default() != step.state {
-                let state = format!("{:?}", step.state).to_lowercase();
-                let took = step.seconds.map_or_else(String::new, |seconds| format!(" after {seconds:.1} s"));
-                lines.push(format!("{} {state}{took}", step.step));
-            }
-        }
-        // The oldest notices fall out of a status, so that they are known by content and not by position.
-        lines.extend(view.notices.iter().filter(|notice| !self.told.contains(notice)).map(|notice| {
-            format!("{}: {}", notice.host.as_ref().map_or("coordinator", |host| host.as_str()), notice.text)
-        }));
-        self.told.clone_from(&view.notices);
-        if before.is_some_and(|before| before.state != view.state) {
-            lines.push(format!("job is {}", view.state));
-        }
+        let lines = news(self.last.as_ref(), view);
         match &mut self.bars {
             Some(bars) => {
                 for line in lines {
@@ -193,6 +165,35 @@ impl Watch {
     }
 }
 
+/// What is new of a job, in the order in which it happened.
+fn news(before: Option<&JobView>, view: &JobView) -> Vec<String> {
+    let mut news = Vec::new();
+    for (index, step) in view.steps.iter().enumerate() {
+        let known = before.and_then(|before| before.steps.get(index)).map(|step| step.state);
+        if known.unwrap_or_default() != step.state {
+            let state = format!("{:?}", step.state).to_lowercase();
+            let took = step.seconds.map_or_else(String::new, |seconds| format!(" after {seconds:.1} s"));
+            let at = step.finished_at.or(step.started_at).unwrap_or(view.changed_at);
+            news.push((at, format!("{} {state}{took}", step.step)));
+        }
+    }
+    // The oldest notices fall out of a status, so that they are known by content and not by position.
+    let known = before.map_or(&[][..], |before| &before.notices);
+    news.extend(view.notices.iter().filter(|notice| !known.contains(notice)).map(|notice| {
+        let who = notice.host.as_ref().map_or("coordinator", |host| host.as_str());
+        (notice.at, format!("{who}: {}", notice.text))
+    }));
+    if before.is_some_and(|before| before.state != view.state) {
+        news.push((view.changed_at, format!("job is {}", view.state)));
+    }
+    news.sort_by_key(|(at, _)| *at);
+    let head = before.is_none().then(|| {
+        let JobView { job, vm, source, target, .. } = view;
+        format!("job {job}: {} from {source} to {target} ({})", vm.name, job::mode(view))
+    });
+    head.into_iter().chain(news.into_iter().map(|(_, line)| line)).collect()
+}
+
 fn summary(view: &JobView) -> String {
     let took = match (view.started_at, view.finished_at) {
         (Some(started), Some(finished)) => format!(" after {:.1} s", finished.seconds_since(started)),
@@ -218,14 +219,26 @@ fn summary(view: &JobView) -> String {
 
 /// Progress in one line: step and pass, what is done, what was dirtied anew, rate and estimate.
 pub(super) fn progress_text(progress: &ProgressView) -> String {
-    let mut parts = vec![format!("{} pass {}", progress.step, progress.pass)];
+    let mut parts = vec![place(progress)];
     parts.extend(volume_text("disks", &progress.disk));
     parts.extend(volume_text("memory", &progress.memory));
-    parts.push(format!("{}", Bandwidth(progress.bytes_per_second)));
-    if let Some(seconds) = progress.remaining_seconds {
-        parts.push(format!("about {seconds} s left"));
-    }
+    parts.extend(pace(progress));
     parts.join(", ")
+}
+
+/// The step, and the pass where there are any.
+fn place(progress: &ProgressView) -> String {
+    match progress.step {
+        StepKind::CopyDisks | StepKind::CopyMemory => format!("{} pass {}", progress.step, progress.pass),
+        step => step.to_string(),
+    }
+}
+
+/// Rate and estimate, once there are such.
+fn pace(progress: &ProgressView) -> impl Iterator<Item = String> {
+    let rate = (progress.bytes_per_second > 0).then(|| Bandwidth(progress.bytes_per_second).to_string());
+    let left = progress.remaining_seconds.filter(|seconds| *seconds > 0);
+    rate.into_iter().chain(left.map(|seconds| format!("about {seconds} s left")))
 }
 
 fn volume_text(name: &str, volume: &VolumeView) -> Option<String> {
@@ -259,7 +272,7 @@ impl Bars {
         let head = all.add(ProgressBar::new(1000));
         head.set_style(style("{wide_msg}"));
         let bar = |prefix: &'static str| {
-            let bar = all.add(ProgressBar::new(0));
+            let bar = all.add(ProgressBar::new(1)); // Empty, where 0 of 0 would be drawn as full.
             bar.set_style(style("{prefix:7} [{bar:30}] {msg}"));
             bar.set_prefix(prefix);
             bar
@@ -278,15 +291,12 @@ impl Bars {
             self.head.set_message(format!("{:5.1} %  {}", view.percent, view.state));
             return;
         };
-        let left = progress.remaining_seconds.map_or_else(String::new, |seconds| format!("  about {seconds} s left"));
-        self.head.set_message(format!(
-            "{:5.1} %  {} pass {}  {}{left}",
-            view.percent,
-            progress.step,
-            progress.pass,
-            Bandwidth(progress.bytes_per_second)
-        ));
+        let parts: Vec<String> = std::iter::once(place(progress)).chain(pace(progress)).collect();
+        self.head.set_message(format!("{:5.1} %  {}", view.percent, parts.join("  ")));
         for (bar, volume) in [(&self.disk, &progress.disk), (&self.memory, &progress.memory)] {
+            if volume.total == 0 {
+                continue; // Not begun, or there is none: nothing of 0 bytes would look like all of it.
+            }
             bar.set_length(volume.total.max(bar.length().unwrap_or(0)));
             bar.set_position(volume.done.max(bar.position()));
             let again = if volume.dirtied > 0 {
@@ -301,5 +311,85 @@ impl Bars {
 
     fn clear(&self) {
         let _ = self.all.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sterna_shared::job::{Event, EventBody, JobStatus, Progress, Reporter, StepFigures, Volume};
+
+    use super::*;
+    use crate::fleet::Fleet;
+    use crate::planner::{example, plan};
+
+    /// A job that has gone through these, one a second.
+    fn view(bodies: Vec<EventBody>, progress: Option<&Progress>) -> JobView {
+        let mut fleet = Fleet::default();
+        let mut source = example::inventory("alpha");
+        source.vms = vec![example::report(&example::vm("web"))];
+        fleet.heard(source, example::now(), Duration::ZERO);
+        fleet.heard(example::inventory("beta"), example::now(), Duration::ZERO);
+        let plan = plan(&fleet, [], &example::request(), example::seeds()).expect("a plan");
+        let mut status = JobStatus::planned(plan.clone());
+        let accepted = EventBody::Accepted { plan: Box::new(plan) };
+        for (number, body) in (1..).zip(std::iter::once(accepted).chain(bodies)) {
+            let reporter = Reporter::Host("alpha".parse().expect("a name"));
+            let (at, sequence) = (example::later(number), u64::try_from(number).expect("small"));
+            status.apply(&Event { job: status.job, reporter, sequence, at, body }).expect("legal");
+        }
+        JobView::new(&status, progress)
+    }
+
+    #[test]
+    fn news_come_once_and_in_the_order_in_which_they_happened() {
+        let started = |step| EventBody::StepStarted { step };
+        let finished = |step| EventBody::StepFinished { step, figures: StepFigures::default() };
+        let mut bodies = vec![started(StepKind::Prepare)];
+        let first = view(bodies.clone(), None);
+        assert_eq!(news(None, &first)[1..], ["prepare running"]);
+        assert!(news(None, &first)[0].ends_with(": web from alpha to beta (live)"), "{:?}", news(None, &first));
+        assert_eq!(news(Some(&first), &first), Vec::<String>::new());
+        bodies.extend([
+            finished(StepKind::Prepare),
+            EventBody::Notice { text: "a lane is down".to_owned() },
+            started(StepKind::CopyDisks),
+            finished(StepKind::CopyDisks),
+            EventBody::Completed { blackout_us: 1 },
+        ]);
+        let last = view(bodies, None);
+        assert_eq!(
+            news(Some(&first), &last),
+            [
+                "prepare finished after 1.0 s",
+                "alpha: a lane is down",
+                "copy_disks finished after 1.0 s",
+                "job is Completed"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_progress_line_says_nothing_of_what_there_is_not() {
+        let volume = Volume { total: 4096, done: 1024, ..Volume::default() };
+        let mut progress = Progress {
+            job: example::job(1),
+            host: "alpha".parse().expect("a name"),
+            at: example::later(9),
+            step: StepKind::Prepare,
+            pass: 0,
+            disk: Volume::default(),
+            memory: Volume::default(),
+            bytes_per_second: 0,
+            remaining_seconds: Some(0),
+        };
+        let line = |progress: &Progress| {
+            let view = view(vec![EventBody::StepStarted { step: progress.step }], Some(progress));
+            progress_text(&view.progress.expect("it runs"))
+        };
+        assert_eq!(line(&progress), "prepare");
+        progress = Progress { step: StepKind::CopyDisks, pass: 1, disk: volume, ..progress };
+        assert_eq!(line(&progress), "copy_disks pass 1, disks 1 KiB of 4 KiB");
+        progress = Progress { bytes_per_second: 1024, remaining_seconds: Some(3), ..progress };
+        assert_eq!(line(&progress), "copy_disks pass 1, disks 1 KiB of 4 KiB, 1 KiB/s, about 3 s left");
     }
 }
