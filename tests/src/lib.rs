@@ -5,12 +5,14 @@
 //!   process        a child with its output, killed when it is dropped
 //!   nats           a nats-server that keeps its store over a restart
 //!   fleet          all of Sterna on that ground: broker, coordinator, agents, command line
+//!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
 //!   witness        asking the witness, and writing down all it says
 //! ```
 //!
 //! Everything a test makes goes away when it is dropped, and what a killed test left behind is swept by the next.
 
+pub mod demo;
 pub mod fleet;
 pub mod guest_image;
 pub mod namespace;
