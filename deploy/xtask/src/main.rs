@@ -6,6 +6,7 @@
 
 mod check;
 mod command;
+mod demo;
 mod guest;
 mod initramfs;
 mod nats;
@@ -34,6 +35,12 @@ enum Task {
     },
     /// Everything a change must pass without running it: formatting, lints, documentation, licences, tidiness
     Check,
+    /// Move a guest under load between two hosts on this machine, and prove that nothing was lost. Needs root
+    Demo {
+        /// Leave everything running at the end, until Ctrl-C
+        #[arg(long)]
+        keep: bool,
+    },
     /// Explore every state of the handover and print what was found
     Model,
 }
@@ -43,6 +50,7 @@ fn main() -> anyhow::Result<()> {
         Task::Setup => setup::ensure(&setup::Need::ALL).map(|_| ()),
         Task::Test { arguments } => setup::test(&arguments),
         Task::Check => check::run_all(),
+        Task::Demo { keep } => demo::demo(keep),
         Task::Model => setup::model(),
     }
 }

@@ -41,7 +41,7 @@ impl Need {
 
 impl Ground {
     /// Tells a test run where things are.
-    fn tell(&self, command: &mut Command) {
+    pub(crate) fn tell(&self, command: &mut Command) {
         if let Some(path) = &self.nats_server {
             command.env("STERNA_NATS_SERVER", path);
         }
