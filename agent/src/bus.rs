@@ -37,6 +37,9 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pause after a failed attempt to publish or to consume.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Between two signs of life of ours. After a cut link the old connection looks alive for as long as TCP tries again, up to
+/// minutes, in which the fleet takes this host for dead.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
 /// The broker's sign of life on a pull; two missed ones and the consumer is made anew (pulls have stalled for ever after
 /// reconnects: nats.go#1729, nats.rs#557).
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
@@ -333,6 +336,7 @@ fn options(host: &HostId, settings: &NatsSettings) -> Result<ConnectOptions, Bus
         .name(format!("sterna-agent {host}"))
         .custom_inbox_prefix(format!("_INBOX_{host}"))
         .retry_on_initial_connect()
+        .ping_interval(PING_INTERVAL)
         .max_reconnects(None);
     if let Some(path) = &settings.ca_file {
         // Read once here, so that a wrong path is told at the start and not as an endless reconnect.

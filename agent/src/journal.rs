@@ -243,10 +243,30 @@ impl Journal {
     /// # Errors
     /// The journal cannot be written.
     pub async fn note_images_made(&self, job: JobId, made: bool) -> Result<(), JournalError> {
-        match self.job(job)? {
-            Some(record) => self.put_job(JobRecord { images_made: made, ..record }).await,
-            None => Ok(()),
-        }
+        self.change_job(job, move |record| record.images_made = made).await
+    }
+
+    /// Notes which session the token of a job has admitted.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub async fn note_admitted(&self, job: JobId, admitted: Admitted) -> Result<(), JournalError> {
+        self.change_job(job, move |record| record.admitted = Some(admitted)).await
+    }
+
+    /// Raises the incarnation of a job's session by one, and gives it back: for dialling anew.
+    ///
+    /// # Errors
+    /// The journal cannot be written.
+    pub async fn raise_incarnation(&self, job: JobId) -> Result<u32, JournalError> {
+        self.change_job(job, |record| match &mut record.admitted {
+            Some(admitted) => {
+                admitted.incarnation += 1;
+                admitted.incarnation
+            }
+            None => 0,
+        })
+        .await
     }
 
     /// Notes that a job is over at this host.
@@ -254,10 +274,27 @@ impl Journal {
     /// # Errors
     /// The journal cannot be written.
     pub async fn conclude(&self, job: JobId) -> Result<(), JournalError> {
-        match self.job(job)? {
-            Some(record) => self.put_job(JobRecord { stage: Stage::Over, ..record }).await,
-            None => Ok(()),
-        }
+        self.change_job(job, |record| record.stage = Stage::Over).await
+    }
+
+    /// Changes a job's record in one transaction: the loop, which admits, and the job's own task both do, and neither may
+    /// undo what the other wrote. A job that is not there is not changed.
+    async fn change_job<T: Default + Send + 'static>(
+        &self,
+        job: JobId,
+        change: impl FnOnce(&mut JobRecord) -> T + Send + 'static,
+    ) -> Result<T, JournalError> {
+        self.write(move |tables| {
+            let mut table = tables.open_table(JOBS).map_err(write_error)?;
+            let key = job.uuid().into_bytes();
+            let found = table.get(key).map_err(write_error)?.map(|bytes| decode::<JobRecord>("record", bytes.value()));
+            let Some(mut record) = found.transpose()? else { return Ok(T::default()) };
+            let outcome = change(&mut record);
+            let bytes = encode("job record", &record)?;
+            table.insert(key, bytes.as_slice()).map_err(write_error)?;
+            Ok(outcome)
+        })
+        .await
     }
 
     /// Whether the target's images of a job may be there.

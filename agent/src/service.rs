@@ -325,7 +325,7 @@ impl Service {
 
     /// Starts the task of a job.
     async fn begin(&mut self, record: JobRecord, recovered: bool) -> Result<(), JournalError> {
-        let JobRecord { plan, role, admitted, .. } = record.clone();
+        let JobRecord { plan, role, admitted, .. } = record;
         let (job, vm) = (plan.job, plan.vm.id);
         let keeper = match self.keepers.get(&vm) {
             Some(keeper) => keeper.clone(),
@@ -349,9 +349,8 @@ impl Service {
         let (session_sender, sessions) = mpsc::channel(SESSIONS_MAX);
         let admitted = match (role, admitted) {
             (Role::Source, Some(admitted)) if recovered => {
-                let admitted = Admitted { incarnation: admitted.incarnation + 1, ..admitted };
-                self.host.journal.put_job(JobRecord { admitted: Some(admitted), ..record }).await?;
-                Some(admitted)
+                let incarnation = self.host.journal.raise_incarnation(job).await?;
+                Some(Admitted { incarnation, ..admitted })
             }
             (_, admitted) => admitted,
         };
@@ -371,7 +370,9 @@ impl Service {
     async fn cancel(&mut self, job: JobId) {
         let Some(Job { context, role, .. }) = self.jobs.get(&job) else { return };
         if *role == Role::Target {
-            return; // The source leads, and has been told too.
+            // The source leads, and has been told too; a target that still waits for it need not wait longer.
+            let _ = context.gate.cancel();
+            return;
         }
         let body = match context.gate.cancel() {
             true => EventBody::CancelAccepted,
@@ -397,7 +398,7 @@ impl Service {
         match admission::admit(record.as_ref(), peer, attach) {
             Ok(admitted) => match record {
                 Some(record) if record.admitted != Some(admitted) => {
-                    let noted = self.host.journal.put_job(JobRecord { admitted: Some(admitted), ..record }).await;
+                    let noted = self.host.journal.note_admitted(record.plan.job, admitted).await;
                     noted.map_or_else(|error| Admission::Refuse(unreadable(&error)), |()| Admission::Admit)
                 }
                 _ => Admission::Admit,
@@ -536,7 +537,7 @@ async fn run_job(
             if recovered { source.recover().await } else { source.run().await }
         }
         (Role::Target, false) => Target::new(context).run(sessions).await,
-        (Role::Target, true) => Target::new(context).recover().await,
+        (Role::Target, true) => Target::new(context).recover(sessions).await,
         (Role::Storage, false) => Storage::new(context).run().await,
         (Role::Storage, true) => Storage::new(context).recover().await,
     }

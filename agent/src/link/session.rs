@@ -408,7 +408,8 @@ impl Sender {
         Ok(())
     }
 
-    async fn ended(&self) -> LinkError {
+    /// Waits until the session ends, and says why; [`LinkError::Closed`] where all was well.
+    pub async fn ended(&self) -> LinkError {
         let mut end = self.shared.end.subscribe();
         let reason = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
         reason.unwrap_or(LinkError::Abandoned)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sterna_shared::id::{DiskName, HostId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan, StepFigures, StepKind};
 use tokio::sync::watch;
+use tracing::info;
 
 use crate::disk::copy::CopyError;
 use crate::host::Host;
@@ -64,6 +65,7 @@ impl Context {
     /// The journal's writer is gone.
     pub async fn begin(&self, step: StepKind) -> Result<StepKind, MoveError> {
         self.progress.step(step);
+        info!(job = %self.plan.job, %step, "step begins");
         self.host.tell(self.plan.job, EventBody::StepStarted { step }).await?;
         Ok(step)
     }
@@ -95,10 +97,15 @@ impl Context {
         tokio::spawn(async move {
             let mut down_before = 0;
             while status.changed().await.is_ok() {
-                let down =
-                    status.borrow_and_update().iter().filter(|lane| matches!(lane, LaneStatus::Down { .. })).count();
+                let lanes = status.borrow_and_update().clone();
+                if lanes.iter().any(|lane| matches!(lane, LaneStatus::Ended)) {
+                    return; // The session is over; nothing waits for it any more.
+                }
+                let down = lanes.iter().filter(|lane| matches!(lane, LaneStatus::Down { .. })).count();
                 let text = match (down_before, down) {
-                    (0, 1..) => format!("lanes down: {down}; what they carry waits until they are back"),
+                    (0, 1..) => {
+                        format!("lanes down: {down} of {}; what they carry waits until they are back", lanes.len())
+                    }
                     (1.., 0) => "all lanes are up again; the move goes on where it was".to_owned(),
                     _ => continue,
                 };
@@ -164,6 +171,9 @@ pub enum MoveError {
     /// QEMU did not do as told.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// QEMU's migration ended before its time.
+    #[error(transparent)]
+    MigrationEnded(Arc<MachineError>),
     /// The VM does not allow it.
     #[error(transparent)]
     Keeper(#[from] KeeperError),
@@ -242,7 +252,7 @@ impl MoveError {
             Self::Image(_) => (F::DiskWrite, "remove what stands in the way at the target, or choose another pool"),
             Self::Machine(_) | Self::Runtime(_) => (F::Hypervisor, "look at QEMU's log on the host named"),
             Self::Keeper(_) => (F::Hypervisor, "look at the VM with `sterna vm show`"),
-            Self::Relay(_) => (F::MemoryCopy, "start the move again"),
+            Self::Relay(_) | Self::MigrationEnded(_) => (F::MemoryCopy, "start the move again"),
             Self::Journal(_) => (F::Journal, "check the disk that holds the agent's state directory"),
             Self::Blackout { .. } => (F::BlackoutExceeded, "allow more with --max-blackout, or move at a quieter time"),
             Self::DigestsDiffer { .. } | Self::ProofIncomplete { .. } => {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   lanes ──▶ reader ──┬─ Handover ──▶ keeper                 at once, whatever the job is doing
-//!                      ├─ Failed ────▶ `failed`               the target cannot go on
+//!                      ├─ Failed ────▶ `failure`              the target cannot go on
+//!                      ├─ Abort ─────▶ `given_up`, `next`     the source gives up, also while the target is busy
 //!                      └─ the rest ──▶ `next`, `ask`          in order
 //!   keeper ── Handover ──▶ pump ──▶ lanes
 //! ```
@@ -77,6 +78,7 @@ pub struct Conversation {
     sender: Sender,
     inbox: mpsc::Receiver<Result<Message, LinkError>>,
     failed: watch::Receiver<Option<FailureReport>>,
+    given_up: watch::Receiver<bool>,
     _tasks: JoinSet<()>,
 }
 
@@ -85,12 +87,14 @@ impl Conversation {
     pub async fn open(peer: HostId, job: JobId, sender: Sender, control: Receiver<Bytes>, keeper: Keeper) -> Self {
         let (inbox_sender, inbox) = mpsc::channel(MESSAGES_MAX);
         let (failed_sender, failed) = watch::channel(None);
+        let (give_up, given_up) = watch::channel(false);
         let (route, outbox) = mpsc::channel(MESSAGES_MAX);
         keeper.route(Some((job, route))).await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(read(peer.clone(), control, keeper, inbox_sender, failed_sender));
+        let signals = Signals { failed: failed_sender, give_up };
+        tasks.spawn(read(peer.clone(), control, keeper, inbox_sender, signals));
         tasks.spawn(pump(outbox, sender.clone()));
-        Self { peer, sender, inbox, failed, _tasks: tasks }
+        Self { peer, sender, inbox, failed, given_up, _tasks: tasks }
     }
 
     /// The other host.
@@ -122,7 +126,7 @@ impl Conversation {
     /// Says something and waits for the answer, out of which `pick` takes what is due.
     ///
     /// # Errors
-    /// The session ends, another message comes, or none within `wait`.
+    /// The session ends, the peer cannot go on, another message comes, or none within `wait`.
     pub async fn ask<T>(
         &mut self,
         message: &Message,
@@ -133,7 +137,12 @@ impl Conversation {
         self.say(message).await?;
         let late = || ConversationError::Late { peer: self.peer.clone(), expected, wait };
         let late = late();
-        let answer = tokio::time::timeout(wait, self.next()).await.map_err(|_| late)??;
+        let failure = self.failure();
+        let answer = tokio::select! {
+            biased;
+            answer = tokio::time::timeout(wait, self.next()) => answer.map_err(|_| late)??,
+            failed = failure => return Err(failed),
+        };
         pick(&answer).ok_or_else(|| ConversationError::Unexpected {
             peer: self.peer.clone(),
             expected,
@@ -141,9 +150,19 @@ impl Conversation {
         })
     }
 
-    /// Waits until the target says that it cannot go on.
+    /// Waits until the source says that it gives the move up; [`Conversation::next`] has its words.
+    pub fn given_up(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut given_up = self.given_up.clone();
+        async move {
+            if given_up.wait_for(|given_up| *given_up).await.is_err() {
+                std::future::pending::<()>().await; // The session has ended; `next` tells that.
+            }
+        }
+    }
+
+    /// Waits until the target says that it cannot go on, or the session ends.
     pub fn failure(&self) -> impl Future<Output = ConversationError> + Send + 'static {
-        let (mut failed, peer) = (self.failed.clone(), self.peer.clone());
+        let (mut failed, peer, sender) = (self.failed.clone(), self.peer.clone(), self.sender.clone());
         async move {
             let failure = match failed.wait_for(Option::is_some).await {
                 Ok(failure) => failure.clone(),
@@ -151,8 +170,8 @@ impl Conversation {
             };
             match failure {
                 Some(failure) => ConversationError::Failed { peer, failure: Box::new(failure) },
-                // The reader has ended: the session's own end is told by the session.
-                None => std::future::pending().await,
+                // The reader has ended, and so has the session.
+                None => ConversationError::Link { peer, source: sender.ended().await },
             }
         }
     }
@@ -162,12 +181,18 @@ impl Conversation {
     }
 }
 
+/// What must be seen at once, whatever waits in the inbox.
+struct Signals {
+    failed: watch::Sender<Option<FailureReport>>,
+    give_up: watch::Sender<bool>,
+}
+
 async fn read(
     peer: HostId,
     mut control: Receiver<Bytes>,
     keeper: Keeper,
     inbox: mpsc::Sender<Result<Message, LinkError>>,
-    failed: watch::Sender<Option<FailureReport>>,
+    signals: Signals,
 ) {
     loop {
         let bytes = match control.recv().await {
@@ -187,9 +212,12 @@ async fn read(
                 }
             }
             Ok(Message::Failed { failure }) => {
-                failed.send_replace(Some(failure));
+                signals.failed.send_replace(Some(failure));
             }
             Ok(message) => {
+                if matches!(message, Message::Abort { .. }) {
+                    signals.give_up.send_replace(true);
+                }
                 if inbox.send(Ok(message)).await.is_err() {
                     debug!(%peer, "a message came after the job had ended");
                 }

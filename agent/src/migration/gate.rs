@@ -36,6 +36,12 @@ impl CancelGate {
         *self.state.borrow() == State::Cancelled
     }
 
+    /// Whether a cancel was asked for and is honoured.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        *self.state.borrow() == State::Cancelled
+    }
+
     /// Passes the point of no return; whether that was still possible.
     #[must_use]
     pub fn close(&self) -> bool {

@@ -242,6 +242,13 @@ impl Handover {
             self.guest = Some(guest);
             return;
         }
+        // A guest that has ended by itself, as QEMU does when its memory stops coming, leaves its sockets and logs.
+        if self.record.ownership.may_run().is_none()
+            && let Ok(runtime) = self.host.runtime(self.record.spec.id)
+            && let Err(error) = runtime.remove()
+        {
+            warn!(vm = %self.record.spec.id, %error, "a runtime directory is left over");
+        }
         self.remove_taps().await;
     }
 
@@ -259,8 +266,9 @@ impl Handover {
     }
 
     async fn journal(&mut self, record: Record) -> Result<(), HandoverError> {
-        info!(vm = %self.record.spec.id, record = record.name(), generation = %record.seen(), "ownership");
         let job = job_of(&record);
+        let named = job.map(tracing::field::display);
+        info!(vm = %self.record.spec.id, record = record.name(), job = named, generation = %record.seen(), "ownership");
         let written = self.put(VmRecord { ownership: record, ..self.record.clone() }).await;
         if written.is_err() {
             // What the disk holds is unknown until it is read again.

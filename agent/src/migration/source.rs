@@ -20,18 +20,18 @@ use sterna_shared::job::{EventBody, MoveMode, Plan, StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Move, Record};
 use sterna_shared::peer::attach::{RefusalCode, SessionId};
 use sterna_shared::peer::message::Message;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::disk::copy::{Block, Body};
 use crate::guest::launcher::Launched;
-use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus, RunState};
+use crate::hypervisor::qemu::{Machine, MachineError, Migration, MigrationSettings, MigrationStatus, RunState};
 use crate::link::{Dial, LinkError, Sender, Session, Timing};
 use crate::memory::SourceRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
-use crate::migration::conversation::Conversation;
+use crate::migration::conversation::{Conversation, ConversationError};
 use crate::migration::disks::SourceDisks;
 use crate::migration::images;
 use crate::migration::tally::Tally;
@@ -42,7 +42,7 @@ const ADMISSION_WAIT: Duration = Duration::from_secs(30);
 const PREPARE_WAIT: Duration = Duration::from_secs(120);
 /// How long the target may take to write what a pass has sent.
 const PASS_WAIT: Duration = Duration::from_secs(600);
-/// How long the target may take to undo its part.
+/// How long a job that is given up waits for its target to have undone its part.
 const ABORT_WAIT: Duration = Duration::from_secs(20);
 /// How long memory may take to get to the switchover.
 const MEMORY_WAIT: Duration = Duration::from_secs(24 * 3600);
@@ -58,6 +58,10 @@ const PASS_PAUSE: Duration = Duration::from_millis(200);
 const DOWNTIME_LIMIT: Duration = Duration::from_millis(100);
 /// After this long without a verdict everybody is told that the guest waits.
 const UNRESOLVED_AFTER: Duration = Duration::from_secs(5);
+/// Between two attempts to open a session for what is unsettled.
+const REDIAL_PAUSE: Duration = Duration::from_secs(1);
+/// How long after its end a job goes on trying to tell its target that it was given up: as long as lanes may be down.
+const ABORT_LINGER: Duration = Duration::from_secs(150);
 /// Blocks between the reader of the disks and the lanes.
 const BLOCKS_MAX: usize = 32;
 
@@ -107,6 +111,11 @@ impl Source {
     pub async fn run(mut self) -> Outcome {
         match self.until_handover().await {
             Ok(()) => self.await_verdict().await,
+            // The journal may have taken the cede and failed to say so: then nothing may be undone here.
+            Err(error) if !self.owns() => {
+                warn!(job = %self.plan().job, %error, "the cede was written; its outcome is awaited");
+                self.await_verdict().await
+            }
             Err(error) => self.unwind(error).await,
         }
     }
@@ -114,16 +123,15 @@ impl Source {
     /// After a restart of the agent: what was not ceded is undone, what was is settled.
     pub async fn recover(mut self) -> Outcome {
         self.machine = self.context.keeper.machine().await.ok().flatten();
-        let record = self.context.keeper.record().ownership;
-        // The lanes are a route for what is left to say; without them it goes over NATS.
-        let reached = tokio::time::timeout(ADMISSION_WAIT, self.connect()).await;
-        if !matches!(reached, Ok(Ok(()))) {
-            info!(job = %self.plan().job, "the target is not reached over the lanes; going on without");
+        match self.owns() {
+            true => self.unwind(MoveError::AgentRestarted).await,
+            false => self.await_verdict().await,
         }
-        match record {
-            Record::Owner { .. } => self.unwind(MoveError::AgentRestarted).await,
-            _ => self.await_verdict().await,
-        }
+    }
+
+    /// Whether nothing has been ceded.
+    fn owns(&self) -> bool {
+        matches!(self.context.keeper.record().ownership, Record::Owner { .. })
     }
 
     fn plan(&self) -> &Plan {
@@ -185,7 +193,8 @@ impl Source {
 
     async fn connect(&mut self) -> Result<(), MoveError> {
         let plan = self.context.plan.clone();
-        let deadline = Instant::now() + ADMISSION_WAIT;
+        // Counted from the first answer: a target that is away says nothing, and is waited for by the dial itself.
+        let mut deadline = None;
         let mut session = loop {
             let dial = Dial {
                 peer: plan.target.id.clone(),
@@ -202,7 +211,8 @@ impl Source {
                 Ok(session) => break session,
                 // The target learns of the job by its own command, which may come a little later.
                 Err(LinkError::Refused(refusal))
-                    if refusal.code == RefusalCode::UnknownJob && Instant::now() < deadline =>
+                    if refusal.code == RefusalCode::UnknownJob
+                        && Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + ADMISSION_WAIT) =>
                 {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
@@ -303,31 +313,31 @@ impl Source {
         machine.migrate(&runtime.memory_socket()).await?;
         self.relay = Some(relay);
 
-        let reached = machine.clone();
-        let mut pre_switchover = tokio::spawn(async move {
-            let reached = reached.migration_reached(&[MigrationStatus::PreSwitchover], MEMORY_WAIT).await;
-            (reached, Instant::now())
-        });
+        let mut pre_switchover = PreSwitchover::watch(machine);
         let failure = self.conversation.as_ref().ok_or(MoveError::NotConnected)?.failure();
         tokio::pin!(failure);
-        let migration = loop {
+        loop {
             tokio::select! {
                 biased;
-                reached = &mut pre_switchover => {
-                    let (reached, at) = reached.map_err(|_| MoveError::NotConnected)?;
-                    self.paused_at = Some(at);
-                    break reached?;
-                }
+                () = pre_switchover.reached() => break,
                 failed = &mut failure => return Err(failed.into()),
                 () = tokio::time::sleep(PASS_PAUSE) => {}
             }
             if let Some(disks) = &self.disks
                 && disks.dirty().await?.0 > 0
-                && !pre_switchover.is_finished()
             {
-                self.pass().await?;
+                // The guest may be paused while the pass is on its way: from then on its limit counts.
+                let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
+                let overdue = pre_switchover.overdue(limit);
+                tokio::select! {
+                    biased;
+                    done = self.pass() => done?,
+                    () = overdue => return Err(self.blackout_exceeded()),
+                }
             }
-        };
+        }
+        let (migration, paused_at) = pre_switchover.outcome()?;
+        self.paused_at = Some(paused_at);
         let ram = migration.ram;
         let figures = StepFigures {
             bytes_total: ram.map_or(0, |ram| ram.total.0),
@@ -390,7 +400,10 @@ impl Source {
             let migration = machine
                 .migration_reached(&[MigrationStatus::Completed], left.max(Duration::from_millis(1)))
                 .await
-                .map_err(|error| if left.is_zero() { self.blackout_exceeded() } else { error.into() })?;
+                .map_err(|error| match error {
+                    MachineError::MigrationNotReached { .. } => self.blackout_exceeded(),
+                    error => error.into(),
+                })?;
             self.hypervisor_blackout_ms = migration.downtime_ms;
         }
         if !context.gate.close() {
@@ -406,24 +419,48 @@ impl Source {
         let context = Arc::clone(&self.context);
         let mut view = context.keeper.view();
         let settled = |record: &Record| matches!(record, Record::Absent { .. } | Record::Owner { .. });
-        let mut told = false;
+        let settled =
+            async { view.wait_for(|view| settled(&view.record.ownership)).await.map(|view| view.record.clone()) };
+        let unresolved = async {
+            tokio::time::sleep(UNRESOLVED_AFTER).await;
+            let target = &context.plan.target.id;
+            let reason = format!(
+                "the VM was offered to {target}, which has not answered: the guest stands still until it does; if {target} is gone for good, say so with `sterna vm resolve {} --fenced {target}`",
+                context.plan.vm.name
+            );
+            warn!(job = %context.plan.job, reason, "unresolved");
+            context.tell(EventBody::Unresolved { reason }).await;
+            std::future::pending::<()>().await;
+        };
+        let record = tokio::select! {
+            biased;
+            record = settled => record,
+            // Neither of the two ever ends.
+            () = unresolved => return Outcome::Stopping,
+            () = self.keep_reachable() => return Outcome::Stopping,
+        };
+        match record {
+            Ok(record) => self.finish(&record.ownership).await,
+            Err(_) => Outcome::Stopping,
+        }
+    }
+
+    /// Dials the target anew whenever the session has ended, for ever: the keeper's questions go over its lanes.
+    async fn keep_reachable(&mut self) {
         loop {
-            let wait =
-                async { view.wait_for(|view| settled(&view.record.ownership)).await.map(|view| view.record.clone()) };
-            match tokio::time::timeout(UNRESOLVED_AFTER, wait).await {
-                Ok(Ok(record)) => return self.finish(&record.ownership).await,
-                Ok(Err(_)) => return Outcome::Stopping,
-                Err(_) if !told => {
-                    told = true;
-                    let target = &context.plan.target.id;
-                    let reason = format!(
-                        "the VM was offered to {target}, which has not answered: the guest stands still until it does; if {target} is gone for good, say so with `sterna vm resolve {} --fenced {target}`",
-                        context.plan.vm.name
-                    );
-                    warn!(job = %context.plan.job, reason, "unresolved");
-                    context.tell(EventBody::Unresolved { reason }).await;
+            if let Some(link) = &self.link {
+                let reason = link.ended().await;
+                info!(job = %self.plan().job, %reason, "the session has ended; dialling anew");
+                self.conversation = None;
+                self.link = None;
+                match self.context.host.journal.raise_incarnation(self.plan().job).await {
+                    Ok(incarnation) => self.incarnation = incarnation,
+                    Err(error) => warn!(job = %self.plan().job, %error, "not dialled anew"),
                 }
-                Err(_) => {}
+            }
+            if let Err(error) = self.connect().await {
+                info!(job = %self.plan().job, error = &error as &dyn std::error::Error, "the target is not reached");
+                tokio::time::sleep(REDIAL_PAUSE).await;
             }
         }
     }
@@ -468,9 +505,17 @@ impl Source {
             self.give_up_migration(&machine).await;
         }
         self.put_away().await;
+        if self.link.is_none() && matches!(error, MoveError::AgentRestarted) {
+            // The guest is cared for; now the target, which still knows the session of the agent that was.
+            let reached = tokio::time::timeout(ADMISSION_WAIT, self.connect()).await;
+            if !matches!(reached, Ok(Ok(()))) {
+                info!(job = %context.plan.job, "the target is not reached; it gives up by itself");
+            }
+        }
         self.say_abort(&error).await;
         match error {
-            MoveError::Cancelled => Outcome::Terminated,
+            // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
+            _ if context.gate.is_cancelled() => Outcome::Terminated,
             error => Outcome::Failed(error.report(&context.host)),
         }
     }
@@ -511,32 +556,39 @@ impl Source {
             pump.abort();
         }
         self.disks = None;
-        if let Some(daemon) = self.daemon.take() {
-            images::end_daemon(daemon).await;
+        match self.daemon.take() {
+            Some(daemon) => images::end_daemon(daemon).await,
+            // A cancel may have come while it was being started.
+            None if self.plan().mode != MoveMode::Live => {
+                images::end_leftover_daemons(&self.context.host, self.plan()).await;
+            }
+            None => {}
         }
     }
 
-    /// Has the target undo its part, and ends the session.
+    /// Has the target undo its part, and ends the session. A target that is out of reach is told as soon as the lanes are
+    /// up again, while the job is over already: the guest here waits for nobody.
     async fn say_abort(&mut self, error: &MoveError) {
         let failure = error.report(&self.context.host);
-        if let Some(mut conversation) = self.conversation.take() {
-            let aborted = |answer: &Message| matches!(answer, Message::Aborted).then_some(());
-            let mut outcome = conversation.ask(&Message::Abort { failure }, "aborted", ABORT_WAIT, aborted).await;
-            // Answers to earlier questions may still be on their way.
-            while let Err(crate::migration::conversation::ConversationError::Unexpected { .. }) = outcome {
-                outcome = match tokio::time::timeout(ABORT_WAIT, conversation.next()).await {
-                    Ok(Ok(Message::Aborted)) => Ok(()),
-                    Ok(Ok(_)) => continue,
-                    Ok(Err(error)) => Err(error),
-                    Err(_) => break,
-                };
+        let (Some(mut conversation), Some(link)) = (self.conversation.take(), self.link.take()) else { return };
+        let job = self.plan().job;
+        let mut undone = tokio::spawn(async move {
+            let told = async {
+                conversation.say(&Message::Abort { failure }).await?;
+                // Answers to earlier questions may still be on their way.
+                while !matches!(conversation.next().await?, Message::Aborted) {}
+                Ok::<(), ConversationError>(())
+            };
+            match tokio::time::timeout(ABORT_LINGER, told).await {
+                // Nobody waits for what else was on its way.
+                Ok(Ok(())) => link.abort().await,
+                Ok(Err(error)) => info!(%job, %error, "the target did not say that it has undone its part"),
+                Err(_) => link.abort().await,
             }
-            if let Err(error) = outcome {
-                info!(job = %self.plan().job, %error, "the target did not say that it has undone its part");
-            }
-        }
-        if let Some(link) = self.link.take() {
-            let _ = link.close(Duration::from_secs(2)).await;
+        });
+        if tokio::time::timeout(ABORT_WAIT, &mut undone).await.is_err() {
+            let text = format!("{} is not reached; it undoes its part when it is", self.plan().target.id);
+            self.context.tell(EventBody::Notice { text }).await;
         }
     }
 
@@ -559,6 +611,55 @@ impl Source {
 
     fn blackout_exceeded(&self) -> MoveError {
         MoveError::Blackout { limit_ms: self.plan().blackout_max_ms }
+    }
+}
+
+/// The moment at which QEMU pauses the guest, seen by a task of its own, whatever the job is busy with.
+#[derive(Debug)]
+struct PreSwitchover {
+    outcome: watch::Receiver<Option<Reached>>,
+    _task: JoinSet<()>,
+}
+
+/// How far the migration was then, or why it never will be; and when that was.
+#[derive(Debug, Clone)]
+struct Reached {
+    migration: Result<Migration, Arc<MachineError>>,
+    at: Instant,
+}
+
+impl PreSwitchover {
+    fn watch(machine: Machine) -> Self {
+        let (sender, outcome) = watch::channel(None);
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let reached = machine.migration_reached(&[MigrationStatus::PreSwitchover], MEMORY_WAIT).await;
+            sender.send_replace(Some(Reached { migration: reached.map_err(Arc::new), at: Instant::now() }));
+        });
+        Self { outcome, _task: task }
+    }
+
+    /// Waits until it is reached, or cannot be reached any more.
+    async fn reached(&mut self) {
+        let _ = self.outcome.wait_for(Option::is_some).await;
+    }
+
+    /// Waits until the guest has been paused for `limit`; for ever where it never is.
+    fn overdue(&self, limit: Duration) -> impl Future<Output = ()> + 'static {
+        let mut outcome = self.outcome.clone();
+        async move {
+            let paused = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
+            match paused {
+                Some(Reached { migration: Ok(_), at }) => tokio::time::sleep_until(at + limit).await,
+                _ => std::future::pending().await,
+            }
+        }
+    }
+
+    fn outcome(self) -> Result<(Migration, Instant), MoveError> {
+        let outcome = self.outcome.borrow().clone();
+        let Reached { migration, at } = outcome.ok_or(MoveError::NotConnected)?;
+        Ok((migration.map_err(MoveError::MigrationEnded)?, at))
     }
 }
 

@@ -31,6 +31,8 @@ use crate::migration::target_disks::{TargetDisks, export_name};
 
 /// How long the source may take to come after the plan did.
 const SOURCE_WAIT: Duration = Duration::from_secs(120);
+/// How long the source may take to have the last answer.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How long QEMU may take to end an export.
 const EXPORT_REMOVAL_WAIT: Duration = Duration::from_secs(10);
 
@@ -55,20 +57,35 @@ impl Target {
 
     /// Follows the source, to whatever end.
     pub async fn run(mut self, mut sessions: mpsc::Receiver<Session>) -> Outcome {
-        match tokio::time::timeout(SOURCE_WAIT, sessions.recv()).await {
-            Ok(Some(session)) => self.follow(session).await,
-            Ok(None) => return Outcome::Stopping,
-            Err(_) => info!(job = %self.context.plan.job, "the source did not come"),
+        let context = Arc::clone(&self.context);
+        tokio::select! {
+            biased;
+            session = sessions.recv() => match session {
+                Some(session) => self.follow(session).await,
+                None => return Outcome::Stopping,
+            },
+            () = context.gate.cancelled() => info!(job = %context.plan.job, "cancelled before the source came"),
+            () = tokio::time::sleep(SOURCE_WAIT) => info!(job = %context.plan.job, "the source did not come"),
         }
         self.undo().await;
+        self.answer_rest(sessions).await;
         Outcome::Followed
     }
 
     /// After a restart of the agent: what was not ceded is undone; the source learns of it when it asks.
-    pub async fn recover(mut self) -> Outcome {
+    pub async fn recover(mut self, sessions: mpsc::Receiver<Session>) -> Outcome {
         self.prepared = true;
         self.undo().await;
+        self.answer_rest(sessions).await;
         Outcome::Followed
+    }
+
+    /// A source whose agent was restarted has come while its earlier session was being undone: it waits for an answer.
+    async fn answer_rest(&self, mut sessions: mpsc::Receiver<Session>) {
+        sessions.close();
+        while let Some(session) = sessions.recv().await {
+            tokio::spawn(Self::answer(Arc::clone(&self.context), session));
+        }
     }
 
     /// Answers a source that comes after the job is over here: there is nothing left to undo.
@@ -105,7 +122,15 @@ impl Target {
                 }
             };
             let name = message.name();
-            let answer = match self.obey(message, &mut session).await {
+            // What makes files or processes is done to its end, or nobody would know what to undo.
+            let patient = !matches!(message, Message::PassEnd { .. } | Message::Prove);
+            let given_up = conversation.given_up();
+            let obeyed = tokio::select! {
+                biased;
+                () = given_up, if !patient => continue,
+                obeyed = self.obey(message, &mut session) => obeyed,
+            };
+            let answer = match obeyed {
                 Ok(Some(answer)) => answer,
                 Ok(None) => {
                     let _ = session.close(EXPORT_REMOVAL_WAIT).await;
@@ -116,11 +141,17 @@ impl Target {
                     Message::Failed { failure: error.report(&context.host) }
                 }
             };
-            if matches!(answer, Message::Aborted) {
+            let over = matches!(answer, Message::Aborted);
+            if over {
                 self.undo().await;
             }
             if let Err(error) = conversation.say(&answer).await {
                 info!(job = %context.plan.job, %error, "the source is gone");
+                return;
+            }
+            if over {
+                // Once the source has the answer; what it had still on its way is of no use to anybody.
+                let _ = session.close(CLOSE_WAIT).await;
                 return;
             }
         }
