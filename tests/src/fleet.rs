@@ -191,6 +191,17 @@ impl Fleet {
         Ok(())
     }
 
+    /// Ends a host's agent in good order, as an upgrade would; its guests run on.
+    pub async fn stop_agent(&mut self, name: &str) -> anyhow::Result<()> {
+        let agent = self.agents.get_mut(name).with_context(|| format!("the fleet has no host {name}"))?;
+        if let Some(mut process) = agent.process.take() {
+            process.signal(Signal::TERM)?;
+            let status = process.wait(START_WAIT).await?;
+            ensure!(status.success(), "the agent of {name} ended with {status}");
+        }
+        Ok(())
+    }
+
     /// Starts the coordinator, or starts it again.
     pub async fn start_coordinator(&mut self) -> anyhow::Result<()> {
         self.coordinator = None;
@@ -335,6 +346,11 @@ impl Agent {
         let mut entries: Vec<String> = list(run.clone()).into_iter().filter(|name| name != "vm").collect();
         entries.extend(list(run.join("vm")).into_iter().map(|name| format!("vm/{name}")));
         entries
+    }
+
+    /// Its agent, while it runs.
+    pub fn process(&self) -> Option<&Process> {
+        self.process.as_ref()
     }
 
     /// Its agent's log.

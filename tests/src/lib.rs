@@ -7,14 +7,18 @@
 //!   fleet          all of Sterna on that ground: broker, coordinator, agents, command line
 //!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
+//!   moves          a guest whose moves are disturbed, followed to their end and looked over
+//!   faults         the matrix of faults and phases
 //!   witness        asking the witness, and writing down all it says
 //! ```
 //!
 //! Everything a test makes goes away when it is dropped, and what a killed test left behind is swept by the next.
 
 pub mod demo;
+pub mod faults;
 pub mod fleet;
 pub mod guest_image;
+pub mod moves;
 pub mod namespace;
 pub mod nats;
 pub mod process;
