@@ -41,6 +41,12 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Kill agents and cut links in every phase of a move, print what came of it, and write target/faults/report.json
+    Faults {
+        /// Passed on to `sterna-faults`: --phase and --fault choose among the cells
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Explore every state of the handover and print what was found
     Model,
 }
@@ -51,6 +57,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test { arguments } => setup::test(&arguments),
         Task::Check => check::run_all(),
         Task::Demo { keep } => demo::demo(keep),
+        Task::Faults { arguments } => setup::faults(&arguments),
         Task::Model => setup::model(),
     }
 }

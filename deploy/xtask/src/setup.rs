@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::command::{cargo, find_program, run, say};
+use crate::command::{cargo, find_program, run, say, target, workspace};
 use crate::packages::{self, Package};
 use crate::{guest, nats};
 
@@ -83,6 +83,17 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
     }
     ground.tell(&mut tests);
     run(tests.args(arguments))
+}
+
+/// `cargo xtask faults`: the matrix of faults, on a fleet of its own.
+pub(crate) fn faults(arguments: &[String]) -> anyhow::Result<()> {
+    let ground = ensure(&Need::ALL)?;
+    run(cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
+    let target = target();
+    let mut faults = Command::new(target.join("debug/sterna-faults"));
+    faults.current_dir(workspace()).arg("--report").arg(target.join("faults/report.json"));
+    ground.tell(&mut faults);
+    run(faults.args(arguments))
 }
 
 /// `cargo xtask model`: the exploration of the handover, with its counts.
