@@ -7,6 +7,7 @@
 //!   fleet          all of Sterna on that ground: broker, coordinator, agents, command line
 //!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
+//!   scenario       a watched witness, and what must hold after each move
 //!   witness        asking the witness, and writing down all it says
 //! ```
 //!
@@ -18,4 +19,5 @@ pub mod guest_image;
 pub mod namespace;
 pub mod nats;
 pub mod process;
+pub mod scenario;
 pub mod witness;
