@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::job::{DiskMove, StepFigures, StepKind};
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{DiskSpec, Firmware, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -25,7 +25,8 @@ use crate::disk::digest::Digest;
 use crate::disk::nbd::{BASE_ALLOCATION, Client};
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::command_line::{
-    Image, ImageKind, disk_nodes, file_node, format_node, spare_file_node, spare_format_node,
+    Image, ImageKind, VARIABLES_FILE_NODES, VARIABLES_NODE, disk_nodes, file_node, firmware_file_node, firmware_node,
+    format_node, spare_file_node, spare_format_node,
 };
 use crate::hypervisor::qemu::{Export, Machine, Node, RunState};
 use crate::migration::context::{Context, MoveError, Outcome};
@@ -216,11 +217,15 @@ impl Storage {
         let step = context.begin(StepKind::Release).await?;
         self.put_away().await?;
         context.keeper.respecify(context.plan.vm_at_target.clone()).await?;
-        if let Some(machine) = self.machine.clone()
-            && let Err(error) = swap(&machine, &context).await
-        {
-            context.keeper.respecify(context.plan.vm.clone()).await?;
-            return Err(error);
+        if let Some(machine) = self.machine.clone() {
+            let swapped = match place_variables(&machine, &context, &context.plan.vm_at_target).await {
+                Ok(()) => swap(&machine, &context).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = swapped {
+                context.keeper.respecify(context.plan.vm.clone()).await?;
+                return Err(error);
+            }
         }
         self.go_on().await;
         let blackout_us = self.blackout_us();
@@ -241,6 +246,11 @@ impl Storage {
         }
         if context.keeper.record().spec == context.plan.vm_at_target {
             let _ = context.keeper.respecify(context.plan.vm.clone()).await;
+        }
+        if let Some(machine) = &self.machine
+            && let Err(error) = place_variables(machine, &context, &context.plan.vm).await
+        {
+            warn!(job = %context.plan.job, %error, "the UEFI variables are not where the VM's specification says");
         }
         self.go_on().await;
         if self.made {
@@ -340,6 +350,30 @@ impl NodeNames {
         let used = machine.format_node_in_use(disk).await?;
         Ok(if used == first.format { (first, second) } else { (second, first) })
     }
+}
+
+/// Has a running UEFI guest keep its variables where `spec` has them. Nothing is done where it does so already.
+async fn place_variables(machine: &Machine, context: &Context, spec: &VmSpec) -> Result<(), MoveError> {
+    if spec.firmware != Firmware::Uefi {
+        return Ok(());
+    }
+    let path = context.host.variable_store(spec).map_err(images::ImageError::from)?;
+    let nodes = machine.nodes().await?;
+    let named = |name: &str| nodes.iter().find(|node| node.name == name);
+    let there = |node: &Node| path.to_str().is_some_and(|path| node.file.contains(path));
+    if named(VARIABLES_NODE).is_none_or(there) {
+        return Ok(());
+    }
+    let [first, second] = VARIABLES_FILE_NODES;
+    let (used, free) = if named(first).is_some() { (first, second) } else { (second, first) };
+    let from = if *spec == context.plan.vm { &context.plan.vm_at_target } else { &context.plan.vm };
+    images::copy_variable_store(&context.host, from, spec)?;
+    machine.blockdev_add(firmware_file_node(free, &path, false).map_err(|_| MoveError::NotConnected)?).await?;
+    machine.blockdev_reopen(firmware_node(VARIABLES_NODE, free, false)).await?;
+    if let Err(error) = machine.blockdev_del(used).await {
+        warn!(job = %context.plan.job, %error, "the old variable store stays open until the guest ends");
+    }
+    Ok(())
 }
 
 /// Opens the new images and puts them under the guest's devices, all disks at one instant.
