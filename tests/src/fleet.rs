@@ -363,17 +363,32 @@ impl Agent {
 
     /// What runs in its namespace, by name, and the tap devices there.
     pub fn processes_and_taps(&self) -> anyhow::Result<(Vec<String>, Vec<String>)> {
-        let pids = Command::new("ip").args(["netns", "pids", self.host.namespace()]).output()?;
-        let names = String::from_utf8(pids.stdout)?
-            .lines()
-            .filter_map(|pid| {
-                // One that has ended meanwhile is not there.
-                std::fs::read_to_string(format!("/proc/{}/comm", pid.trim())).ok().map(|name| name.trim().to_owned())
-            })
-            .collect();
+        let names = self.processes()?.into_iter().map(|(_, name)| name).collect();
         let links = self.host.command("ip").args(["-o", "link", "show", "type", "tun"]).output()?;
         let taps = String::from_utf8(links.stdout)?.lines().map(str::to_owned).collect();
         Ok((names, taps))
+    }
+
+    /// The files that its processes have open whose names begin so.
+    pub fn open_files(&self, name: &str) -> anyhow::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for (pid, _) in self.processes()?.into_iter().filter(|(_, of)| of.starts_with(name)) {
+            let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+            files.extend(entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()));
+        }
+        Ok(files)
+    }
+
+    fn processes(&self) -> anyhow::Result<Vec<(u32, String)>> {
+        let pids = Command::new("ip").args(["netns", "pids", self.host.namespace()]).output()?;
+        let pids = String::from_utf8(pids.stdout)?;
+        let named = pids.lines().filter_map(|pid| {
+            let pid = pid.trim().parse().ok()?;
+            // One that has ended meanwhile is not there.
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            Some((pid, name.trim().to_owned()))
+        });
+        Ok(named.collect())
     }
 
     /// Its agent's log.

@@ -126,13 +126,16 @@ async fn refusal(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<(BTreeSet<
     }
     let error = told.swap_remove(1);
     let refusals = error["refusals"].as_array().map_or(&[][..], Vec::as_slice);
+    let codes = |error: &Value| -> BTreeSet<String> {
+        let refusals = error["refusals"].as_array().into_iter().flatten();
+        refusals.filter_map(|refusal| refusal["code"].as_str().map(str::to_owned)).collect()
+    };
     let worded = |refusal: &Value| {
         ["message", "remedy"].iter().all(|part| refusal[part].as_str().is_some_and(|text| !text.is_empty()))
     };
     ensure!(refusals.iter().all(worded), "a reason without words: {error:#}");
-    let codes = refusals.iter().filter_map(|refusal| refusal["code"].as_str().map(str::to_owned)).collect();
-    ensure!(told[0]["refusals"] == error["refusals"], "the dry run tells the same: {:#}", told[0]);
-    Ok((codes, error))
+    ensure!(codes(&told[0]) == codes(&error), "the dry run tells the same: {:#}", told[0]);
+    Ok((codes(&error), error))
 }
 
 /// Gives alpha a bridge and a pool that no other host has.

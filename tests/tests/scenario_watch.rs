@@ -21,22 +21,24 @@ async fn a_move_is_seen_by_the_watcher_the_list_and_the_feed() {
 }
 
 async fn watched_move(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let mut watched = Watched::start(fleet, "alpha", &WitnessWish::small("witness")).await?;
+    let wish = WitnessWish { rewrite_mib: 1, records: 10, ..WitnessWish::small("witness") };
+    let mut watched = Watched::start(fleet, "alpha", &wish).await?;
     let feed = Subscriber::start(fleet, "sterna.v1.feed.>")?;
     feed.wait_for("being subscribed", |said| said.subscribed).await?;
 
     // A rate at which the copies take some seconds, so that there is something to watch.
-    let arguments = ["migrate", "witness", "--to", "bravo", "--bandwidth", "16MiB/s", "--detach"];
+    let arguments =
+        ["migrate", "witness", "--to", "bravo", "--bandwidth", "24MiB/s", "--max-blackout", "10000", "--detach"];
     let job = fleet.sterna(&arguments).await?["job"].as_str().context("a job")?.to_owned();
     let output = fleet.try_sterna(&["--output", "json", "job", "watch", &job]).await?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     let views: Vec<Value> =
         String::from_utf8(output.stdout)?.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     expect_watched(&views)?;
     watched.prove().await?;
 
     // For people the same, in words: every step's start and end are told.
-    let output = fleet.try_sterna(&["migrate", "witness", "--to", "alpha"]).await?;
+    let output = fleet.try_sterna(&["migrate", "witness", "--to", "alpha", "--max-blackout", "10000"]).await?;
     let told = String::from_utf8(output.stderr)?;
     ensure!(output.status.success(), "{told}");
     for step in STEPS {
