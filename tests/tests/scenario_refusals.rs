@@ -170,19 +170,20 @@ async fn twin_at_the_target(fleet: &Fleet) -> anyhow::Result<()> {
     let id = small.split('"').nth(3).context("an id")?.to_owned();
     let same_name = small.replace(&id, &uuid::Uuid::new_v4().to_string());
     let same_id = small.replace("\"small\"", "\"twin\"");
-    for (host, specification) in [("bravo", same_name), ("carol", same_id)] {
+    // Of two hosts that both say they own one id, the later by name speaks for it: to alpha it cannot go.
+    for (host, specification, target) in [("bravo", same_name, "bravo"), ("carol", same_id, "alpha")] {
         let spec: VmSpec = toml::from_str(&specification)?;
         let vm = spec.id;
         ask_agent(fleet, host, &AgentRequest::VmDefine { spec: Box::new(spec) })?;
         let heard = || async {
             // Of two VMs called `small` the id tells which is meant.
-            let (codes, _) = match refusal(fleet, &[&id, "--to", host]).await {
+            let (codes, _) = match refusal(fleet, &[&id, "--to", target]).await {
                 Ok(refused) => refused,
                 Err(_) => return Ok(None),
             };
             Ok(codes.contains("name_taken").then_some(codes))
         };
-        eprintln!("{host} has a twin: {:?}", eventually("the refusal", HEARD_WAIT, heard).await?);
+        eprintln!("a twin at {target}: {:?}", eventually("the refusal", HEARD_WAIT, heard).await?);
         ask_agent(fleet, host, &AgentRequest::VmDelete { vm, delete_disks: true })?;
     }
     Ok(())
