@@ -1,5 +1,7 @@
 //! What every scenario asks for: a witness that is watched from its start, a move that must succeed, and nothing left.
 
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::time::Duration;

@@ -1,9 +1,14 @@
 //! Formats change on the way, under a guest that runs: raw and qcow2, each to itself and to the other.
 
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
 use anyhow::ensure;
 use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::scenario::{Watched, expect_nothing_left, migrate, on_fleet, vm};
+
+/// Target, source, the places asked for, and the pools and formats of `root` and `data` afterwards.
+type Move = (&'static str, &'static str, &'static [&'static str], [(&'static str, &'static str); 2]);
 
 #[tokio::test]
 async fn raw_and_qcow2_move_to_themselves_and_to_one_another() {
@@ -12,8 +17,7 @@ async fn raw_and_qcow2_move_to_themselves_and_to_one_another() {
 
 async fn formats(fleet: &mut Fleet) -> anyhow::Result<()> {
     let mut watched = Watched::start(fleet, "alpha", &WitnessWish::small("witness")).await?;
-    // Target, the places asked for, and what `root` and `data` are afterwards.
-    let moves: [(&str, &str, &[&str], [(&str, &str); 2]); 4] = [
+    let moves: [Move; 4] = [
         ("bravo", "alpha", &[], [("fast", "raw"), ("bulk", "qcow2")]),
         (
             "alpha",

@@ -1,5 +1,7 @@
 //! Twenty moves in a row: what one of them leaves behind, twenty make plain.
 
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
 use std::process::Command;
 use std::time::Instant;
 
@@ -16,7 +18,7 @@ async fn twenty_moves_leave_nothing_behind() {
 }
 
 async fn many(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let wish = WitnessWish { memory_mib: 128, fill_mib: 24, ..WitnessWish::small("witness") };
+    let wish = WitnessWish { memory_mib: 128, fill_mib: 24, records: 10, ..WitnessWish::small("witness") };
     let mut watched = Watched::start(fleet, "alpha", &wish).await?;
     let files_of = |fleet: &Fleet, host: &str| -> anyhow::Result<usize> {
         Ok(std::fs::read_dir(format!("/proc/{}/fd", fleet.agent_process_id(host)?))?.count())

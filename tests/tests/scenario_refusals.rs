@@ -1,5 +1,7 @@
 //! Refusals: every reason at once, by its code and with a remedy, before a byte moves.
 
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
 use std::collections::BTreeSet;
 use std::io;
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! What people and programs see of a move: the watched job, the list of jobs, and the feed by a client of another kind.
 
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
