@@ -222,18 +222,22 @@ impl Storage {
                 Ok(()) => swap(&machine, &context).await,
                 Err(error) => Err(error),
             };
-            if let Err(error) = swapped {
-                context.keeper.respecify(context.plan.vm.clone()).await?;
+            // An answer that did not come may hide that it was done: what QEMU has open decides.
+            if let Err(error) = swapped
+                && !on_new_images(&machine, &context).await
+            {
+                close_spare_nodes(&machine, &context).await;
                 return Err(error);
             }
         }
         self.go_on().await;
         let blackout_us = self.blackout_us();
         if let Some(machine) = &self.machine {
-            close_old_nodes(machine, &context).await;
+            close_spare_nodes(machine, &context).await;
         }
         images::remove_moved(&context.host, &context.plan);
-        context.end(step, StepFigures { blackout_us, ..StepFigures::default() }).await?;
+        // That this cannot be told undoes nothing any more.
+        context.end(step, StepFigures { blackout_us, ..StepFigures::default() }).await.ok();
         Ok(blackout_us)
     }
 
@@ -253,7 +257,7 @@ impl Storage {
             warn!(job = %context.plan.job, %error, "the UEFI variables are not where the VM's specification says");
         }
         self.go_on().await;
-        if self.made {
+        if self.made && !self.new_images_open().await {
             images::remove_incoming(&context.host, &context.plan);
         }
         match error {
@@ -289,6 +293,21 @@ impl Storage {
         written?;
         read?;
         Ok(())
+    }
+
+    /// Whether the guest may have one of the new images open: then none is removed.
+    async fn new_images_open(&self) -> bool {
+        let Some(machine) = &self.machine else { return false };
+        let Ok(nodes) = machine.nodes().await else {
+            warn!(job = %self.context.plan.job, "QEMU does not say what it has open: the new images are left over");
+            return true;
+        };
+        let plan = &self.context.plan;
+        plan.disks.iter().any(|DiskMove { target: disk, .. }| {
+            let Ok(pool) = self.context.host.pool(disk) else { return false };
+            let path = pool.image_path(plan.vm.id, &disk.name, disk.format);
+            nodes.iter().any(|node| path.to_str().is_some_and(|path| node.file.contains(path)))
+        })
     }
 
     /// Lets the guest go on, if it was this move that paused it.
@@ -400,8 +419,8 @@ async fn swap(machine: &Machine, context: &Context) -> Result<(), MoveError> {
     Ok(())
 }
 
-/// Closes the images that nothing uses any more.
-async fn close_old_nodes(machine: &Machine, context: &Context) {
+/// Closes the images that no device is on.
+async fn close_spare_nodes(machine: &Machine, context: &Context) {
     for DiskMove { source: disk, .. } in &context.plan.disks {
         let Ok((_, old)) = NodeNames::of(machine, disk).await else { continue };
         for node in [old.format, old.file] {
