@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::disk::copy::target::{Origin, Writer};
-use crate::disk::copy::{Block, CopyError};
+use crate::disk::copy::{Block, Body, CopyError};
 use crate::disk::digest::Digest;
 use crate::disk::nbd::{BASE_ALLOCATION, Client};
 use crate::guest::launcher::Launched;
@@ -272,9 +272,14 @@ impl Storage {
         self.context.progress.pass(disks.passes());
         let (blocks, mut queue) = mpsc::channel::<Block>(BLOCKS_MAX);
         let writers = &mut self.writers;
+        // While the guest stands still there is nothing to spare it from.
+        let limiter = self.paused_at.is_none().then(|| Arc::clone(&self.context.limiter));
         // The queue ends with this block: a writer that fails stops the reader.
         let write = async move {
             while let Some(block) = queue.recv().await {
+                if let (Some(limiter), Body::Data(data)) = (&limiter, &block.body) {
+                    limiter.take(data.len()).await;
+                }
                 if let Some(writer) = writers.get_mut(usize::from(block.disk)) {
                     writer.apply(block).await?;
                 }
