@@ -1,9 +1,14 @@
 //! Moves that leave a half behind: memory without disks, over storage that both hosts share, and disks without memory,
 //! within one host.
 
-use anyhow::ensure;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
 use sterna_tests::fleet::{Fleet, WitnessWish};
-use sterna_tests::scenario::{Watched, expect_nothing_left, left_behind, migrate, on_fleet, vm};
+use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, left_behind, migrate, on_fleet, vm};
+
+/// How long a cancelled job may take to its end.
+const CANCEL_WAIT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn on_shared_storage_only_memory_moves() {
@@ -74,6 +79,8 @@ async fn within_a_host(fleet: &mut Fleet) -> anyhow::Result<()> {
         expect_images(fleet, &expected)?;
         expect_no_daemon(fleet)?;
     }
+    cancelled(fleet).await?;
+    watched.prove().await?;
     // It still moves live, and back.
     for (target, source) in [("bravo", "alpha"), ("alpha", "bravo")] {
         migrate(fleet, &["witness", "--to", target]).await?;
@@ -87,6 +94,24 @@ async fn within_a_host(fleet: &mut Fleet) -> anyhow::Result<()> {
     ensure!(left_behind(fleet, "alpha")?.iter().all(|entry| !entry.starts_with("qemu")), "nobody runs it");
     fleet.sterna(&["vm", "start", "witness"]).await?;
     watched.prove_after_start(fleet, "witness").await
+}
+
+/// A storage move that is given up half-way leaves the guest on its old images, and nothing of the new ones.
+async fn cancelled(fleet: &Fleet) -> anyhow::Result<()> {
+    let arguments =
+        ["migrate", "witness", "--storage-only", "--disk", "root=bulk:raw", "--bandwidth", "64KiB/s", "--detach"];
+    let job = fleet.sterna(&arguments).await?["job"].as_str().context("a job")?.to_owned();
+    let state = async |wanted: &str, step: &str| {
+        let shown = fleet.sterna(&["job", "show", &job]).await?;
+        let running =
+            shown["steps"].as_array().into_iter().flatten().any(|s| s["step"] == step && s["state"] == "running");
+        Ok((shown["state"] == wanted && (running || step.is_empty())).then_some(()))
+    };
+    eventually("the copy of the disk", CANCEL_WAIT, || state("running", "copy_disks")).await?;
+    fleet.sterna(&["job", "cancel", &job]).await?;
+    eventually("the end of the cancelled job", CANCEL_WAIT, || state("terminated", "")).await?;
+    expect_images(fleet, &["fast/data.qcow2", "fast/root.qcow2"])?;
+    expect_no_daemon(fleet)
 }
 
 /// The images at alpha are these and no others, and the fleet says the same.
