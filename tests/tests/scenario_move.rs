@@ -1,6 +1,5 @@
 //! Moves of a running guest, each ending with the witness whole.
 #![allow(clippy::print_stderr)] // What a test measured is read by people.
-#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
 
 use std::time::Duration;
 
