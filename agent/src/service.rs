@@ -256,8 +256,17 @@ impl Service {
                 Ok(())
             }
             Command::SetBandwidth { job, bandwidth } => {
-                if let Some(job) = self.jobs.get(&job) {
-                    job.context.limiter.change(bandwidth);
+                if let Some(Job { context, .. }) = self.jobs.get(&job) {
+                    context.limiter.change(bandwidth);
+                    let keeper = context.keeper.clone();
+                    // A QEMU that is not sending has no use for it, and is told anew when it begins.
+                    tokio::spawn(async move {
+                        if let Ok(Some(machine)) = keeper.machine().await
+                            && let Err(error) = machine.migration_limit(bandwidth).await
+                        {
+                            warn!(%job, error = &error as &dyn std::error::Error, "QEMU keeps to the old rate");
+                        }
+                    });
                 }
                 Ok(())
             }

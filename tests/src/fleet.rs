@@ -202,6 +202,15 @@ impl Fleet {
         Ok(())
     }
 
+    /// The process id of a host's agent.
+    pub fn agent_process_id(&self, name: &str) -> anyhow::Result<u32> {
+        self.agent(name)?
+            .process
+            .as_ref()
+            .map(Process::id)
+            .with_context(|| format!("the agent of {name} is not running"))
+    }
+
     /// Starts the coordinator, or starts it again.
     pub async fn start_coordinator(&mut self) -> anyhow::Result<()> {
         self.coordinator = None;
@@ -279,12 +288,17 @@ impl Fleet {
     /// Defines and starts a witness on a host.
     pub async fn start_witness(&mut self, host: &str, wish: &WitnessWish) -> anyhow::Result<Ipv4Addr> {
         let address = self.network.guest_address();
-        let file = self.folder.path().join(format!("{}.toml", wish.name));
-        std::fs::write(&file, wish.specification(address)?)?;
-        self.sterna(&["vm", "define", text(&file)?, "--host", host]).await?;
+        self.define(host, wish.name, &wish.specification(address)?).await?;
         self.sterna(&["vm", "start", wish.name]).await?;
         self.wait_for_witness(wish.name, address).await?;
         Ok(address)
+    }
+
+    /// Defines a VM on a host, by its specification's text.
+    pub async fn define(&self, host: &str, name: &str, specification: &str) -> anyhow::Result<()> {
+        let file = self.folder.path().join(format!("{name}-{host}.toml"));
+        std::fs::write(&file, specification)?;
+        self.sterna(&["vm", "define", text(&file)?, "--host", host]).await.map(drop)
     }
 
     /// Waits until a witness answers.
@@ -353,6 +367,46 @@ impl Agent {
         self.process.as_ref()
     }
 
+    /// Its agent's configuration.
+    pub fn configuration(&self) -> PathBuf {
+        self.folder.join("agent.toml")
+    }
+
+    /// The directory of one of its pools.
+    pub fn pool(&self, pool: &str) -> PathBuf {
+        self.folder.join("pools").join(pool)
+    }
+
+    /// What runs in its namespace, by name, and the tap devices there.
+    pub fn processes_and_taps(&self) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+        let names = self.processes()?.into_iter().map(|(_, name)| name).collect();
+        let links = self.host.command("ip").args(["-o", "link", "show", "type", "tun"]).output()?;
+        let taps = String::from_utf8(links.stdout)?.lines().map(str::to_owned).collect();
+        Ok((names, taps))
+    }
+
+    /// The files that its processes have open whose names begin so.
+    pub fn open_files(&self, name: &str) -> anyhow::Result<Vec<PathBuf>> {
+        let mut files = Vec::new();
+        for (pid, _) in self.processes()?.into_iter().filter(|(_, of)| of.starts_with(name)) {
+            let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+            files.extend(entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()));
+        }
+        Ok(files)
+    }
+
+    fn processes(&self) -> anyhow::Result<Vec<(u32, String)>> {
+        let pids = Command::new("ip").args(["netns", "pids", self.host.namespace()]).output()?;
+        let pids = String::from_utf8(pids.stdout)?;
+        let named = pids.lines().filter_map(|pid| {
+            let pid = pid.trim().parse().ok()?;
+            // One that has ended meanwhile is not there.
+            let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            Some((pid, name.trim().to_owned()))
+        });
+        Ok(named.collect())
+    }
+
     /// Its agent's log.
     pub fn log(&self) -> PathBuf {
         self.folder.join("agent.log")
@@ -392,7 +446,8 @@ impl WitnessWish {
         }
     }
 
-    fn specification(&self, address: Ipv4Addr) -> anyhow::Result<String> {
+    /// Its specification's text, with that address.
+    pub fn specification(&self, address: Ipv4Addr) -> anyhow::Result<String> {
         let image = GuestImage::find()?;
         let file = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let [.., c, d] = address.octets();

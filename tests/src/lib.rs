@@ -9,6 +9,7 @@
 //!   guest_image    where the witness' kernel and initramfs are
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
 //!   faults         the matrix of faults and phases
+//!   scenario       a watched witness, and what must hold after each move
 //!   witness        asking the witness, and writing down all it says
 //! ```
 //!
@@ -22,4 +23,5 @@ pub mod moves;
 pub mod namespace;
 pub mod nats;
 pub mod process;
+pub mod scenario;
 pub mod witness;

@@ -100,6 +100,17 @@ pub fn ensure_variable_store(host: &Host, spec: &VmSpec) -> Result<(), ImageErro
     write_variable_store(host, spec, &template)
 }
 
+/// Makes the variable store of `to` what that of `from` is: the same VM, whose first disk has changed its pool.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn copy_variable_store(host: &Host, from: &VmSpec, to: &VmSpec) -> Result<(), ImageError> {
+    let disk = from.disks.first().ok_or(PlacementError::NoPlaceForVariables)?;
+    let content = host.pool(disk)?.read_variable_store(from.id)?;
+    remove_variable_store(host, to);
+    write_variable_store(host, to, &content)
+}
+
 /// Removes all files of a VM.
 pub fn remove_all(host: &Host, spec: &VmSpec) {
     remove(host, spec.id, &spec.disks);
@@ -233,10 +244,11 @@ async fn serve<'a>(
     Ok(storage_daemon::serve(Path::new(STORAGE_DAEMON), &images, access, &runtime, unit, DAEMON_WAIT).await?)
 }
 
-/// The variables live beside the VM's first disk: they go where it goes.
+/// The variables live beside the VM's first disk: they go where it goes, and stay where only its format changes.
 fn carries_variables(plan: &Plan) -> bool {
-    let first = plan.vm.disks.first().map(|disk| &disk.name);
-    plan.vm.firmware == Firmware::Uefi && plan.disks.iter().any(|disk| Some(&disk.source.name) == first)
+    let Some(first) = plan.vm.disks.first().filter(|_| plan.vm.firmware == Firmware::Uefi) else { return false };
+    let moved = plan.disks.iter().find(|disk| disk.source.name == first.name);
+    moved.is_some_and(|disk| plan.source.id != plan.target.id || disk.source.pool != disk.target.pool)
 }
 
 fn write_variable_store(host: &Host, spec: &VmSpec, content: &[u8]) -> Result<(), ImageError> {

@@ -298,7 +298,9 @@ impl Source {
         let step = context.begin(StepKind::CopyMemory).await?;
         let machine = self.machine.clone().ok_or(MoveError::NotConnected)?;
         let runtime = context.host.runtime(context.plan.vm.id).map_err(MoveError::Runtime)?;
-        let settings = settings(&context.plan);
+        // QEMU keeps to the job's rate by itself too: what it sends faster only waits in the lanes, where it reckons it done
+        // and pauses the guest long before it is.
+        let settings = MigrationSettings { bandwidth: context.limiter.rate(), ..settings(&context.plan) };
         machine.migration_set_up(&settings).await?;
         let channels = u16::from(settings.multifd_channels) + 1;
         let link = self.link.as_mut().ok_or(MoveError::NotConnected)?;

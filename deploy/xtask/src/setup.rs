@@ -34,7 +34,8 @@ impl Need {
         match self {
             Self::Qemu => &packages::QEMU,
             Self::Network => &packages::NETWORK,
-            Self::Nats | Self::Guest => &[],
+            Self::Nats => &packages::PYTHON,
+            Self::Guest => &[],
         }
     }
 }

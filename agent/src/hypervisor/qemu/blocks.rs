@@ -303,6 +303,14 @@ impl Machine {
         self.tell("blockdev-reopen", json!({ "options": options })).await
     }
 
+    /// Puts another node under one that stays: `options` are those of the node that stays.
+    ///
+    /// # Errors
+    /// [`MachineError`]; then nothing has changed.
+    pub async fn blockdev_reopen(&self, options: Value) -> Result<(), MachineError> {
+        self.tell("blockdev-reopen", json!({ "options": [options] })).await
+    }
+
     /// The node below the top node of a disk, out of the two names that it can have (see [`spare_format_node`]).
     ///
     /// # Errors

@@ -184,6 +184,25 @@ pub fn disk_nodes(disk: &DiskSpec, image: &Image) -> Result<[Value; 3], CommandL
     ])
 }
 
+/// The node of a UEFI guest's variables; below it is a file node of one of two names.
+pub const VARIABLES_NODE: &str = "uefi-variables";
+/// The names of the file below [`VARIABLES_NODE`]: the first from the start on, and one to change to.
+pub const VARIABLES_FILE_NODES: [&str; 2] = ["uefi-variables-file", "uefi-variables-file-2"];
+
+/// A file of the firmware.
+///
+/// # Errors
+/// [`CommandLineError::Path`].
+pub fn firmware_file_node(name: &str, path: &Path, read_only: bool) -> Result<Value, CommandLineError> {
+    Ok(json!({ "driver": "file", "node-name": name, "filename": text(path)?, "read-only": read_only }))
+}
+
+/// What the firmware's device stands on.
+#[must_use]
+pub fn firmware_node(name: &str, file: &str, read_only: bool) -> Value {
+    json!({ "driver": "raw", "node-name": name, "file": file, "read-only": read_only })
+}
+
 /// The whole command line, without the program.
 ///
 /// # Errors
@@ -217,16 +236,13 @@ impl Line {
         }
         let mut machine = format!("{},accel={},memory-backend=ram", vm.machine, placement.accelerator.as_str());
         if let Some(uefi) = uefi(vm, placement)? {
-            let store = |name: &str, path: &Path, read_only: bool| -> Result<[Value; 2], CommandLineError> {
-                let file = format!("{name}-file");
-                Ok([
-                    json!({ "driver": "file", "node-name": file, "filename": text(path)?, "read-only": read_only }),
-                    json!({ "driver": "raw", "node-name": name, "file": file, "read-only": read_only }),
-                ])
-            };
-            for node in
-                [store("uefi-code", &uefi.code, true)?, store("uefi-variables", &uefi.variables, false)?].concat()
-            {
+            let nodes = [
+                firmware_file_node("uefi-code-file", &uefi.code, true)?,
+                firmware_node("uefi-code", "uefi-code-file", true),
+                firmware_file_node(VARIABLES_FILE_NODES[0], &uefi.variables, false)?,
+                firmware_node(VARIABLES_NODE, VARIABLES_FILE_NODES[0], false),
+            ];
+            for node in nodes {
                 self.json("-blockdev", &node);
             }
             machine += ",pflash0=uefi-code,pflash1=uefi-variables";
