@@ -20,11 +20,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::host::VmState;
+use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::EventBody;
 use sterna_shared::ownership::{Action, Illegal, Input, Message, Ownership, Record};
 use sterna_shared::vm::{Firmware, VmSpec};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use crate::guest::launcher::{self, Launch, LaunchError, Launched};
@@ -48,6 +49,29 @@ const LOADED_WAIT: Duration = Duration::from_secs(30);
 /// What the machine wants said, and to whom.
 pub type Outbound = (HostId, Message);
 
+/// What others see of a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    /// What the journal has.
+    pub record: VmRecord,
+    /// Whether its guest executes.
+    pub state: VmState,
+}
+
+impl View {
+    /// As the fleet is told.
+    #[must_use]
+    pub fn report(&self, job: Option<JobId>) -> VmReport {
+        VmReport {
+            spec: self.record.spec.clone(),
+            state: self.state,
+            generation: self.record.ownership.seen(),
+            owned: self.record.ownership.may_run().is_some(),
+            job,
+        }
+    }
+}
+
 /// One VM on this host: its record, its right to run, its guest.
 #[derive(Debug)]
 pub struct Handover {
@@ -55,6 +79,7 @@ pub struct Handover {
     record: VmRecord,
     ownership: Ownership,
     guest: Option<Launched>,
+    view: watch::Sender<View>,
 }
 
 /// Why an order about a VM was not carried out.
@@ -113,9 +138,14 @@ enum Ran {
 impl Handover {
     /// Takes a VM up from the journal, with the guest that was found running, if one was.
     #[must_use]
-    pub fn restore(host: Arc<Host>, record: VmRecord, guest: Option<Launched>) -> Self {
+    pub fn restore(host: Arc<Host>, record: VmRecord, guest: Option<Launched>, view: watch::Sender<View>) -> Self {
         let ownership = Ownership::restore(record.ownership.clone());
-        Self { host, record, ownership, guest }
+        Self { host, record, ownership, guest, view }
+    }
+
+    /// Shows whether the guest executes; whether that is news. The record is shown as soon as it is on the disk.
+    pub fn show(&self, state: VmState) -> bool {
+        self.view.send_if_modified(|view| std::mem::replace(&mut view.state, state) != state)
     }
 
     /// What the journal has.
@@ -295,6 +325,7 @@ impl Handover {
     async fn put(&mut self, record: VmRecord) -> Result<(), HandoverError> {
         self.host.journal.put_vm(record.clone()).await?;
         self.record = record;
+        self.view.send_modify(|view| view.record.clone_from(&self.record));
         Ok(())
     }
 

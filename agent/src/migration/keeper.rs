@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest};
-use sterna_shared::host::{VmReport, VmState};
+use sterna_shared::host::VmState;
 use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::ownership::{Input, Message, Record};
 use sterna_shared::peer::message::Message as PeerMessage;
@@ -29,36 +29,13 @@ use crate::guest::launcher::Launched;
 use crate::host::Host;
 use crate::hypervisor::qemu::{Machine, RunState};
 use crate::journal::{JobRecord, VmRecord};
-use crate::migration::handover::{Handover, HandoverError, Outbound};
+use crate::migration::handover::{Handover, HandoverError, Outbound, View};
 use crate::requests;
 
 /// How often an unsettled handover is asked about, and a guest's state is looked at.
 pub const TICK: Duration = Duration::from_secs(1);
 /// Orders that may wait.
 const ORDERS_MAX: usize = 32;
-
-/// What others see of a VM.
-#[derive(Debug, Clone, PartialEq)]
-pub struct View {
-    /// What the journal has.
-    pub record: VmRecord,
-    /// Whether its guest executes.
-    pub state: VmState,
-}
-
-impl View {
-    /// As the fleet is told.
-    #[must_use]
-    pub fn report(&self, job: Option<JobId>) -> VmReport {
-        VmReport {
-            spec: self.record.spec.clone(),
-            state: self.state,
-            generation: self.record.ownership.seen(),
-            owned: self.record.ownership.may_run().is_some(),
-            job,
-        }
-    }
-}
 
 /// A handle to a VM's keeper.
 #[derive(Debug, Clone)]
@@ -105,9 +82,8 @@ impl Keeper {
         let vm = record.spec.id;
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let (publisher, view) = watch::channel(View { record: record.clone(), state: VmState::Stopped });
-        let handover = Handover::restore(Arc::clone(&host), record, guest);
-        let task =
-            Task { vm, host, handover, bus, route: None, view: publisher, changes, feedback: orders.downgrade() };
+        let handover = Handover::restore(Arc::clone(&host), record, guest, publisher);
+        let task = Task { vm, host, handover, bus, route: None, changes, feedback: orders.downgrade() };
         tokio::spawn(task.run(receiver));
         Self { vm, orders, view }
     }
@@ -214,7 +190,6 @@ struct Task {
     handover: Handover,
     bus: Bus,
     route: Option<(JobId, mpsc::Sender<PeerMessage>)>,
-    view: watch::Sender<View>,
     changes: Arc<Notify>,
     /// Answers over NATS come back as orders; weak, so that the keeper ends when its last handle goes.
     feedback: mpsc::WeakSender<Order>,
@@ -234,13 +209,17 @@ impl Task {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = self.select(&mut orders, &mut ticks).await;
+            let before = self.handover.record().clone();
             match event {
                 Event::Order(order) => self.carry_out(order).await,
                 Event::GuestEnded => self.guest_ended().await,
                 Event::Tick => self.tick().await,
                 Event::Over => return,
             }
-            self.publish().await;
+            let state = self.state().await;
+            if self.handover.show(state) || *self.handover.record() != before {
+                self.changes.notify_one();
+            }
         }
     }
 
@@ -259,53 +238,42 @@ impl Task {
     }
 
     async fn carry_out(&mut self, order: Order) {
+        // An answer that nobody waits for any more is dropped: the order was carried out all the same.
         match order {
             Order::Feed { input, reply } => {
                 let outcome = self.handover.feed(input).await;
                 if let Ok(outbound) = &outcome {
                     self.send(outbound, true);
                 }
-                self.reply(reply, outcome);
+                let _ = reply.send(outcome);
             }
             Order::Prepare { input, spec, wanted_running, reply } => {
                 let outcome = self.prepare(input, *spec, wanted_running).await;
-                self.reply(reply, outcome);
+                let _ = reply.send(outcome);
             }
             Order::LaunchIncoming { reply } => {
                 let outcome = self.handover.launch_incoming().await;
-                self.reply(reply, outcome);
+                let _ = reply.send(outcome);
             }
             Order::Start { reply } => {
                 let outcome = self.handover.start().await;
-                self.reply(reply, outcome);
+                let _ = reply.send(outcome);
             }
             Order::Resume { reply } => {
                 let outcome = self.handover.resume().await;
-                self.reply(reply, outcome);
+                let _ = reply.send(outcome);
             }
             Order::Stop { force, timeout, reply } => {
                 let outcome = self.stop(force, timeout).await;
-                self.reply(reply, outcome);
+                let _ = reply.send(outcome);
             }
             Order::Respecify { spec, reply } => {
                 let outcome = self.handover.respecify(*spec).await;
-                self.reply(reply, outcome);
+                let _ = reply.send(outcome);
             }
             Order::Machine { reply } => drop(reply.send(self.handover.machine())),
             Order::Route { route } => self.route = route,
         }
-    }
-
-    /// Answers, once the view shows what the answer speaks of. An answer that nobody waits for any more is dropped: the
-    /// order was carried out all the same.
-    fn reply<T>(&self, reply: Reply<T>, outcome: Result<T, HandoverError>) {
-        let record = self.handover.record();
-        self.view.send_if_modified(|view| {
-            let changed = view.record != *record;
-            view.record.clone_from(record);
-            changed
-        });
-        let _ = reply.send(outcome);
     }
 
     async fn prepare(&mut self, input: Input, spec: VmSpec, wanted_running: bool) -> Result<(), HandoverError> {
@@ -342,8 +310,14 @@ impl Task {
     }
 
     async fn guest_ended(&mut self) {
-        info!(vm = %self.vm, "the guest's process has ended");
+        let ended = self.handover.guest().and_then(|guest| guest.process.has_ended());
+        let in_good_order = ended.and_then(|ended| ended.status).is_some_and(|status| status.success());
+        info!(vm = %self.vm, in_good_order, "the guest's process has ended");
         self.handover.guest_ended().await;
+        // A guest that switched itself off is stopped, and not missing.
+        if in_good_order && let Err(error) = self.handover.want_running(false).await {
+            warn!(vm = %self.vm, %error, "that the guest is stopped was not noted");
+        }
     }
 
     /// Asks again for whatever is unfinished.
@@ -393,8 +367,9 @@ impl Task {
         });
     }
 
-    async fn publish(&self) {
-        let state = match self.handover.machine() {
+    /// Whether the guest executes.
+    async fn state(&self) -> VmState {
+        match self.handover.machine() {
             None if self.handover.record().wanted_running && self.handover.record().ownership.may_run().is_some() => {
                 VmState::Failed
             }
@@ -406,15 +381,6 @@ impl Task {
                 Ok(RunState::InternalError | RunState::IoError | RunState::GuestPanicked) | Err(_) => VmState::Failed,
                 Ok(_) => VmState::Paused,
             },
-        };
-        let view = View { record: self.handover.record().clone(), state };
-        let changed = self.view.send_if_modified(|current| {
-            let changed = *current != view;
-            *current = view;
-            changed
-        });
-        if changed {
-            self.changes.notify_one();
         }
     }
 }

@@ -33,6 +33,7 @@ use crate::memory::SourceRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::{Conversation, ConversationError};
 use crate::migration::disks::SourceDisks;
+use crate::migration::handover::View;
 use crate::migration::images;
 use crate::migration::tally::Tally;
 
@@ -420,9 +421,10 @@ impl Source {
     async fn await_verdict(mut self) -> Outcome {
         let context = Arc::clone(&self.context);
         let mut view = context.keeper.view();
-        let settled = |record: &Record| matches!(record, Record::Absent { .. } | Record::Owner { .. });
-        let settled =
-            async { view.wait_for(|view| settled(&view.record.ownership)).await.map(|view| view.record.clone()) };
+        let decided = async {
+            let decided = |view: &View| !matches!(view.record.ownership, Record::Ceding { .. });
+            view.wait_for(decided).await.map(|view| view.record.ownership.clone())
+        };
         let unresolved = async {
             tokio::time::sleep(UNRESOLVED_AFTER).await;
             let target = &context.plan.target.id;
@@ -436,13 +438,16 @@ impl Source {
         };
         let record = tokio::select! {
             biased;
-            record = settled => record,
+            record = decided => record,
             // Neither of the two ever ends.
             () = unresolved => return Outcome::Stopping,
             () = self.keep_reachable() => return Outcome::Stopping,
         };
         match record {
-            Ok(record) => self.finish(&record.ownership).await,
+            Ok(record) => {
+                let blackout_us = self.blackout_us();
+                self.finish(&record, blackout_us, view).await
+            }
             Err(_) => Outcome::Stopping,
         }
     }
@@ -467,11 +472,15 @@ impl Source {
         }
     }
 
-    async fn finish(&mut self, record: &Record) -> Outcome {
+    /// The verdict is there: the keeper lets go of its copy, or runs it again.
+    async fn finish(&mut self, record: &Record, blackout_us: u64, mut view: watch::Receiver<View>) -> Outcome {
         let context = Arc::clone(&self.context);
-        let blackout_us = self.blackout_us();
-        if let Record::Owner { .. } = record {
-            // The target refused, and the guest runs here again.
+        if let Record::Owner { .. } | Record::Activating { .. } = record {
+            // The target refused. The keeper makes the guest run here again, however often it has to try.
+            let runs = |view: &View| matches!(view.record.ownership, Record::Owner { .. });
+            if view.wait_for(runs).await.is_err() {
+                return Outcome::Stopping;
+            }
             let error = MoveError::Refused { target: context.plan.target.id.clone() };
             self.put_away().await;
             self.say_abort(&error).await;
@@ -485,6 +494,10 @@ impl Source {
         };
         context.end(StepKind::Handover, figures).await.ok();
         if context.begin(StepKind::Release).await.is_ok() {
+            let released = |view: &View| matches!(view.record.ownership, Record::Absent { .. });
+            if view.wait_for(released).await.is_err() {
+                return Outcome::Stopping;
+            }
             self.put_away().await;
             if let Some(conversation) = &self.conversation {
                 // The target would find out by itself; this spares it the wait.
