@@ -427,13 +427,21 @@ async fn matrix(url: &str, keys: &Path) {
         .expect("an agent's event is kept, and it hears so");
     // A request of the coordinator reaches the agent and is answered.
     let mut requests = alpha.client.subscribe("sterna.v1.agent.alpha").await.expect("subscribed");
-    alpha.client.flush().await.expect("flushed");
-    let asked = coordinator.client.request("sterna.v1.agent.alpha", "question".into());
+    // Nobody may be there yet when the first is asked: a subscription is known to the broker some time after it is sent.
+    let asked = async {
+        loop {
+            match coordinator.client.request("sterna.v1.agent.alpha", "question".into()).await {
+                Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {}
+                answered => break answered,
+            }
+        }
+    };
     let answered = async {
         let request = requests.next().await.expect("a request");
         alpha.client.publish(request.reply.expect("a reply"), "answer".into()).await.expect("answered");
     };
-    let (answer, ()) = tokio::join!(asked, answered);
+    let both = async { tokio::join!(asked, answered) };
+    let (answer, ()) = tokio::time::timeout(PATIENCE, both).await.expect("asked and answered");
     assert_eq!(answer.expect("an answer").payload, "answer");
 
     let event_of_beta = format!("sterna.v1.evt.beta.{JOB}");

@@ -26,7 +26,8 @@ async fn moves_and_guests_outlive_coordinator_broker_and_agents() {
 }
 
 async fn outages(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let wish = WitnessWish { fill_mib: 64, ..WitnessWish::small("witness") };
+    // What it dirties in a second, 64 KiB a record and disk, is well below what the link carries.
+    let wish = WitnessWish { fill_mib: 64, rewrite_mib: 2, records: 10, ..WitnessWish::small("witness") };
     let mut guest = Guest::start(fleet, ["alpha", "bravo"], &wish).await?;
     fleet.agent("bravo")?.host.shape(Link::Data, SLOW_MEGABITS)?;
     without_coordinator(fleet, &mut guest).await.context("without coordinator")?;

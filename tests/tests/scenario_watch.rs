@@ -40,7 +40,8 @@ async fn watched_move(fleet: &mut Fleet) -> anyhow::Result<()> {
     watched.prove().await?;
 
     // For people the same, in words: every step's start and end are told.
-    let output = fleet.try_sterna(&["migrate", "witness", "--to", "alpha", "--max-blackout", "10000"]).await?;
+    let arguments = ["migrate", "witness", "--to", "alpha", "--bandwidth", "24MiB/s", "--max-blackout", "10000"];
+    let output = fleet.try_sterna(&arguments).await?;
     let told = String::from_utf8(output.stderr)?;
     ensure!(output.status.success(), "{told}");
     for step in STEPS {
@@ -96,8 +97,10 @@ fn expect_watched(views: &[Value]) -> anyhow::Result<()> {
     eprintln!("{} documents, {} with progress; percent {percents:?}", views.len(), progress.len());
     ensure!(has("bytes_per_second"), "no rate: {progress:#?}");
     ensure!(has("remaining_seconds"), "no estimate: {progress:#?}");
-    let running = |step: &&str| progress.iter().any(|progress| progress["step"] == **step);
-    ensure!(["copy_disks", "copy_memory"].iter().all(running), "progress of both copies: {progress:#?}");
+    // A step that is over between two tellings is told by its event alone: the disks of a small guest may be.
+    ensure!(progress.iter().any(|progress| progress["step"] == "copy_memory"), "no progress: {progress:#?}");
+    let volume = |what: &&str| progress.iter().any(|progress| progress[*what]["total"].as_u64() > Some(0));
+    ensure!(["disk", "memory"].iter().all(volume), "progress of both copies: {progress:#?}");
     Ok(())
 }
 
