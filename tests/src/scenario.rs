@@ -93,7 +93,7 @@ impl Watched {
         self.subscription.recording().acknowledged
     }
 
-    /// Waits until every disk has acknowledged [`RECORDS_AFTER`] more records.
+    /// Waits until every disk has acknowledged `RECORDS_AFTER` more records.
     pub async fn more_records(&self) -> anyhow::Result<()> {
         let before = self.acknowledged();
         let wanted = |acknowledged: &[u64]| {

@@ -12,6 +12,9 @@
 //! what the move put up, lets the guest go on if it was paused, and has the target undo its part. From [`Input::BeginCede`]
 //! on only the ownership machine decides; this file waits for its verdict and tells it.
 
+mod pre_switchover;
+mod unwind;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,17 +24,18 @@ use sterna_shared::ownership::{Input, Move, Record};
 use sterna_shared::peer::attach::{RefusalCode, SessionId};
 use sterna_shared::peer::message::Message;
 use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use self::pre_switchover::PreSwitchover;
 use crate::disk::copy::{Block, Body};
 use crate::guest::launcher::Launched;
-use crate::hypervisor::qemu::{Machine, MachineError, Migration, MigrationSettings, MigrationStatus, RunState};
+use crate::hypervisor::qemu::{Machine, MachineError, MigrationSettings, MigrationStatus};
 use crate::link::{Dial, LinkError, Sender, Session, Timing};
 use crate::memory::SourceRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
-use crate::migration::conversation::{Conversation, ConversationError};
+use crate::migration::conversation::Conversation;
 use crate::migration::disks::SourceDisks;
 use crate::migration::handover::View;
 use crate::migration::images;
@@ -45,10 +49,6 @@ const PREPARE_WAIT: Duration = Duration::from_secs(120);
 const PASS_WAIT: Duration = Duration::from_secs(600);
 /// How long a job that is given up waits for its target to have undone its part.
 const ABORT_WAIT: Duration = Duration::from_secs(20);
-/// How long memory may take to get to the switchover.
-const MEMORY_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// How long QEMU may take to give a migration up.
-const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// Passes before memory follows: what little is left then is carried on while memory is copied.
 const PASSES_BEFORE_MEMORY_MAX: u32 = 6;
 /// So little dirtied that another pass would gain nothing.
@@ -61,8 +61,6 @@ const DOWNTIME_LIMIT: Duration = Duration::from_millis(100);
 const UNRESOLVED_AFTER: Duration = Duration::from_secs(5);
 /// Between two attempts to open a session for what is unsettled.
 const REDIAL_PAUSE: Duration = Duration::from_secs(1);
-/// How long after its end a job goes on trying to tell its target that it was given up: as long as lanes may be down.
-const ABORT_LINGER: Duration = Duration::from_secs(150);
 /// Blocks between the reader of the disks and the lanes.
 const BLOCKS_MAX: usize = 32;
 
@@ -511,102 +509,6 @@ impl Source {
         Outcome::Completed { blackout_us }
     }
 
-    /// Takes away what the move put up, at both hosts. The guest goes on here.
-    async fn unwind(mut self, error: MoveError) -> Outcome {
-        let context = Arc::clone(&self.context);
-        info!(job = %context.plan.job, reason = %error, "unwinding");
-        context.unwinding(&error).await;
-        if let Some(machine) = self.machine.clone() {
-            self.give_up_migration(&machine).await;
-        }
-        self.put_away().await;
-        if self.link.is_none() && matches!(error, MoveError::AgentRestarted) {
-            // The guest is cared for; now the target, which still knows the session of the agent that was.
-            let reached = tokio::time::timeout(ADMISSION_WAIT, self.connect()).await;
-            if !matches!(reached, Ok(Ok(()))) {
-                info!(job = %context.plan.job, "the target is not reached; it gives up by itself");
-            }
-        }
-        self.say_abort(&error).await;
-        match error {
-            // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
-            _ if context.gate.is_cancelled() => Outcome::Terminated,
-            error => Outcome::Failed(error.report(&context.host)),
-        }
-    }
-
-    /// Brings the guest's QEMU back to where it was before the move.
-    async fn give_up_migration(&self, machine: &Machine) {
-        let plan = self.plan();
-        if plan.mode == MoveMode::Live
-            && let Ok(migration) = machine.migration().await
-            && migration.status != MigrationStatus::None
-            && !migration.status.is_final()
-        {
-            let over = [MigrationStatus::Cancelled, MigrationStatus::Failed, MigrationStatus::Completed];
-            let _ = machine.migrate_cancel().await;
-            if let Err(error) = machine.migration_reached(&over, CANCEL_WAIT).await {
-                warn!(job = %plan.job, %error, "QEMU does not give the migration up");
-            }
-        }
-        if let Err(error) = SourceDisks::clear(machine, plan.job).await {
-            warn!(job = %plan.job, %error, "exports or bitmaps are left over until the guest ends");
-        }
-        let runs = machine.run_state().await;
-        let wanted = self.context.keeper.record().wanted_running;
-        let halted = [RunState::Paused, RunState::PostMigrate, RunState::FinishMigrate];
-        if wanted
-            && runs.is_ok_and(|state| halted.contains(&state))
-            && let Err(error) = self.context.keeper.resume().await
-        {
-            warn!(job = %plan.job, %error, "the guest is still paused");
-        }
-    }
-
-    /// Ends what serves the move on this host.
-    async fn put_away(&mut self) {
-        self.relay = None;
-        if let Some((blocks, pump)) = self.pump.take() {
-            drop(blocks);
-            pump.abort();
-        }
-        self.disks = None;
-        match self.daemon.take() {
-            Some(daemon) => images::end_daemon(daemon).await,
-            // A cancel may have come while it was being started.
-            None if self.plan().mode != MoveMode::Live => {
-                images::end_leftover_daemons(&self.context.host, self.plan()).await;
-            }
-            None => {}
-        }
-    }
-
-    /// Has the target undo its part, and ends the session. A target that is out of reach is told as soon as the lanes are
-    /// up again, while the job is over already: the guest here waits for nobody.
-    async fn say_abort(&mut self, error: &MoveError) {
-        let failure = error.report(&self.context.host);
-        let (Some(mut conversation), Some(link)) = (self.conversation.take(), self.link.take()) else { return };
-        let job = self.plan().job;
-        let mut undone = tokio::spawn(async move {
-            let told = async {
-                conversation.say(&Message::Abort { failure }).await?;
-                // Answers to earlier questions may still be on their way.
-                while !matches!(conversation.next().await?, Message::Aborted) {}
-                Ok::<(), ConversationError>(())
-            };
-            match tokio::time::timeout(ABORT_LINGER, told).await {
-                // Nobody waits for what else was on its way.
-                Ok(Ok(())) => link.abort().await,
-                Ok(Err(error)) => info!(%job, %error, "the target did not say that it has undone its part"),
-                Err(_) => link.abort().await,
-            }
-        });
-        if tokio::time::timeout(ABORT_WAIT, &mut undone).await.is_err() {
-            let text = format!("{} is not reached; it undoes its part when it is", self.plan().target.id);
-            self.context.tell(EventBody::Notice { text }).await;
-        }
-    }
-
     fn disk_figures(&mut self) -> StepFigures {
         let Some(disks) = &self.disks else { return StepFigures::default() };
         self.tally.disks(*disks.volume().borrow(), disks.passes())
@@ -626,55 +528,6 @@ impl Source {
 
     fn blackout_exceeded(&self) -> MoveError {
         MoveError::Blackout { limit_ms: self.plan().blackout_max_ms }
-    }
-}
-
-/// The moment at which QEMU pauses the guest, seen by a task of its own, whatever the job is busy with.
-#[derive(Debug)]
-struct PreSwitchover {
-    outcome: watch::Receiver<Option<Reached>>,
-    _task: JoinSet<()>,
-}
-
-/// How far the migration was then, or why it never will be; and when that was.
-#[derive(Debug, Clone)]
-struct Reached {
-    migration: Result<Migration, Arc<MachineError>>,
-    at: Instant,
-}
-
-impl PreSwitchover {
-    fn watch(machine: Machine) -> Self {
-        let (sender, outcome) = watch::channel(None);
-        let mut task = JoinSet::new();
-        task.spawn(async move {
-            let reached = machine.migration_reached(&[MigrationStatus::PreSwitchover], MEMORY_WAIT).await;
-            sender.send_replace(Some(Reached { migration: reached.map_err(Arc::new), at: Instant::now() }));
-        });
-        Self { outcome, _task: task }
-    }
-
-    /// Waits until it is reached, or cannot be reached any more.
-    async fn reached(&mut self) {
-        let _ = self.outcome.wait_for(Option::is_some).await;
-    }
-
-    /// Waits until the guest has been paused for `limit`; for ever where it never is.
-    fn overdue(&self, limit: Duration) -> impl Future<Output = ()> + 'static {
-        let mut outcome = self.outcome.clone();
-        async move {
-            let paused = outcome.wait_for(Option::is_some).await.ok().and_then(|outcome| outcome.clone());
-            match paused {
-                Some(Reached { migration: Ok(_), at }) => tokio::time::sleep_until(at + limit).await,
-                _ => std::future::pending().await,
-            }
-        }
-    }
-
-    fn outcome(self) -> Result<(Migration, Instant), MoveError> {
-        let outcome = self.outcome.borrow().clone();
-        let Reached { migration, at } = outcome.ok_or(MoveError::NotConnected)?;
-        Ok((migration.map_err(MoveError::MigrationEnded)?, at))
     }
 }
 

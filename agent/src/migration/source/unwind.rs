@@ -1,0 +1,118 @@
+//! Undoing: whatever ended a move early, nothing of it is left, at either host.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::job::{EventBody, MoveMode};
+use sterna_shared::peer::message::Message;
+use tracing::{info, warn};
+
+use super::{ABORT_WAIT, ADMISSION_WAIT, Source};
+use crate::hypervisor::qemu::{Machine, MigrationStatus, RunState};
+use crate::migration::context::{MoveError, Outcome};
+use crate::migration::conversation::ConversationError;
+use crate::migration::disks::SourceDisks;
+use crate::migration::images;
+
+/// How long QEMU may take to give a migration up.
+const CANCEL_WAIT: Duration = Duration::from_secs(10);
+/// How long after its end a job goes on trying to tell its target that it was given up: as long as lanes may be down.
+const ABORT_LINGER: Duration = Duration::from_secs(150);
+
+impl Source {
+    /// Takes away what the move put up, at both hosts. The guest goes on here.
+    pub(super) async fn unwind(mut self, error: MoveError) -> Outcome {
+        let context = Arc::clone(&self.context);
+        info!(job = %context.plan.job, reason = %error, "unwinding");
+        context.unwinding(&error).await;
+        if let Some(machine) = self.machine.clone() {
+            self.give_up_migration(&machine).await;
+        }
+        self.put_away().await;
+        if self.link.is_none() && matches!(error, MoveError::AgentRestarted) {
+            // The guest is cared for; now the target, which still knows the session of the agent that was.
+            let reached = tokio::time::timeout(ADMISSION_WAIT, self.connect()).await;
+            if !matches!(reached, Ok(Ok(()))) {
+                info!(job = %context.plan.job, "the target is not reached; it gives up by itself");
+            }
+        }
+        self.say_abort(&error).await;
+        match error {
+            // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
+            _ if context.gate.is_cancelled() => Outcome::Terminated,
+            error => Outcome::Failed(error.report(&context.host)),
+        }
+    }
+
+    /// Brings the guest's QEMU back to where it was before the move.
+    async fn give_up_migration(&self, machine: &Machine) {
+        let plan = self.plan();
+        if plan.mode == MoveMode::Live
+            && let Ok(migration) = machine.migration().await
+            && migration.status != MigrationStatus::None
+            && !migration.status.is_final()
+        {
+            let over = [MigrationStatus::Cancelled, MigrationStatus::Failed, MigrationStatus::Completed];
+            let _ = machine.migrate_cancel().await;
+            if let Err(error) = machine.migration_reached(&over, CANCEL_WAIT).await {
+                warn!(job = %plan.job, %error, "QEMU does not give the migration up");
+            }
+        }
+        if let Err(error) = SourceDisks::clear(machine, plan.job).await {
+            warn!(job = %plan.job, %error, "exports or bitmaps are left over until the guest ends");
+        }
+        let runs = machine.run_state().await;
+        let wanted = self.context.keeper.record().wanted_running;
+        let halted = [RunState::Paused, RunState::PostMigrate, RunState::FinishMigrate];
+        if wanted
+            && runs.is_ok_and(|state| halted.contains(&state))
+            && let Err(error) = self.context.keeper.resume().await
+        {
+            warn!(job = %plan.job, %error, "the guest is still paused");
+        }
+    }
+
+    /// Ends what serves the move on this host.
+    pub(super) async fn put_away(&mut self) {
+        self.relay = None;
+        if let Some((blocks, pump)) = self.pump.take() {
+            drop(blocks);
+            pump.abort();
+        }
+        self.disks = None;
+        match self.daemon.take() {
+            Some(daemon) => images::end_daemon(daemon).await,
+            // A cancel may have come while it was being started.
+            None if self.plan().mode != MoveMode::Live => {
+                images::end_leftover_daemons(&self.context.host, self.plan()).await;
+            }
+            None => {}
+        }
+    }
+
+    /// Has the target undo its part, and ends the session. A target that is out of reach is told as soon as the lanes are
+    /// up again, while the job is over already: the guest here waits for nobody.
+    pub(super) async fn say_abort(&mut self, error: &MoveError) {
+        let failure = error.report(&self.context.host);
+        let (Some(mut conversation), Some(link)) = (self.conversation.take(), self.link.take()) else { return };
+        let job = self.plan().job;
+        let mut undone = tokio::spawn(async move {
+            let told = async {
+                conversation.say(&Message::Abort { failure }).await?;
+                // Answers to earlier questions may still be on their way.
+                while !matches!(conversation.next().await?, Message::Aborted) {}
+                Ok::<(), ConversationError>(())
+            };
+            match tokio::time::timeout(ABORT_LINGER, told).await {
+                // Nobody waits for what else was on its way.
+                Ok(Ok(())) => link.abort().await,
+                Ok(Err(error)) => info!(%job, %error, "the target did not say that it has undone its part"),
+                Err(_) => link.abort().await,
+            }
+        });
+        if tokio::time::timeout(ABORT_WAIT, &mut undone).await.is_err() {
+            let text = format!("{} is not reached; it undoes its part when it is", self.plan().target.id);
+            self.context.tell(EventBody::Notice { text }).await;
+        }
+    }
+}
