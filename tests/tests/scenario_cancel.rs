@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// How long the command line may take to see that.
 const WAIT: Duration = Duration::from_secs(30);
 /// So slow that copying takes long enough to be cancelled.
-const SLOW_MEGABITS: u32 = 40;
+const SLOW_MEGABITS: u32 = 80;
 
 #[tokio::test]
 async fn a_cancelled_move_leaves_everything_as_it_was() {
