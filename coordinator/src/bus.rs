@@ -8,17 +8,24 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::service::{NATS_SERVICE_ERROR, NATS_SERVICE_ERROR_CODE, Request, Service, ServiceExt};
-use async_nats::{Client, ConnectOptions, HeaderMap, Subscriber};
+use async_nats::{Client, ConnectOptions, HeaderMap, RequestErrorKind, Subscriber};
+use bytes::Bytes;
 use futures_util::StreamExt;
 use sterna_shared::bus::{NATS_VERSION_MIN, NatsSettings, Subject, version_numbers};
 use sterna_shared::id::HostId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::feed::Document;
 
 /// How long a request to the broker itself may take.
 pub(crate) const REQUEST_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long an agent that does not listen is waited for: one that was just started, or has lost the broker for a moment,
+/// listens again within it.
+const NOBODY_LISTENS_MAX: Duration = Duration::from_secs(5);
+/// Between two attempts to reach it.
+const NOBODY_LISTENS_PAUSE: Duration = Duration::from_millis(100);
 /// API requests that wait to be taken in; further ones wait in the client's own bounded queue.
 const CALLS_MAX: usize = 256;
 /// The service's name under `$SRV`.
@@ -147,18 +154,30 @@ impl Bus {
         Ok(Inbox { subscriber })
     }
 
-    /// Asks a host's agent and waits for its answer.
+    /// Asks a host's agent and waits for its answer. While nobody listens it is asked again, for at most
+    /// [`NOBODY_LISTENS_MAX`]: such a request has reached nobody, so that nothing is done twice.
     ///
     /// # Errors
-    /// [`BusError::Server`] where none comes within `wait`, or nobody listens.
+    /// [`BusError::Server`] where no answer comes within `wait`, or nobody listens.
     pub async fn ask(&self, host: &HostId, request: Vec<u8>, wait: Duration) -> Result<Vec<u8>, BusError> {
-        let request = async_nats::Request::new().payload(request.into()).timeout(Some(wait));
-        let answer = self
-            .client
-            .send_request(Subject::Agent(host.clone()).to_string(), request)
-            .await
-            .map_err(server("bring a request to the agent"))?;
-        Ok(answer.payload.into())
+        let subject = Subject::Agent(host.clone()).to_string();
+        let payload = Bytes::from(request);
+        let begun = Instant::now();
+        loop {
+            let left = wait.saturating_sub(begun.elapsed());
+            let request = async_nats::Request::new().payload(payload.clone()).timeout(Some(left));
+            match self.client.send_request(subject.clone(), request).await {
+                Err(error)
+                    if error.kind() == RequestErrorKind::NoResponders
+                        && begun.elapsed() < NOBODY_LISTENS_MAX.min(wait) =>
+                {
+                    tokio::time::sleep(NOBODY_LISTENS_PAUSE).await;
+                }
+                answer => {
+                    return answer.map(|answer| answer.payload.into()).map_err(server("bring a request to the agent"));
+                }
+            }
+        }
     }
 
     /// Publishes a document of the feed.

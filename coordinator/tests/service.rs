@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::{self, consumer::Consumer, consumer::pull};
 use futures_util::StreamExt;
+use sterna_coordinator::bus::Bus;
 use sterna_coordinator::config::{Config, Retention};
 use sterna_coordinator::{fleet::Fleet, planner, service};
 use sterna_shared::bus::{
@@ -61,8 +62,12 @@ impl Broker {
         async_nats::connect(self.url()).await.expect("connected")
     }
 
+    fn settings(&self) -> NatsSettings {
+        NatsSettings { servers: vec![self.url()], ca_file: None, nkey_file: None, credentials_file: None }
+    }
+
     fn coordinator(&self, name: &str) -> Coordinator {
-        let nats = NatsSettings { servers: vec![self.url()], ca_file: None, nkey_file: None, credentials_file: None };
+        let nats = self.settings();
         let config = Config { name: name.parse().expect("a name"), nats, retention: Retention::default() };
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
@@ -326,4 +331,27 @@ async fn of_two_coordinators_one_leads_and_the_other_takes_over() {
     drop(one.task.await);
     assert!(leader(&client, "two").await.epoch > first.epoch);
     two.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_anew_is_asked_again_until_it_listens() {
+    const SOON: Duration = Duration::from_millis(500);
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let bus = Bus::connect(&broker.settings(), "test").await.expect("connected");
+    let nobody = bus.ask(&alpha(), Vec::new(), SOON).await.expect_err("nobody listens");
+    let cause = std::error::Error::source(&nobody).expect("a cause").to_string();
+    assert!(cause.contains("no responders"), "{cause}");
+
+    let subscribe = async {
+        // That nobody listens is told by the broker, and seen by nobody but the asker: only time can pass here.
+        tokio::time::sleep(SOON).await;
+        let mut asked = client.subscribe(Subject::Agent(alpha()).to_string()).await.expect("subscribed");
+        let message = asked.next().await.expect("asked");
+        client.publish(message.reply.expect("a reply subject"), message.payload).await.expect("published");
+        assert!(tokio::time::timeout(SOON, asked.next()).await.is_err(), "asked once only");
+    };
+    let host = alpha();
+    let (answer, ()) = tokio::join!(bus.ask(&host, b"one".to_vec(), WAIT_MAX), subscribe);
+    assert_eq!(answer.expect("an answer"), b"one");
 }

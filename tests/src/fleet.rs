@@ -170,7 +170,7 @@ impl Fleet {
         self.agents.get(name).with_context(|| format!("the fleet has no host {name}"))
     }
 
-    /// Starts a host's agent, or starts it again.
+    /// Starts a host's agent, or starts it again, and waits until it can be asked.
     pub async fn start_agent(&mut self, name: &str) -> anyhow::Result<()> {
         let agent = self.agents.get_mut(name).with_context(|| format!("the fleet has no host {name}"))?;
         agent.process = None;
@@ -179,7 +179,11 @@ impl Fleet {
         let process = Process::spawn("sterna-agent", &mut command, &agent.folder.join("agent.log"))?;
         process.wait_for_line(" ready", START_WAIT).await?;
         agent.process = Some(process);
-        Ok(())
+        // While the broker is away nobody can ask.
+        match self.nats.process() {
+            Some(_) => self.wait_for_agent(name, START_WAIT).await,
+            None => Ok(()),
+        }
     }
 
     /// Kills a host's agent, as a crash would; its guests run on.

@@ -4,6 +4,7 @@
 //!   namespace      hosts and clients on one machine, joined by two bridges; links that are cut, restored, shaped
 //!   process        a child with its output, killed when it is dropped
 //!   nats           a nats-server that keeps its store over a restart
+//!   control        the control plane as a coordinator speaks it
 //!   fleet          all of Sterna on that ground: broker, coordinator, agents, command line
 //!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
@@ -15,6 +16,7 @@
 //!
 //! Everything a test makes goes away when it is dropped, and what a killed test left behind is swept by the next.
 
+pub mod control;
 pub mod demo;
 pub mod faults;
 pub mod fleet;

@@ -3,15 +3,12 @@
 #![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
 
 use std::collections::BTreeSet;
-use std::io;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
-use sterna_coordinator::bus::Bus;
-use sterna_shared::bus::{AgentReply, AgentRequest, Envelope, NatsSettings};
-use sterna_shared::id::{Epoch, HostId};
+use sterna_shared::bus::{AgentReply, AgentRequest};
 use sterna_shared::vm::VmSpec;
 use sterna_tests::fleet::{Fleet, WitnessWish, binary};
 use sterna_tests::scenario::{eventually, expect_nothing_left, left_behind, on_fleet_of};
@@ -176,7 +173,8 @@ async fn twin_at_the_target(fleet: &Fleet) -> anyhow::Result<()> {
     for (host, specification, target) in [("bravo", same_name, "bravo"), ("carol", same_id, "alpha")] {
         let spec: VmSpec = toml::from_str(&specification)?;
         let vm = spec.id;
-        ask_agent(fleet, host, &AgentRequest::VmDefine { spec: Box::new(spec) })?;
+        let request = AgentRequest::VmDefine { spec: Box::new(spec) };
+        ensure!(matches!(fleet.ask_agent(host, &request).await?, AgentReply::Done), "{host} takes the twin");
         let heard = || async {
             // Of two VMs called `small` the id tells which is meant.
             let (codes, _) = match refusal(fleet, &[&id, "--to", target]).await {
@@ -186,30 +184,9 @@ async fn twin_at_the_target(fleet: &Fleet) -> anyhow::Result<()> {
             Ok(codes.contains("name_taken").then_some(codes))
         };
         eprintln!("a twin at {target}: {:?}", eventually("the refusal", HEARD_WAIT, heard).await?);
-        ask_agent(fleet, host, &AgentRequest::VmDelete { vm, delete_disks: true })?;
+        let request = AgentRequest::VmDelete { vm, delete_disks: true };
+        ensure!(matches!(fleet.ask_agent(host, &request).await?, AgentReply::Done), "{host} forgets the twin");
     }
-    Ok(())
-}
-
-/// Asks an agent as a coordinator does. The connection is made within the control namespace.
-fn ask_agent(fleet: &Fleet, host: &str, request: &AgentRequest) -> anyhow::Result<()> {
-    let settings = NatsSettings {
-        servers: vec![format!("tls://{}", fleet.nats.address())],
-        ca_file: Some(fleet.folder().join("pki/ca.pem")),
-        nkey_file: Some(fleet.folder().join("nats/nkeys/coordinator-main.nk")),
-        credentials_file: None,
-    };
-    let request = Envelope::seal("agent_request", "main", Epoch(u64::MAX), request)?;
-    let host: HostId = host.parse()?;
-    let answer = fleet.control.inside(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let bus = Bus::connect(&settings, "test").await.map_err(io::Error::other)?;
-            bus.ask(&host, request, HEARD_WAIT).await.map_err(io::Error::other)
-        })
-    })?;
-    let answer: AgentReply = Envelope::open(&answer)?.message("agent_reply")?;
-    ensure!(matches!(answer, AgentReply::Done), "{answer:?}");
     Ok(())
 }
 
