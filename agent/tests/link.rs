@@ -5,6 +5,8 @@
 mod certificates;
 #[path = "link/identity.rs"]
 mod identity;
+#[path = "link/memory.rs"]
+mod memory;
 #[path = "link/proxy.rs"]
 mod proxy;
 #[path = "link/stream.rs"]

@@ -127,16 +127,19 @@ async fn carry(
     mut main: watch::Receiver<bool>,
 ) -> Result<(), RelayError> {
     let socket = |source| RelayError::Socket { path: path.clone(), source };
-    let Some(first) = receiver.recv().await? else { return Ok(()) };
+    let Some(mut first) = receiver.recv().await? else { return Ok(()) };
     if channel != 0 {
         let _ = main.wait_for(|up| *up).await;
     }
     let stream = UnixStream::connect(&path).await.map_err(socket)?;
     let (reader, mut writer) = stream.into_split();
-    writer.write_all(&first).await.map_err(socket)?;
+    // QEMU knows the main channel by its first bytes, and takes no more of it until the others are there: to wait until
+    // all of `first` is written would be to wait for ever.
+    writer.write_buf(&mut first).await.map_err(socket)?;
     if channel == 0 {
         main_up.send_replace(true);
     }
+    writer.write_all_buf(&mut first).await.map_err(socket)?;
     let counted = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
     tasks.spawn(forward(reader, channel, sender, counted));
