@@ -15,6 +15,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::process::Command;
@@ -44,7 +45,7 @@ pub struct Launch {
     pub arguments: Vec<OsString>,
     /// Where it puts its monitor and its process id.
     pub runtime: RuntimeDirectory,
-    /// The name of its systemd unit, where there is systemd: such as `sterna-vm-ID`.
+    /// What its systemd scope's name begins with, where there is systemd: such as `sterna-vm-ID`.
     pub unit: String,
 }
 
@@ -144,7 +145,7 @@ fn command(launch: &Launch, log: &File) -> io::Result<Command> {
     let mut words: Vec<OsString> = Vec::new();
     if Path::new(SYSTEMD_BOOTED).is_dir() {
         words.extend(["systemd-run", "--scope", "--collect", "--quiet"].map(OsString::from));
-        words.extend([format!("--unit={}", launch.unit).into(), "--".into()]);
+        words.extend([format!("--description={}", launch.unit).into(), scope(&launch.unit).into(), "--".into()]);
     }
     // The umask is the shell's to set: the agent's own belongs to all its threads.
     words.extend(["setsid", "sh", "-c", "umask 077 && exec \"$@\"", "sterna"].map(OsString::from));
@@ -156,6 +157,13 @@ fn command(launch: &Launch, log: &File) -> io::Result<Command> {
     command.env_clear();
     command.envs(ENVIRONMENT_KEPT.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))));
     Ok(command)
+}
+
+/// A scope's name is taken until systemd has seen that its last process is gone, and a guest that left may be back
+/// before: each launch has a name of its own.
+fn scope(unit: &str) -> String {
+    static LAUNCHES: AtomicU64 = AtomicU64::new(1);
+    format!("--unit={unit}-{}-{}", std::process::id(), LAUNCHES.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Connects to the monitor of a process that is just starting.
