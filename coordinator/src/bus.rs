@@ -169,7 +169,8 @@ impl Bus {
             match self.client.send_request(subject.clone(), request).await {
                 Err(error)
                     if error.kind() == RequestErrorKind::NoResponders
-                        && begun.elapsed() < NOBODY_LISTENS_MAX.min(wait) =>
+                        // What is left must do for an answer: it says more than a time-out.
+                        && begun.elapsed() < NOBODY_LISTENS_MAX.min(wait / 2) =>
                 {
                     tokio::time::sleep(NOBODY_LISTENS_PAUSE).await;
                 }

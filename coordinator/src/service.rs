@@ -44,14 +44,27 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 type Standing = Option<(Epoch, Instant)>;
 
 /// Runs a coordinator until `shutdown` ends. `beat` is called about once a second while it lives, first when it is
-/// ready.
+/// ready, or waits for the broker.
 ///
 /// # Errors
-/// [`BusError`] where the broker cannot be reached at the start, is too old, or lacks JetStream; later troubles are
-/// waited out.
+/// [`BusError`] where a key cannot be read or the broker is too old; its absence is waited out.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>, beat: impl Fn()) -> Result<(), BusError> {
-    let bus = Bus::connect(&config.nats, config.name.as_str()).await?;
-    let store = Store::open(&bus, config.retention).await?;
+    let mut shutdown = std::pin::pin!(shutdown);
+    let (bus, store) = loop {
+        let opened = tokio::select! {
+            opened = open(&config) => opened,
+            () = &mut shutdown => return Ok(()),
+        };
+        match opened {
+            // Started before the broker, or before the broker was told of this coordinator's key.
+            Err(error @ (BusError::Connect { .. } | BusError::Server { .. })) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "waiting for the broker");
+                beat();
+                tokio::time::sleep(RESTART_PAUSE).await;
+            }
+            opened => break opened?,
+        }
+    };
     let clock = Clock { start: Instant::now() };
     let (floor, floor_seen) = watch::channel(Epoch(0));
     let (standing_set, standing) = watch::channel(None);
@@ -72,7 +85,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, beat: impl 
     beat();
     tokio::select! {
         () = service.serve(&beat) => {}
-        () = shutdown => tracing::info!("stopping"),
+        () = &mut shutdown => tracing::info!("stopping"),
     }
     // The lease is laid down, so that another coordinator need not wait for it to run out.
     let _ = stop.send(true);
@@ -80,6 +93,12 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, beat: impl 
         tracing::error!(%error, "the keeper of the lease ended badly");
     }
     service.bus.flush().await
+}
+
+async fn open(config: &Config) -> Result<(Bus, Store), BusError> {
+    let bus = Bus::connect(&config.nats, config.name.as_str()).await?;
+    let store = Store::open(&bus, config.retention).await?;
+    Ok((bus, store))
 }
 
 /// Monotonic and wall clock, read in one place.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Child, Command as Process, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
@@ -17,7 +18,7 @@ use sterna_shared::bus::{
 use sterna_shared::host::{Inventory, VmReport};
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{Event, EventBody, JobState, JobStatus, MoveRequest, Plan, Reporter};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -32,8 +33,11 @@ struct Broker {
 
 impl Broker {
     async fn start() -> Self {
+        Self::start_at(free_port()).await
+    }
+
+    async fn start_at(port: u16) -> Self {
         let store = tempfile::tempdir().expect("a directory");
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
         let built = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/tools/nats-server"));
         let path = std::env::var_os("STERNA_NATS_SERVER").map(PathBuf::from);
         let path = path.or_else(|| built.exists().then_some(built)).unwrap_or_else(|| "nats-server".into());
@@ -54,27 +58,26 @@ impl Broker {
         broker
     }
 
-    fn url(&self) -> String {
-        format!("nats://127.0.0.1:{}", self.port)
-    }
-
     async fn client(&self) -> Client {
-        async_nats::connect(self.url()).await.expect("connected")
+        async_nats::connect(&self.settings().servers).await.expect("connected")
     }
 
     fn settings(&self) -> NatsSettings {
-        NatsSettings { servers: vec![self.url()], ca_file: None, nkey_file: None, credentials_file: None }
+        settings(self.port)
     }
 
     fn coordinator(&self, name: &str) -> Coordinator {
-        let nats = self.settings();
-        let config = Config { name: name.parse().expect("a name"), nats, retention: Retention::default() };
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(async move {
-            Box::pin(service::run(config, async { drop(stopped.await) }, || {})).await.expect("ran");
-        });
-        Coordinator { stop, task }
+        Coordinator::start(name, self.settings(), || {})
     }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+}
+
+fn settings(port: u16) -> NatsSettings {
+    let servers = vec![format!("nats://127.0.0.1:{port}")];
+    NatsSettings { servers, ca_file: None, nkey_file: None, credentials_file: None }
 }
 
 impl Drop for Broker {
@@ -90,6 +93,15 @@ struct Coordinator {
 }
 
 impl Coordinator {
+    fn start(name: &str, nats: NatsSettings, beat: impl Fn() + Send + Sync + 'static) -> Self {
+        let config = Config { name: name.parse().expect("a name"), nats, retention: Retention::default() };
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(async move {
+            Box::pin(service::run(config, async { drop(stopped.await) }, beat)).await.expect("ran");
+        });
+        Self { stop, task }
+    }
+
     async fn stop(self) {
         let _ = self.stop.send(());
         self.task.await.expect("ended well");
@@ -334,12 +346,24 @@ async fn of_two_coordinators_one_leads_and_the_other_takes_over() {
 }
 
 #[tokio::test]
+async fn a_coordinator_that_starts_before_its_broker_waits_for_it() {
+    let port = free_port();
+    let waits = Arc::new(Notify::new());
+    let told = Arc::clone(&waits);
+    let one = Coordinator::start("one", settings(port), move || told.notify_one());
+    tokio::time::timeout(WAIT_MAX, waits.notified()).await.expect("it says that it lives");
+    let broker = Broker::start_at(port).await;
+    leader(&broker.client().await, "one").await;
+    one.stop().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_starts_anew_is_asked_again_until_it_listens() {
     const SOON: Duration = Duration::from_millis(500);
     let broker = Broker::start().await;
     let client = broker.client().await;
     let bus = Bus::connect(&broker.settings(), "test").await.expect("connected");
-    let nobody = bus.ask(&alpha(), Vec::new(), SOON).await.expect_err("nobody listens");
+    let nobody = bus.ask(&alpha(), Vec::new(), 4 * SOON).await.expect_err("nobody listens");
     let cause = std::error::Error::source(&nobody).expect("a cause").to_string();
     assert!(cause.contains("no responders"), "{cause}");
 
