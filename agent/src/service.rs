@@ -383,7 +383,9 @@ impl Service {
             let _ = context.gate.cancel();
             return;
         }
-        let body = match context.gate.cancel() {
+        let accepted = context.gate.cancel();
+        info!(%job, "cancel {}", if accepted { "accepted" } else { "refused" });
+        let body = match accepted {
             true => EventBody::CancelAccepted,
             false => EventBody::CancelRefused {
                 reason: format!(

@@ -256,7 +256,7 @@ fn leftovers(fleet: &Fleet, host: &str, disks: Option<usize>) -> anyhow::Result<
 }
 
 /// The processes of a program in a host's namespace.
-fn processes(fleet: &Fleet, host: &str, program: &str) -> anyhow::Result<Vec<(u32, String)>> {
+pub fn processes(fleet: &Fleet, host: &str, program: &str) -> anyhow::Result<Vec<(u32, String)>> {
     let pids = Command::new("ip").args(["netns", "pids", fleet.agent(host)?.host.namespace()]).output()?;
     let named = |pid: u32| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;

@@ -94,6 +94,12 @@ impl Dialer {
     async fn attempt(&mut self, address: SocketAddr, received: u64) -> Result<(Stream, u64), LinkError> {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
+        if self.attach.lane != 0 {
+            // What a connection of a data lane has not delivered when it is dropped is sent again over the next one, or is
+            // of no use any more: the kernel must not go on sending it, ahead of what matters. Lane 0 has the last word of
+            // a session, which may still be on its way then.
+            tcp.set_zero_linger()?;
+        }
         let mut stream = self.tls.connect(&self.peer, tcp).await.map_err(|error| match error {
             super::TlsError::Handshake(source) => LinkError::Io(source),
             other => LinkError::Tls(other),

@@ -123,6 +123,8 @@ pub(super) struct Shared {
     pub(super) delivered: Vec<watch::Sender<u64>>,
     /// All was delivered and a Close is on its way: a peer that has ended by then is no failure.
     pub(super) closing: AtomicBool,
+    /// The data lanes are of no use any more: see [`Session::give_up_bulk`](super::Session::give_up_bulk).
+    pub(super) bulk_given_up: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -165,13 +167,16 @@ impl Lane {
         Self { index, shared, inlets, commands, outbox, received: 0, breaches: 0, closed: None }
     }
 
-    /// Runs until the session ends.
+    /// Runs until the session ends, or the bulk that a data lane carries is given up.
     pub(super) async fn run(mut self, mut supply: impl Supply) {
-        let mut end = self.shared.end.subscribe();
         let shared = Arc::clone(&self.shared);
+        let mut end = shared.end.subscribe();
+        let mut given_up = shared.bulk_given_up.subscribe();
+        let carries_bulk = self.index != 0;
         tokio::select! {
             () = self.serve(&mut supply) => {}
             _ = end.wait_for(Option::is_some) => {}
+            _ = given_up.wait_for(|given_up| *given_up), if carries_bulk => {}
         }
         shared.report(self.index, LaneStatus::Ended);
     }

@@ -234,6 +234,13 @@ impl Session {
         Ok(())
     }
 
+    /// Drops all that the data lanes still have to send, here and in the kernel, and ends them, so that nothing is in the
+    /// way of what is said about the end of the job. Lane 0 goes on. The peer's data lanes wait for ours in vain, until
+    /// the session ends.
+    pub fn give_up_bulk(&self) {
+        self.sender.shared.bulk_given_up.send_replace(true);
+    }
+
     /// Gives the session up, and tells the peer so if it can be reached at once. What was not delivered is lost.
     pub async fn abort(self) {
         let _ = timeout(ABORT_MAX, self.sender.last_frame(true)).await;
@@ -284,6 +291,7 @@ fn start<S: Supply + 'static>(
         status: watch::Sender::new(vec![LaneStatus::Connecting; count]),
         delivered: (0..count).map(|_| watch::Sender::new(0)).collect(),
         closing: AtomicBool::new(false),
+        bulk_given_up: watch::Sender::new(false),
     });
     let queues = (0..=lanes).map(|index| {
         let (queue, commands) = mpsc::channel(COMMANDS_MAX);

@@ -21,7 +21,8 @@ use sterna_shared::ownership::{Input, Message, Record};
 use sterna_shared::peer::message::Message as PeerMessage;
 use sterna_shared::vm::VmSpec;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
 use crate::bus::Bus;
@@ -34,6 +35,8 @@ use crate::requests;
 
 /// How often an unsettled handover is asked about, and a guest's state is looked at.
 pub const TICK: Duration = Duration::from_secs(1);
+/// How long a QEMU that does not answer holds its keeper up: orders, above all to end it, must not wait for one that hangs.
+const STATE_WAIT: Duration = Duration::from_millis(200);
 /// Orders that may wait.
 const ORDERS_MAX: usize = 32;
 
@@ -83,7 +86,7 @@ impl Keeper {
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
         let (publisher, view) = watch::channel(View { record: record.clone(), state: VmState::Stopped });
         let handover = Handover::restore(Arc::clone(&host), record, guest, publisher);
-        let task = Task { vm, host, handover, bus, route: None, changes, feedback: orders.downgrade() };
+        let task = Task { vm, host, handover, bus, route: None, asked: None, changes, feedback: orders.downgrade() };
         tokio::spawn(task.run(receiver));
         Self { vm, orders, view }
     }
@@ -190,6 +193,8 @@ struct Task {
     handover: Handover,
     bus: Bus,
     route: Option<(JobId, mpsc::Sender<PeerMessage>)>,
+    /// How the guest is, while QEMU has not answered that yet.
+    asked: Option<JoinHandle<VmState>>,
     changes: Arc<Notify>,
     /// Answers over NATS come back as orders; weak, so that the keeper ends when its last handle goes.
     feedback: mpsc::WeakSender<Order>,
@@ -216,8 +221,8 @@ impl Task {
                 Event::Tick => self.tick().await,
                 Event::Over => return,
             }
-            let state = self.state().await;
-            if self.handover.show(state) || *self.handover.record() != before {
+            let news = self.look().await.is_some_and(|state| self.handover.show(state));
+            if news || *self.handover.record() != before {
                 self.changes.notify_one();
             }
         }
@@ -367,21 +372,32 @@ impl Task {
         });
     }
 
-    /// Whether the guest executes.
-    async fn state(&self) -> VmState {
-        match self.handover.machine() {
-            None if self.handover.record().wanted_running && self.handover.record().ownership.may_run().is_some() => {
-                VmState::Failed
+    /// Whether the guest executes; none where QEMU takes its time over the answer, which is looked at again later.
+    async fn look(&mut self) -> Option<VmState> {
+        let Some(machine) = self.handover.machine() else {
+            self.asked = None;
+            let VmRecord { wanted_running, ownership, .. } = self.handover.record();
+            let missing = *wanted_running && ownership.may_run().is_some();
+            return Some(if missing { VmState::Failed } else { VmState::Stopped });
+        };
+        let mut asked = self.asked.take().unwrap_or_else(|| tokio::spawn(state(machine)));
+        match timeout(STATE_WAIT, &mut asked).await {
+            Ok(state) => state.ok(),
+            Err(_) => {
+                self.asked = Some(asked);
+                None
             }
-            None => VmState::Stopped,
-            Some(machine) => match machine.run_state().await {
-                Ok(RunState::Running) => VmState::Running,
-                Ok(RunState::InMigrate) => VmState::Incoming,
-                Ok(RunState::Shutdown) => VmState::Stopped,
-                Ok(RunState::InternalError | RunState::IoError | RunState::GuestPanicked) | Err(_) => VmState::Failed,
-                Ok(_) => VmState::Paused,
-            },
         }
+    }
+}
+
+async fn state(machine: Machine) -> VmState {
+    match machine.run_state().await {
+        Ok(RunState::Running) => VmState::Running,
+        Ok(RunState::InMigrate) => VmState::Incoming,
+        Ok(RunState::Shutdown) => VmState::Stopped,
+        Ok(RunState::InternalError | RunState::IoError | RunState::GuestPanicked) | Err(_) => VmState::Failed,
+        Ok(_) => VmState::Paused,
     }
 }
 

@@ -481,7 +481,8 @@ impl Source {
             }
             let error = MoveError::Refused { target: context.plan.target.id.clone() };
             self.put_away().await;
-            self.say_abort(&error).await;
+            let told = self.say_abort(&error);
+            self.await_undone(told).await;
             return Outcome::Failed(error.report(&context.host));
         }
         let figures = StepFigures {

@@ -233,6 +233,42 @@ async fn a_reader_that_stalls_stalls_its_own_flow_only() {
     assert!(matches!(soon(session.ended()).await, LinkError::AbandonedByPeer));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bulk_that_is_given_up_is_not_sent_and_control_goes_on() {
+    const PIECES: u64 = 12;
+    let authority = Authority::new("fleet");
+    let mut target = Target::new(authority.host("beta"), quick()).await;
+    let proxy = Proxy::new(target.address).await;
+    let (mut source, mut session) = pair(&authority, &mut target, Some(proxy.address)).await;
+    let mut memory = session.memory(1).expect("not taken");
+    let mut control = session.control().expect("not taken");
+    let mut answers = source.control().expect("not taken");
+    let mut status = source.status();
+    // Pieces wait in the agent and in the kernel, and no window is full.
+    proxy.turn(Weather::Blackhole);
+    for place in 0..PIECES {
+        soon(source.sender().memory(1, content(place, MIB / 4))).await.expect("sent");
+    }
+    source.give_up_bulk();
+    let data_ended = |lanes: &Vec<LaneStatus>| lanes[1..].iter().all(|lane| matches!(lane, LaneStatus::Ended));
+    soon(status.wait_for(data_ended)).await.expect("all but lane 0 end");
+    soon(source.sender().control(content(1, 100))).await.expect("sent");
+    proxy.turn(Weather::Fair);
+    assert_eq!(soon(control.recv()).await.expect("no error"), Some(content(1, 100)));
+    soon(session.sender().control(content(2, 100))).await.expect("sent");
+    assert_eq!(soon(answers.recv()).await.expect("no error"), Some(content(2, 100)));
+    // The lanes are not dialled again.
+    sleep(quick().silence_max).await;
+    assert!(data_ended(&status.borrow()));
+    soon(source.abort()).await;
+    assert!(matches!(soon(session.ended()).await, LinkError::AbandonedByPeer));
+    let mut came = 0;
+    while let Ok(Some(_)) = soon(memory.recv()).await {
+        came += 1;
+    }
+    assert!(came < PIECES, "all {came} pieces came all the same");
+}
+
 #[tokio::test]
 async fn the_rate_of_the_job_is_kept() {
     let authority = Authority::new("fleet");

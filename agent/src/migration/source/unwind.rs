@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sterna_shared::job::{EventBody, MoveMode};
 use sterna_shared::peer::message::Message;
+use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::{ABORT_WAIT, ADMISSION_WAIT, Source};
@@ -25,6 +26,8 @@ impl Source {
         let context = Arc::clone(&self.context);
         info!(job = %context.plan.job, reason = %error, "unwinding");
         context.unwinding(&error).await;
+        // The target is told while the guest is cared for: neither waits for the other.
+        let told = self.say_abort(&error);
         if let Some(machine) = self.machine.clone() {
             self.give_up_migration(&machine).await;
         }
@@ -36,7 +39,8 @@ impl Source {
                 info!(job = %context.plan.job, "the target is not reached; it gives up by itself");
             }
         }
-        self.say_abort(&error).await;
+        let told = told.or_else(|| self.say_abort(&error));
+        self.await_undone(told).await;
         match error {
             // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
             _ if context.gate.is_cancelled() => Outcome::Terminated,
@@ -90,13 +94,14 @@ impl Source {
         }
     }
 
-    /// Has the target undo its part, and ends the session. A target that is out of reach is told as soon as the lanes are
-    /// up again, while the job is over already: the guest here waits for nobody.
-    pub(super) async fn say_abort(&mut self, error: &MoveError) {
+    /// Has the target undo its part, and ends the session, on a task of its own; none where there is no session. What was
+    /// still to be sent is dropped: on a slow link the target would hear of the end only after it.
+    pub(super) fn say_abort(&mut self, error: &MoveError) -> Option<JoinHandle<()>> {
         let failure = error.report(&self.context.host);
-        let (Some(mut conversation), Some(link)) = (self.conversation.take(), self.link.take()) else { return };
+        let (mut conversation, link) = (self.conversation.take()?, self.link.take()?);
         let job = self.plan().job;
-        let mut undone = tokio::spawn(async move {
+        link.give_up_bulk();
+        Some(tokio::spawn(async move {
             let told = async {
                 conversation.say(&Message::Abort { failure }).await?;
                 // Answers to earlier questions may still be on their way.
@@ -109,8 +114,14 @@ impl Source {
                 Ok(Err(error)) => info!(%job, %error, "the target did not say that it has undone its part"),
                 Err(_) => link.abort().await,
             }
-        });
-        if tokio::time::timeout(ABORT_WAIT, &mut undone).await.is_err() {
+        }))
+    }
+
+    /// Waits until the target has undone its part. One that is out of reach is told as soon as the lanes are up again,
+    /// while the job is over already: the guest here waits for nobody.
+    pub(super) async fn await_undone(&self, told: Option<JoinHandle<()>>) {
+        let Some(told) = told else { return };
+        if tokio::time::timeout(ABORT_WAIT, told).await.is_err() {
             let text = format!("{} is not reached; it undoes its part when it is", self.plan().target.id);
             self.context.tell(EventBody::Notice { text }).await;
         }
