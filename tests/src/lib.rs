@@ -6,6 +6,7 @@
 //!   nats           a nats-server that keeps its store over a restart
 //!   control        the control plane as a coordinator speaks it
 //!   fleet          all of Sterna on that ground: broker, coordinator, agents, command line
+//!   bench          Sterna against what is there without it
 //!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
@@ -16,6 +17,7 @@
 //!
 //! Everything a test makes goes away when it is dropped, and what a killed test left behind is swept by the next.
 
+pub mod bench;
 pub mod control;
 pub mod demo;
 pub mod faults;

@@ -4,6 +4,7 @@
 //! touches the network. What it makes lies under `target/`: `tools/` (nats-server), `guest/` (kernel and initramfs of
 //! the witness).
 
+mod bench;
 mod check;
 mod command;
 mod demo;
@@ -41,6 +42,12 @@ enum Task {
         #[arg(long)]
         keep: bool,
     },
+    /// Measure Sterna against QEMU's own migration and programs that copy disks, and write target/bench/report.json
+    Bench {
+        /// Passed on to `sterna-bench`: --runs and --case
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Kill agents and cut links in every phase of a move, print what came of it, and write target/faults/report.json
     Faults {
         /// Passed on to `sterna-faults`: --phase and --fault choose among the cells
@@ -57,6 +64,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test { arguments } => setup::test(&arguments),
         Task::Check => check::run_all(),
         Task::Demo { keep } => demo::demo(keep),
+        Task::Bench { arguments } => bench::bench(&arguments),
         Task::Faults { arguments } => setup::faults(&arguments),
         Task::Model => setup::model(),
     }

