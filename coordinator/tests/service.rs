@@ -265,13 +265,13 @@ async fn a_job_is_planned_sent_followed_and_rebuilt() {
             let headers = message.headers.expect("headers");
             assert_eq!(headers.get("ce-type").map(|value| value.as_str()), Some("sterna.v1.job.changed"));
             let json: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
-            if json["state"] == "Completed" {
+            if json["state"] == "completed" {
                 return json;
             }
         }
     };
     let json = tokio::time::timeout(WAIT_MAX, told).await.expect("in time");
-    assert_eq!((json["percent"].as_u64(), json["blackout_ms"].as_f64()), (Some(100), Some(42.0)));
+    assert_eq!((json["percent"].as_f64(), json["blackout_ms"].as_f64()), (Some(100.0), Some(42.0)));
 
     one.stop().await;
     let two = broker.coordinator("two");
