@@ -11,6 +11,8 @@ use sterna_shared::bus::NatsSettings;
 use sterna_shared::host::{Accelerator, Limits};
 use sterna_shared::id::{BridgeName, HostId, PoolName};
 
+use crate::journal::retention::{JOBS_DAYS_MAX, JOBS_MAX_LEAST, Retention};
+
 /// The most addresses an agent listens on or advertises: a peer tries each in turn.
 pub const ADDRESSES_MAX: usize = 8;
 /// The longest path of a runtime directory: a UNIX socket's whole path must stay below 108 bytes.
@@ -47,6 +49,9 @@ pub struct Config {
     /// What the host takes on at once.
     #[serde(default)]
     pub limits: Limits,
+    /// For how long jobs are remembered that are over.
+    #[serde(default)]
+    pub retention: Retention,
     /// The broker.
     pub nats: NatsSettings,
     /// This host's certificate.
@@ -179,6 +184,13 @@ impl Config {
                 faults.push(format!("nats.servers has {server:?}; give an address such as tls://nats.example:4222"));
             }
         }
+        let Retention { jobs_days, jobs_max } = self.retention;
+        if jobs_days > JOBS_DAYS_MAX {
+            faults.push(format!("retention.jobs_days is {jobs_days}; give 0 to {JOBS_DAYS_MAX}"));
+        }
+        if jobs_max < JOBS_MAX_LEAST {
+            faults.push(format!("retention.jobs_max is {jobs_max}; give at least {JOBS_MAX_LEAST}"));
+        }
         if self.nats.servers.is_empty() {
             faults.push("nats.servers is empty; give at least one address such as tls://nats.example:4222".to_owned());
         }
@@ -228,8 +240,15 @@ key_file = "/etc/sterna/host.key"
     fn every_fault_is_told_at_once() {
         let text =
             SOUND.replace("10.0.0.1:7411", "0.0.0.0:7411").replace("/srv/fast", "fast").replace("tls://", "http://");
+        let text = format!("{text}\n[retention]\njobs_days = 4000\njobs_max = 1\n");
         let error = parse(&text).expect_err("faults");
-        for part in ["advertise has 0.0.0.0:7411", "pools.fast is fast", "http://10.0.0.9:4222"] {
+        for part in [
+            "advertise has 0.0.0.0:7411",
+            "pools.fast is fast",
+            "http://10.0.0.9:4222",
+            "jobs_days is 4000",
+            "jobs_max is 1;",
+        ] {
             assert!(error.contains(part), "{error}");
         }
     }
