@@ -11,6 +11,7 @@ use sterna_shared::bus::NatsSettings;
 use sterna_shared::host::{Accelerator, Limits};
 use sterna_shared::id::{BridgeName, HostId, PoolName};
 
+use crate::disk::pool::VolumeGroupName;
 use crate::journal::retention::{JOBS_DAYS_MAX, JOBS_MAX_LEAST, Retention};
 
 /// The most addresses an agent listens on or advertises: a peer tries each in turn.
@@ -58,12 +59,16 @@ pub struct Config {
     pub tls: TlsSettings,
 }
 
-/// A pool.
+/// A pool: a directory or a volume group, one of the two.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolSettings {
     /// Its directory.
-    pub directory: PathBuf,
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
+    /// Its volume group of LVM, in which disks are logical volumes.
+    #[serde(default)]
+    pub volume_group: Option<VolumeGroupName>,
     /// What storage it is, where several hosts see the same directory: the same text on each.
     #[serde(default)]
     pub shared: Option<String>,
@@ -162,9 +167,18 @@ impl Config {
             }
         }
         if self.pools.is_empty() {
-            faults.push("there is no pool; add a section [pools.NAME] with a directory".to_owned());
+            faults.push("there is no pool; add a section [pools.NAME] with a directory or a volume_group".to_owned());
         }
-        let directories = self.pools.iter().map(|(name, pool)| (format!("pools.{name}"), &pool.directory));
+        for (name, pool) in &self.pools {
+            if pool.directory.is_some() == pool.volume_group.is_some() {
+                faults.push(format!("pools.{name} needs either a directory or a volume_group; give one of the two"));
+            }
+            if pool.volume_group.is_some() && pool.shared.is_some() {
+                faults.push(format!("pools.{name} is a volume group, which is one host's alone; leave out shared"));
+            }
+        }
+        let directories =
+            self.pools.iter().filter_map(|(name, pool)| Some((format!("pools.{name}"), pool.directory.as_ref()?)));
         for (key, directory) in directories.chain([
             ("state_directory".to_owned(), &self.state_directory),
             ("runtime_directory".to_owned(), &self.runtime_directory),
@@ -234,6 +248,27 @@ key_file = "/etc/sterna/host.key"
     fn an_unknown_key_is_named_with_its_line() {
         let error = parse(&SOUND.replace("directory =", "path =")).expect_err("unknown key");
         assert!(error.contains("line 7") && error.contains("path") && error.contains("directory"), "{error}");
+    }
+
+    #[test]
+    fn a_pool_is_a_directory_or_a_volume_group() {
+        let group = SOUND.replace("directory = \"/srv/fast\"", "volume_group = \"vg0\"");
+        let config = parse(&group).expect("sound");
+        let name =
+            config.pools.values().next().and_then(|pool| pool.volume_group.as_ref()).map(VolumeGroupName::as_str);
+        assert_eq!(name, Some("vg0"));
+        for (text, part) in [
+            (SOUND.replace("directory = \"/srv/fast\"", ""), "either a directory or a volume_group"),
+            (
+                SOUND.replace("\"/srv/fast\"", "\"/srv/fast\"\nvolume_group = \"vg0\""),
+                "either a directory or a volume_group",
+            ),
+            (group.replace("\"vg0\"", "\"vg0\"\nshared = \"san\""), "leave out shared"),
+            (group.replace("vg0", "../sda"), "no name of a volume group"),
+        ] {
+            let error = parse(&text).expect_err("a fault");
+            assert!(error.contains(part), "{error}");
+        }
     }
 
     #[test]

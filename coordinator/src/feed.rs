@@ -63,6 +63,7 @@ struct PoolDocument {
     shared: Option<String>,
     capacity: ByteCount,
     free: ByteCount,
+    extent: Option<ByteCount>,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,6 +145,7 @@ pub fn host_changed(source: &HostId, member: &Member, now: Timestamp) -> Result<
         shared: pool.shared.clone(),
         capacity: pool.capacity,
         free: pool.free,
+        extent: pool.extent,
     });
     let data = HostDocument {
         host: inventory.host.to_string(),

@@ -237,7 +237,7 @@ impl Target {
             machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
         }
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
-        self.disks = Some(TargetDisks::open(&socket, &plan.disks, blocks).await?);
+        self.disks = Some(TargetDisks::open(&socket, &plan.disks, |disk| context.host.origin(disk), blocks).await?);
         Ok(())
     }
 
@@ -294,7 +294,7 @@ impl Target {
         if matches!(record, Record::Absent { .. }) && self.prepared {
             let made = context.host.journal.images_made(context.plan.job);
             if made.unwrap_or(false) {
-                images::remove_incoming(&context.host, &context.plan);
+                images::remove_incoming(&context.host, &context.plan).await;
             }
             self.prepared = false;
         }
