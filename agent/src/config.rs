@@ -11,6 +11,9 @@ use sterna_shared::bus::NatsSettings;
 use sterna_shared::host::{Accelerator, Limits};
 use sterna_shared::id::{BridgeName, HostId, PoolName};
 
+use crate::disk::pool::VolumeGroupName;
+use crate::journal::retention::{JOBS_DAYS_MAX, JOBS_MAX_LEAST, Retention};
+
 /// The most addresses an agent listens on or advertises: a peer tries each in turn.
 pub const ADDRESSES_MAX: usize = 8;
 /// The longest path of a runtime directory: a UNIX socket's whole path must stay below 108 bytes.
@@ -47,18 +50,25 @@ pub struct Config {
     /// What the host takes on at once.
     #[serde(default)]
     pub limits: Limits,
+    /// For how long jobs are remembered that are over.
+    #[serde(default)]
+    pub retention: Retention,
     /// The broker.
     pub nats: NatsSettings,
     /// This host's certificate.
     pub tls: TlsSettings,
 }
 
-/// A pool.
+/// A pool: a directory or a volume group, one of the two.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PoolSettings {
     /// Its directory.
-    pub directory: PathBuf,
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
+    /// Its volume group of LVM, in which disks are logical volumes.
+    #[serde(default)]
+    pub volume_group: Option<VolumeGroupName>,
     /// What storage it is, where several hosts see the same directory: the same text on each.
     #[serde(default)]
     pub shared: Option<String>,
@@ -157,9 +167,18 @@ impl Config {
             }
         }
         if self.pools.is_empty() {
-            faults.push("there is no pool; add a section [pools.NAME] with a directory".to_owned());
+            faults.push("there is no pool; add a section [pools.NAME] with a directory or a volume_group".to_owned());
         }
-        let directories = self.pools.iter().map(|(name, pool)| (format!("pools.{name}"), &pool.directory));
+        for (name, pool) in &self.pools {
+            if pool.directory.is_some() == pool.volume_group.is_some() {
+                faults.push(format!("pools.{name} needs either a directory or a volume_group; give one of the two"));
+            }
+            if pool.volume_group.is_some() && pool.shared.is_some() {
+                faults.push(format!("pools.{name} is a volume group, which is one host's alone; leave out shared"));
+            }
+        }
+        let directories =
+            self.pools.iter().filter_map(|(name, pool)| Some((format!("pools.{name}"), pool.directory.as_ref()?)));
         for (key, directory) in directories.chain([
             ("state_directory".to_owned(), &self.state_directory),
             ("runtime_directory".to_owned(), &self.runtime_directory),
@@ -178,6 +197,13 @@ impl Config {
             if !server.starts_with("tls://") && !server.starts_with("nats://") {
                 faults.push(format!("nats.servers has {server:?}; give an address such as tls://nats.example:4222"));
             }
+        }
+        let Retention { jobs_days, jobs_max } = self.retention;
+        if jobs_days > JOBS_DAYS_MAX {
+            faults.push(format!("retention.jobs_days is {jobs_days}; give 0 to {JOBS_DAYS_MAX}"));
+        }
+        if jobs_max < JOBS_MAX_LEAST {
+            faults.push(format!("retention.jobs_max is {jobs_max}; give at least {JOBS_MAX_LEAST}"));
         }
         if self.nats.servers.is_empty() {
             faults.push("nats.servers is empty; give at least one address such as tls://nats.example:4222".to_owned());
@@ -225,11 +251,39 @@ key_file = "/etc/sterna/host.key"
     }
 
     #[test]
+    fn a_pool_is_a_directory_or_a_volume_group() {
+        let group = SOUND.replace("directory = \"/srv/fast\"", "volume_group = \"vg0\"");
+        let config = parse(&group).expect("sound");
+        let name =
+            config.pools.values().next().and_then(|pool| pool.volume_group.as_ref()).map(VolumeGroupName::as_str);
+        assert_eq!(name, Some("vg0"));
+        for (text, part) in [
+            (SOUND.replace("directory = \"/srv/fast\"", ""), "either a directory or a volume_group"),
+            (
+                SOUND.replace("\"/srv/fast\"", "\"/srv/fast\"\nvolume_group = \"vg0\""),
+                "either a directory or a volume_group",
+            ),
+            (group.replace("\"vg0\"", "\"vg0\"\nshared = \"san\""), "leave out shared"),
+            (group.replace("vg0", "../sda"), "no name of a volume group"),
+        ] {
+            let error = parse(&text).expect_err("a fault");
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
     fn every_fault_is_told_at_once() {
         let text =
             SOUND.replace("10.0.0.1:7411", "0.0.0.0:7411").replace("/srv/fast", "fast").replace("tls://", "http://");
+        let text = format!("{text}\n[retention]\njobs_days = 4000\njobs_max = 1\n");
         let error = parse(&text).expect_err("faults");
-        for part in ["advertise has 0.0.0.0:7411", "pools.fast is fast", "http://10.0.0.9:4222"] {
+        for part in [
+            "advertise has 0.0.0.0:7411",
+            "pools.fast is fast",
+            "http://10.0.0.9:4222",
+            "jobs_days is 4000",
+            "jobs_max is 1;",
+        ] {
             assert!(error.contains(part), "{error}");
         }
     }

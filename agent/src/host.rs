@@ -4,18 +4,22 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sterna_shared::host::{Inventory, Pool as PoolReport, VmReport};
 use sterna_shared::id::{HostId, JobId, PoolName, VmId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, DiskSpec, Firmware, VmSpec};
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::warn;
 
 use crate::clock;
 use crate::config::Config;
+use crate::disk::copy::target::Origin;
 use crate::disk::pool::{Pool, PoolError};
 use crate::guest::tap;
-use crate::hypervisor::qemu::command_line::{Image, ImageKind, Placement, UefiPlacement};
+use crate::hypervisor::qemu::command_line::{Image, Placement, UefiPlacement};
 use crate::hypervisor::qemu::probe::Probe;
 use crate::hypervisor::qemu::runtime::{RuntimeDirectory, RuntimeError};
 use crate::journal::Journal;
@@ -24,6 +28,8 @@ use crate::teller::{NotTold, Teller};
 
 /// The most boot files that are reported.
 const BOOT_FILES_MAX: usize = 256;
+/// How often volume groups are asked for their free space.
+const POOL_REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 
 /// This host.
 #[derive(Debug)]
@@ -120,6 +126,35 @@ impl Host {
             .ok_or_else(|| PlacementError::UnknownPool { disk: disk.name.to_string(), pool: disk.pool.clone() })
     }
 
+    /// A disk's image, as QEMU takes it.
+    ///
+    /// # Errors
+    /// This host does not have the disk's pool.
+    pub fn image(&self, vm: VmId, disk: &DiskSpec) -> Result<Image, PlacementError> {
+        let pool = self.pool(disk)?;
+        Ok(Image { path: pool.image_path(vm, &disk.name, disk.format), kind: pool.kind() })
+    }
+
+    /// What a disk's image holds that was made to be filled.
+    #[must_use]
+    pub fn origin(&self, disk: &DiskSpec) -> Origin {
+        self.pool(disk).map_or(Origin::Used, Pool::origin)
+    }
+
+    /// Asks volume groups for their free space now and then, for as long as the agent runs: others may use them too.
+    pub async fn refresh_pools(self: Arc<Self>) {
+        let mut ticks = interval(POOL_REFRESH_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            for pool in self.pools.values() {
+                if let Err(error) = pool.refresh().await {
+                    warn!(error = &error as &dyn std::error::Error, "a pool's free space is as it was");
+                }
+            }
+        }
+    }
+
     /// The runtime directory of a VM's QEMU.
     ///
     /// # Errors
@@ -145,8 +180,7 @@ impl Host {
     pub fn placement(&self, spec: &VmSpec, incoming: bool) -> Result<Placement, PlacementError> {
         let mut images = BTreeMap::new();
         for disk in &spec.disks {
-            let path = self.pool(disk)?.image_path(spec.id, &disk.name, disk.format);
-            images.insert(disk.name.clone(), Image { path, kind: ImageKind::File });
+            images.insert(disk.name.clone(), self.image(spec.id, disk)?);
         }
         let boot_directory = match (&spec.kernel, &self.config.boot_directory) {
             (Some(_), None) => return Err(PlacementError::NoBootDirectory),
@@ -178,7 +212,7 @@ impl Host {
     /// The VM has no disk, or its pool is not here.
     pub fn variable_store(&self, spec: &VmSpec) -> Result<PathBuf, PlacementError> {
         let disk = spec.disks.first().ok_or(PlacementError::NoPlaceForVariables)?;
-        Ok(self.pool(disk)?.variable_store_path(spec.id))
+        Ok(self.pool(disk)?.variable_store_path(spec.id)?)
     }
 
     /// What the fleet is told of this host.
@@ -188,7 +222,8 @@ impl Host {
         let pools = self.pools.values().map(|pool| {
             let (capacity, free) =
                 pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
-            PoolReport { name: pool.name().clone(), shared: pool.shared().map(str::to_owned), capacity, free }
+            let shared = pool.shared().map(str::to_owned);
+            PoolReport { name: pool.name().clone(), shared, capacity, free, extent: pool.extent() }
         });
         Inventory {
             host: self.id().clone(),

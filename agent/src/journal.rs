@@ -5,11 +5,16 @@
 //!   jobs     JobId          → JobRecord   the plan and how far it is
 //!   events   number         → Event       what this agent told of its jobs, in order
 //!   told     JobId          → number      how many events it told of that job
-//!   facts    name           → bytes       the highest epoch; how far events are published
+//!   facts    name           → number      the highest epoch; how far events are published, and jobs forgotten
 //! ```
 //!
 //! Every write is one transaction that is on the disk (`fsync`) before the call returns: callers act after it, never
 //! before. A journal that cannot be written stops the agent from granting rights, and stops nothing that runs.
+//!
+//! What is kept has limits: events a number, jobs that are over a time and a number ([`retention`]). VMs stay: their
+//! tombstones hold the generations that are not to be used again.
+
+pub mod retention;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -36,6 +41,8 @@ const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 
 const FACT_EPOCH: &str = "epoch";
 const FACT_PUBLISHED: &str = "published";
+/// Microseconds since 1970: the latest that a job was planned which is forgotten.
+const FACT_FORGOTTEN: &str = "forgotten";
 
 /// A VM that this host has, had, or is to have.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +70,21 @@ pub struct JobRecord {
     pub images_made: bool,
     /// When the plan was taken.
     pub accepted_at: Timestamp,
+    /// When the job was over at this host.
+    #[serde(default)]
+    pub over_at: Option<Timestamp>,
+    /// At the target: the source has nothing more to ask.
+    #[serde(default)]
+    pub settled: bool,
+}
+
+impl JobRecord {
+    /// A plan that has just been taken.
+    #[must_use]
+    pub const fn new(plan: Plan, role: Role, accepted_at: Timestamp) -> Self {
+        let (stage, admitted, images_made) = (Stage::InHand, None, false);
+        Self { plan, role, stage, admitted, images_made, accepted_at, over_at: None, settled: false }
+    }
 }
 
 /// A host's part in a job.
@@ -273,8 +295,8 @@ impl Journal {
     ///
     /// # Errors
     /// The journal cannot be written.
-    pub async fn conclude(&self, job: JobId) -> Result<(), JournalError> {
-        self.change_job(job, |record| record.stage = Stage::Over).await
+    pub async fn conclude(&self, job: JobId, now: Timestamp) -> Result<(), JournalError> {
+        self.change_job(job, move |record| (record.stage, record.over_at) = (Stage::Over, Some(now))).await
     }
 
     /// Changes a job's record in one transaction: the loop, which admits, and the job's own task both do, and neither may
@@ -491,7 +513,7 @@ pub(crate) mod tests {
             steps: Plan::steps_of(MoveMode::Live, false),
         };
         let accepted_at = plan.planned_at;
-        JobRecord { plan, role, stage: Stage::InHand, admitted: None, images_made: false, accepted_at }
+        JobRecord::new(plan, role, accepted_at)
     }
 
     fn spec() -> VmSpec {

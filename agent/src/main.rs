@@ -10,8 +10,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use sterna_agent::bus::Bus;
-use sterna_agent::config::Config;
-use sterna_agent::disk::pool::Pool;
+use sterna_agent::config::{Config, PoolSettings};
+use sterna_agent::disk::pool::{Lvm, Pool};
 use sterna_agent::host::Host;
 use sterna_agent::hypervisor::qemu::probe::probe;
 use sterna_agent::journal::Journal;
@@ -99,7 +99,16 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     }
     let mut pools = BTreeMap::new();
     for (name, settings) in &config.pools {
-        pools.insert(name.clone(), Pool::open(name.clone(), &settings.directory, settings.shared.clone())?);
+        let pool = match settings {
+            PoolSettings { volume_group: Some(group), .. } => {
+                Pool::open_volume_group(name.clone(), group.clone(), Lvm::default()).await?
+            }
+            PoolSettings { directory, shared, .. } => {
+                let directory = directory.as_deref().unwrap_or(Path::new(""));
+                Pool::open(name.clone(), directory, shared.clone())?
+            }
+        };
+        pools.insert(name.clone(), pool);
     }
     let tls = Arc::new(Tls::load(Files {
         authorities: config.tls.ca_file.clone(),
@@ -131,6 +140,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     tokio::spawn(watchdog());
     tokio::spawn(reload(Arc::clone(&host)));
+    tokio::spawn(Arc::clone(&host).refresh_pools());
     info!(host = %host.id(), "ready");
     service.run(stop()).await;
     host.flush().await;

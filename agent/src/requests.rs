@@ -166,7 +166,7 @@ impl Handler {
         }
         let forgotten = keeper.feed(Input::Delete).await;
         if forgotten.is_ok() && delete_disks {
-            images::remove_all(&self.host, &record.spec);
+            images::remove_all(&self.host, &record.spec).await;
         }
         done(forgotten.map(drop))
     }

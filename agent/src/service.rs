@@ -146,6 +146,7 @@ impl Service {
             sockets.push(TcpListener::bind(address).await.map_err(listen)?);
         }
         tokio::spawn(Listener::new(sockets, Arc::clone(&host.tls), Timing::default(), admission, session).run());
+        tokio::spawn(host.journal.clone().keep_to(host.config.retention, clock::now));
         Ok(service)
     }
 
@@ -279,6 +280,10 @@ impl Service {
         if !plan.involves(&here) || self.host.journal.job(job)?.is_some() {
             return Ok(());
         }
+        if self.host.journal.may_be_forgotten(&plan)? {
+            warn!(%job, planned_at = %plan.planned_at, "a plan as old as jobs that were forgotten is taken for a repeat");
+            return Ok(());
+        }
         let role = match (plan.source.id == here, plan.target.id == here) {
             (true, true) => Role::Storage,
             (true, false) => Role::Source,
@@ -286,9 +291,11 @@ impl Service {
         };
         let fault = self.fault_of(&plan, role);
         let blanked = Plan { token: Token::from_bytes([0; TOKEN_LENGTH]), ..plan.clone() };
-        let stage = if fault.is_some() { Stage::Over } else { Stage::InHand };
         let admitted = (role == Role::Source).then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
-        let record = JobRecord { plan, role, stage, admitted, images_made: false, accepted_at: clock::now() };
+        let mut record = JobRecord { admitted, ..JobRecord::new(plan, role, clock::now()) };
+        if fault.is_some() {
+            (record.stage, record.over_at, record.settled) = (Stage::Over, Some(record.accepted_at), true);
+        }
         self.host.journal.put_job(record.clone()).await?;
         self.tell(job, EventBody::Accepted { plan: Box::new(blanked) }).await;
         match fault {
@@ -568,7 +575,7 @@ async fn conclude(host: &Host, job: JobId, outcome: Outcome) {
         warn!(%job, %error, "an event was lost");
     }
     host.flush().await;
-    if let Err(error) = host.journal.conclude(job).await {
+    if let Err(error) = host.journal.conclude(job, clock::now()).await {
         warn!(%job, error = &error as &dyn std::error::Error, "the job will be concluded again");
     }
 }

@@ -10,3 +10,5 @@ mod hostile;
 mod operations;
 #[path = "nbd/pools.rs"]
 mod pools;
+#[path = "nbd/volume_groups.rs"]
+mod volume_groups;

@@ -10,6 +10,9 @@
 //!
 //! [retention]
 //! events_days = 365
+//!
+//! [fence]
+//! command = ["/usr/local/sbin/fence", "--off"]
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -17,6 +20,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sterna_shared::bus::NatsSettings;
 use sterna_shared::id::HostId;
+
+use crate::fence::Fence;
 
 /// Where the file is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/sterna/coordinator.toml";
@@ -36,6 +41,9 @@ pub struct Config {
     /// How long things are kept.
     #[serde(default)]
     pub retention: Retention,
+    /// What puts a host out of action whose last handover is not resolved; an operator, where it is left out.
+    #[serde(default)]
+    pub fence: Option<Fence>,
 }
 
 /// How long things are kept in JetStream.
@@ -133,6 +141,9 @@ impl Config {
         if !matches!(config.retention.replicas, 1 | 3 | 5) {
             return value("retention.replicas", config.retention.replicas.to_string(), "give 1, 3 or 5");
         }
+        if let Some((key, found, remedy)) = config.fence.as_ref().and_then(Fence::fault) {
+            return value(key, found, remedy);
+        }
         Ok(config)
     }
 }
@@ -164,5 +175,7 @@ mod tests {
         assert!(error.contains("nats.servers") && error.contains("give 1 to 32"), "{error}");
         let error = parse(&format!("{SOUND}[retention]\nreplicas = 2\n")).expect_err("two replicas");
         assert!(error.contains("give 1, 3 or 5"), "{error}");
+        let error = parse(&format!("{SOUND}[fence]\ncommand = [\"fence\"]\n")).expect_err("no whole path");
+        assert!(error.contains("fence.command is [\"fence\"]") && error.contains("whole path"), "{error}");
     }
 }

@@ -12,6 +12,7 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod feed;
+pub mod fence;
 pub mod fleet;
 pub mod lease;
 pub mod pki;

@@ -17,6 +17,7 @@ mod desk;
 mod keeper;
 mod perform;
 mod request;
+mod resolve;
 mod state;
 
 use std::time::Duration;
@@ -183,7 +184,8 @@ impl Service {
     /// Leads until the lease is lost, or the broker fails.
     async fn lead(&mut self, epoch: Epoch, beat: &impl Fn()) -> Result<(), BusError> {
         let fleet = self.fleet.clone();
-        let mut state = State::new(self.config.name.clone(), epoch, self.bus.nats_version(), fleet);
+        let fence = self.config.fence.clone();
+        let mut state = State::new(self.config.name.clone(), epoch, self.bus.nats_version(), fleet, fence);
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
         let mut desk = Desk::new(&self.bus, &self.store, &self.config.name, epoch, self.standing.clone());

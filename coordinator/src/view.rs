@@ -1,4 +1,5 @@
-//! What programs see of a job and a plan: stable JSON, apart from the internal types.
+//! What programs see of a job and a plan: stable JSON, apart from the internal types. It is written once: the command
+//! line prints it, and the public feed carries it.
 //!
 //! ```text
 //!   JobStatus (fold of events) ─┐

@@ -10,13 +10,13 @@ use async_nats::jetstream::{self, consumer::Consumer, consumer::pull};
 use futures_util::StreamExt;
 use sterna_coordinator::bus::Bus;
 use sterna_coordinator::config::{Config, Retention};
-use sterna_coordinator::{fleet::Fleet, planner, service};
+use sterna_coordinator::{fence::Fence, fleet::Fleet, planner, service};
 use sterna_shared::bus::{
     AgentReply, AgentRequest, ApiReply, ApiRequest, Command, Envelope, NatsSettings, STREAM_COMMANDS, Subject,
     SystemView,
 };
 use sterna_shared::host::{Inventory, VmReport};
-use sterna_shared::id::{Epoch, HostId, JobId, Token};
+use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token};
 use sterna_shared::job::{Event, EventBody, JobState, JobStatus, MoveRequest, Plan, Reporter};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
@@ -66,13 +66,22 @@ impl Broker {
         settings(self.port)
     }
 
+    fn config(&self, name: &str) -> Config {
+        config(name, self.port)
+    }
+
     fn coordinator(&self, name: &str) -> Coordinator {
-        Coordinator::start(name, self.settings(), || {})
+        Coordinator::start(self.config(name), || {})
     }
 }
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port()
+}
+
+fn config(name: &str, port: u16) -> Config {
+    let name = name.parse().expect("a name");
+    Config { name, nats: settings(port), retention: Retention::default(), fence: None }
 }
 
 fn settings(port: u16) -> NatsSettings {
@@ -93,8 +102,7 @@ struct Coordinator {
 }
 
 impl Coordinator {
-    fn start(name: &str, nats: NatsSettings, beat: impl Fn() + Send + Sync + 'static) -> Self {
-        let config = Config { name: name.parse().expect("a name"), nats, retention: Retention::default() };
+    fn start(config: Config, beat: impl Fn() + Send + Sync + 'static) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
         let task = tokio::spawn(async move {
             Box::pin(service::run(config, async { drop(stopped.await) }, beat)).await.expect("ran");
@@ -219,6 +227,17 @@ fn alpha() -> HostId {
     "alpha".parse().expect("a name")
 }
 
+/// What the move is planned to be while both hosts are well.
+fn planned() -> Box<Plan> {
+    let now = "2026-01-01T00:00:00Z".parse().expect("a time");
+    let mut fleet = Fleet::default();
+    for host in [inventory("alpha", true), inventory("beta", false)] {
+        fleet.heard(host, now, Duration::ZERO);
+    }
+    let seeds = planner::Seeds { job: job(), token: Token::from_bytes([0; 32]), now };
+    Box::new(planner::plan(&fleet, [], &request(), seeds).expect("a plan"))
+}
+
 fn event(sequence: u64, body: EventBody) -> Event {
     let at = "2026-01-01T00:00:01Z".parse().expect("a time");
     Event { job: job(), reporter: Reporter::Host(alpha()), sequence, at, body }
@@ -277,13 +296,13 @@ async fn a_job_is_planned_sent_followed_and_rebuilt() {
             let headers = message.headers.expect("headers");
             assert_eq!(headers.get("ce-type").map(|value| value.as_str()), Some("sterna.v1.job.changed"));
             let json: serde_json::Value = serde_json::from_slice(&message.payload).expect("JSON");
-            if json["state"] == "Completed" {
+            if json["state"] == "completed" {
                 return json;
             }
         }
     };
     let json = tokio::time::timeout(WAIT_MAX, told).await.expect("in time");
-    assert_eq!((json["percent"].as_u64(), json["blackout_ms"].as_f64()), (Some(100), Some(42.0)));
+    assert_eq!((json["percent"].as_f64(), json["blackout_ms"].as_f64()), (Some(100.0), Some(42.0)));
 
     one.stop().await;
     let two = broker.coordinator("two");
@@ -297,13 +316,7 @@ async fn an_empty_stream_is_rebuilt_from_the_agents() {
     let broker = Broker::start().await;
     let client = broker.client().await;
     let mut tasks = JoinSet::new();
-    let now = "2026-01-01T00:00:00Z".parse().expect("a time");
-    let mut fleet = Fleet::default();
-    for host in [inventory("alpha", true), inventory("beta", false)] {
-        fleet.heard(host, now, Duration::ZERO);
-    }
-    let seeds = planner::Seeds { job: job(), token: Token::from_bytes([0; 32]), now };
-    let plan = Box::new(planner::plan(&fleet, [], &request(), seeds).expect("a plan"));
+    let plan = planned();
     let journal = vec![
         event(1, EventBody::Accepted { plan }),
         event(2, EventBody::Notice { text: "one".into() }),
@@ -350,7 +363,7 @@ async fn a_coordinator_that_starts_before_its_broker_waits_for_it() {
     let port = free_port();
     let waits = Arc::new(Notify::new());
     let told = Arc::clone(&waits);
-    let one = Coordinator::start("one", settings(port), move || told.notify_one());
+    let one = Coordinator::start(config("one", port), move || told.notify_one());
     tokio::time::timeout(WAIT_MAX, waits.notified()).await.expect("it says that it lives");
     let broker = Broker::start_at(port).await;
     leader(&broker.client().await, "one").await;
@@ -378,4 +391,50 @@ async fn an_agent_that_starts_anew_is_asked_again_until_it_listens() {
     let host = alpha();
     let (answer, ()) = tokio::join!(bus.ask(&host, b"one".to_vec(), WAIT_MAX), subscribe);
     assert_eq!(answer.expect("an answer"), b"one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fence_command_resolves_a_handover_with_a_host_that_is_gone() {
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let mut tasks = JoinSet::new();
+    // Beta is never heard of; alpha has ceded.
+    let mut ceded = inventory("alpha", true);
+    (ceded.vms[0].owned, ceded.vms[0].generation) = (false, Generation(4));
+    play_agent(&mut tasks, &client, ceded, vec![]);
+    let mut asked = client.subscribe(Subject::Agent(alpha()).to_string()).await.expect("subscribed");
+    let folder = tempfile::tempdir().expect("a directory");
+    let ran_for = folder.path().join("ran-for");
+    let script = "echo \"$1\" > \"$0\"";
+    let command = ["/bin/sh", "-c", script, ran_for.to_str().expect("text")].map(str::to_owned).to_vec();
+    let one = Coordinator::start(
+        Config { fence: Some(Fence { command, after_seconds: 0, timeout_seconds: 30 }), ..broker.config("one") },
+        || {},
+    );
+    leader(&client, "one").await;
+    until(&client, &ApiRequest::VmList, |reply| match reply {
+        ApiReply::Vms { vms } if vms.len() == 1 => Some(()),
+        _ => None,
+    })
+    .await;
+    for event in [
+        event(1, EventBody::Accepted { plan: planned() }),
+        event(2, EventBody::Unresolved { reason: "beta does not answer".into() }),
+    ] {
+        let subject = Subject::Event(alpha(), job()).to_string();
+        client.publish(subject, seal("event", &event).into()).await.expect("published");
+    }
+    let told = async {
+        loop {
+            let message = asked.next().await.expect("a request");
+            let request = Envelope::open(&message.payload).and_then(|envelope| envelope.message("agent_request"));
+            if let Ok(AgentRequest::VmFenced { vm, fenced }) = request {
+                return (vm, fenced);
+            }
+        }
+    };
+    let (vm, fenced) = tokio::time::timeout(WAIT_MAX, told).await.expect("in time");
+    assert_eq!((vm, fenced.as_str()), (planned().vm.id, "beta"));
+    assert_eq!(std::fs::read_to_string(&ran_for).expect("it ran"), "beta\n");
+    one.stop().await;
 }

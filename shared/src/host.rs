@@ -107,6 +107,19 @@ pub struct Pool {
     pub capacity: ByteCount,
     /// What is free, reservations taken off.
     pub free: ByteCount,
+    /// Of a volume group: its extents, of which each disk takes whole ones. Images there are raw, and nothing but disks
+    /// can be there. None for a directory.
+    #[serde(default)]
+    pub extent: Option<ByteCount>,
+}
+
+impl Pool {
+    /// What a disk takes of the pool at most.
+    #[must_use]
+    pub fn room_for(&self, disk: ByteCount) -> ByteCount {
+        let extent = self.extent.map_or(1, |extent| extent.0.max(1));
+        ByteCount(disk.0.checked_next_multiple_of(extent).unwrap_or(u64::MAX))
+    }
 }
 
 /// The agent's certificate, as far as planning needs it.

@@ -66,7 +66,7 @@ async fn watched_move(fleet: &mut Fleet) -> anyhow::Result<()> {
     eprintln!("{shown}");
 
     let said = feed
-        .wait_for("the end of the job", |said| said.of_job(&job).any(|message| message["body"]["state"] == "Completed"))
+        .wait_for("the end of the job", |said| said.of_job(&job).any(|message| message["body"]["state"] == "completed"))
         .await?;
     expect_feed(&said, &job)
 }
@@ -118,7 +118,7 @@ fn expect_feed(said: &Said, job: &str) -> anyhow::Result<()> {
     ensure!(ids.len() == said.messages.len(), "an id is there twice");
     let of_job: Vec<&Value> = said.of_job(job).collect();
     let states: BTreeSet<&str> = of_job.iter().filter_map(|message| message["body"]["state"].as_str()).collect();
-    ensure!(states.contains("Running") && states.contains("Completed"), "{states:?}");
+    ensure!(states.contains("running") && states.contains("completed"), "{states:?}");
     ensure!(of_job.iter().any(|message| message["body"]["progress"]["bytes_per_second"].as_u64() > Some(0)), "a rate");
     let last = of_job.last().context("a message of the job")?;
     let steps = last["body"]["steps"].as_array().context("steps")?;

@@ -1,54 +1,53 @@
-//! Pools: the directories that images live in, and the only door to them.
+//! Pools: where images live, and the only door to them.
 //!
 //! ```text
-//!   <pool directory>/<vm id>/<disk>.<raw|qcow2>
-//!                           /uefi-variables.fd
+//!   Pool ─┬─ directory       files, raw and qcow2, and UEFI variables beside them
+//!         └─ volume group    logical volumes of LVM, raw
 //! ```
 //!
-//! A path follows from the pool, the VM's id and the disk's name, all of which are valid by construction; nothing else, and
-//! no image header, decides which file is touched. Files are opened below the pool's own descriptor with `openat2`, which
-//! refuses links and `..` on the way. `qemu-img` gets the opened file as its standard input, and so cannot be led elsewhere
-//! either; it is always told the format.
-//!
-//! Calls here are few and small (metadata), and block only as long as the file system does.
+//! Where an image is follows from the pool, the VM's id and the disk's name, all of which are valid by construction;
+//! nothing else, and no image header, decides what is touched. Which of the two kinds a pool is matters to nobody but for
+//! three things: what a new image holds ([`Pool::origin`]), whether its path is that of a device ([`Pool::kind`]), and how
+//! much room it takes ([`Pool::extent`]).
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+mod directory;
+mod program;
+mod volume_group;
+
+use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
-use rustix::io::Errno;
 use sterna_shared::id::{DiskName, PoolName, VmId};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DISK_SIZE_MAX, DISK_SIZE_UNIT, DiskFormat};
-use tokio::io::AsyncReadExt;
-use tokio::process::Command;
-use tokio::time::timeout;
+
+use self::directory::Directory;
+use self::volume_group::VolumeGroup;
+pub use self::volume_group::{Lvm, VolumeGroupName};
+use super::copy::target::Origin;
+use crate::hypervisor::qemu::command_line::ImageKind;
 
 /// The longest that `qemu-img` may take for one small task.
 pub const QEMU_IMG_MAX: Duration = Duration::from_secs(30);
-/// The most output of `qemu-img` that is read.
-const QEMU_IMG_OUTPUT_MAX: u64 = 256 << 10;
 /// The largest UEFI variable store; OVMF's is 528 KiB to 4 MiB.
 pub const VARIABLE_STORE_MAX: usize = 64 << 20;
-const VARIABLE_STORE: &str = "uefi-variables.fd";
-/// Standard input, as a path: the image that was opened for `qemu-img`.
-const OPENED_IMAGE: &str = "/proc/self/fd/0";
 
 /// A configured pool.
 #[derive(Debug)]
 pub struct Pool {
     name: PoolName,
-    directory: PathBuf,
     shared: Option<String>,
-    root: OwnedFd,
+    place: Place,
 }
 
-/// What a pool's file system has.
+#[derive(Debug)]
+enum Place {
+    Directory(Directory),
+    VolumeGroup(VolumeGroup),
+}
+
+/// What a pool has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Space {
     /// What it can hold.
@@ -157,6 +156,56 @@ pub enum PoolError {
         /// The last of what it said.
         message: String,
     },
+    /// The configured volume group cannot be used.
+    #[error(
+        "pool {pool} cannot use the volume group {group}: {message}; make it with vgcreate, or correct the configuration"
+    )]
+    VolumeGroup {
+        /// The pool.
+        pool: PoolName,
+        /// Its volume group.
+        group: VolumeGroupName,
+        /// What LVM says.
+        message: String,
+    },
+    /// LVM failed.
+    #[error("lvm {verb} failed for {}: {message}", path.display())]
+    Lvm {
+        /// What it was asked to do.
+        verb: &'static str,
+        /// The logical volume.
+        path: PathBuf,
+        /// The last of what it said.
+        message: String,
+    },
+    /// A logical volume of that name is there and does not carry the tags by which Sterna knows its own.
+    #[error("{} is not tagged as this VM's by Sterna, and is left alone; rename or remove it if nothing needs it", path.display())]
+    NotOurs {
+        /// The logical volume.
+        path: PathBuf,
+    },
+    /// A logical volume that is there has no device.
+    #[error("{} is no block device of {size} or more; activate the logical volume with lvchange --activate y", path.display())]
+    NotActive {
+        /// Where its device should be.
+        path: PathBuf,
+        /// How much it should hold.
+        size: ByteCount,
+    },
+    /// A format that a logical volume cannot be in.
+    #[error("pool {pool} is a volume group, and disks in it are raw; give format raw, or a pool that is a directory")]
+    NotRaw {
+        /// The pool.
+        pool: PoolName,
+    },
+    /// A volume group holds no files.
+    #[error(
+        "pool {pool} is a volume group and holds no UEFI variables; give the VM a first disk in a pool that is a directory"
+    )]
+    NoFiles {
+        /// The pool.
+        pool: PoolName,
+    },
     /// A variable store that is too large or empty.
     #[error("a UEFI variable store of {length} bytes; 1 to {VARIABLE_STORE_MAX} are accepted")]
     VariableStore {
@@ -171,12 +220,17 @@ impl Pool {
     /// # Errors
     /// When the directory cannot be opened.
     pub fn open(name: PoolName, directory: &Path, shared: Option<String>) -> Result<Self, PoolError> {
-        let failed = |source| PoolError::Directory { pool: name.clone(), directory: directory.to_owned(), source };
-        // The operator's own path may have links; from here on none are followed.
-        let directory = directory.canonicalize().map_err(failed)?;
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        let root = rustix::fs::open(&directory, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
-        Ok(Self { name, directory, shared, root })
+        let place = Place::Directory(Directory::open(&name, directory)?);
+        Ok(Self { name, shared, place })
+    }
+
+    /// Opens a volume group, which must exist. It is this host's alone.
+    ///
+    /// # Errors
+    /// When LVM does not know it.
+    pub async fn open_volume_group(name: PoolName, group: VolumeGroupName, lvm: Lvm) -> Result<Self, PoolError> {
+        let place = Place::VolumeGroup(VolumeGroup::open(&name, group, lvm).await?);
+        Ok(Self { name, shared: None, place })
     }
 
     /// Its name.
@@ -191,34 +245,100 @@ impl Pool {
         self.shared.as_deref()
     }
 
+    /// What its images are to QEMU.
+    #[must_use]
+    pub fn kind(&self) -> ImageKind {
+        match self.place {
+            Place::Directory(_) => ImageKind::File,
+            Place::VolumeGroup(_) => ImageKind::BlockDevice,
+        }
+    }
+
+    /// What an image holds that was made to be filled.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        match self.place {
+            Place::Directory(_) => Origin::Fresh,
+            Place::VolumeGroup(_) => Origin::Used,
+        }
+    }
+
+    /// The extents of a volume group, of which each disk takes whole ones; none for a directory.
+    #[must_use]
+    pub fn extent(&self) -> Option<ByteCount> {
+        match &self.place {
+            Place::Directory(_) => None,
+            Place::VolumeGroup(group) => Some(group.extent()),
+        }
+    }
+
     /// Where a disk's image is, whether it exists or not.
     #[must_use]
     pub fn image_path(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> PathBuf {
-        self.directory.join(image_name(vm, disk, format))
+        match &self.place {
+            Place::Directory(directory) => directory.image_path(vm, disk, format),
+            Place::VolumeGroup(group) => group.image_path(vm, disk),
+        }
     }
 
     /// Where a VM's UEFI variable store is, whether it exists or not.
-    #[must_use]
-    pub fn variable_store_path(&self, vm: VmId) -> PathBuf {
-        self.directory.join(format!("{vm}/{VARIABLE_STORE}"))
+    ///
+    /// # Errors
+    /// When the pool is a volume group.
+    pub fn variable_store_path(&self, vm: VmId) -> Result<PathBuf, PoolError> {
+        Ok(self.files()?.variable_store_path(vm))
     }
 
-    /// What the pool's file system has.
+    /// What the pool has; of a volume group, as of the last change or [`Pool::refresh`].
     ///
     /// # Errors
     /// When the file system does not say.
     pub fn space(&self) -> Result<Space, PoolError> {
-        let failed = |errno: Errno| self.io("ask for the free space of", Path::new(""), errno.into());
-        let status = rustix::fs::fstatvfs(&self.root).map_err(failed)?;
-        let bytes = |blocks: u64| ByteCount(blocks.saturating_mul(status.f_frsize));
-        Ok(Space { capacity: bytes(status.f_blocks), free: bytes(status.f_bavail) })
+        match &self.place {
+            Place::Directory(directory) => directory.space(),
+            Place::VolumeGroup(group) => Ok(group.space()),
+        }
     }
 
-    /// Makes an image that reads as zeroes and takes next to no space: its path.
+    /// Asks a volume group for its free space anew: others may use it too.
     ///
     /// # Errors
-    /// When it exists already, the size is none, or the file system or `qemu-img` fails; then nothing is left behind.
+    /// When LVM does not say.
+    pub async fn refresh(&self) -> Result<(), PoolError> {
+        match &self.place {
+            Place::Directory(_) => Ok(()),
+            Place::VolumeGroup(group) => group.refresh().await,
+        }
+    }
+
+    /// Makes an image that reads as zeroes: its path. A logical volume is overwritten for that, which takes as long as its
+    /// device needs.
+    ///
+    /// # Errors
+    /// When it exists already, the size is none, or the file system or a program fails; then nothing is left behind.
     pub async fn create(
+        &self,
+        vm: VmId,
+        disk: &DiskName,
+        format: DiskFormat,
+        size: ByteCount,
+    ) -> Result<PathBuf, PoolError> {
+        let path = self.create_to_fill(vm, disk, format, size).await?;
+        if let Place::VolumeGroup(group) = &self.place
+            && let Err(error) = group.zero(vm, disk).await
+        {
+            // The first error is the one to tell.
+            let _ = group.delete(vm, disk).await;
+            return Err(error);
+        }
+        Ok(path)
+    }
+
+    /// Makes an image that will be written from end to end, and that holds until then what [`Pool::origin`] says.
+    ///
+    /// # Errors
+    /// As [`Pool::create`].
+    pub async fn create_to_fill(
         &self,
         vm: VmId,
         disk: &DiskName,
@@ -228,13 +348,13 @@ impl Pool {
         if size.0 == 0 || size > DISK_SIZE_MAX || !size.0.is_multiple_of(DISK_SIZE_UNIT) {
             return Err(PoolError::DiskSize { size });
         }
-        let name = image_name(vm, disk, format);
-        let file = self.create_file(vm, &name)?;
-        let made = match format {
-            DiskFormat::Raw => file.set_len(size.0).map_err(|source| self.io("size", &name, source)),
-            DiskFormat::Qcow2 => self.create_qcow2(&name, &file, size).await,
-        };
-        self.settle(vm, &name, &file, made)
+        match &self.place {
+            Place::Directory(directory) => directory.create(vm, disk, format, size).await,
+            Place::VolumeGroup(group) => {
+                self.expect_raw(format)?;
+                group.create(vm, disk, size).await
+            }
+        }
     }
 
     /// Makes a VM's UEFI variable store with that content: its path.
@@ -242,13 +362,7 @@ impl Pool {
     /// # Errors
     /// When it exists already, is too large, or the file system fails; then nothing is left behind.
     pub fn create_variable_store(&self, vm: VmId, content: &[u8]) -> Result<PathBuf, PoolError> {
-        if content.is_empty() || content.len() > VARIABLE_STORE_MAX {
-            return Err(PoolError::VariableStore { length: content.len() });
-        }
-        let name = PathBuf::from(format!("{vm}/{VARIABLE_STORE}"));
-        let mut file = self.create_file(vm, &name)?;
-        let made = file.write_all(content).map_err(|source| self.io("write", &name, source));
-        self.settle(vm, &name, &file, made)
+        self.files()?.create_variable_store(vm, content)
     }
 
     /// The content of a VM's UEFI variable store.
@@ -256,23 +370,18 @@ impl Pool {
     /// # Errors
     /// When it is not there, too large, or cannot be read.
     pub fn read_variable_store(&self, vm: VmId) -> Result<Vec<u8>, PoolError> {
-        let name = PathBuf::from(format!("{vm}/{VARIABLE_STORE}"));
-        let (file, _) = self.open_file(&name)?;
-        let mut content = Vec::new();
-        let read = file.take(VARIABLE_STORE_MAX as u64 + 1).read_to_end(&mut content);
-        read.map_err(|source| self.io("read", &name, source))?;
-        if content.is_empty() || content.len() > VARIABLE_STORE_MAX {
-            return Err(PoolError::VariableStore { length: content.len() });
-        }
-        Ok(content)
+        self.files()?.read_variable_store(vm)
     }
 
     /// Deletes an image, and the VM's directory when it was the last file in it. One that is gone already is no error.
     ///
     /// # Errors
-    /// When the file system fails.
-    pub fn delete(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> Result<(), PoolError> {
-        self.delete_file(vm, &image_name(vm, disk, format))
+    /// When the file system or LVM fails, or a logical volume of that name is not Sterna's.
+    pub async fn delete(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> Result<(), PoolError> {
+        match &self.place {
+            Place::Directory(directory) => directory.delete(vm, disk, format),
+            Place::VolumeGroup(group) => group.delete(vm, disk).await,
+        }
     }
 
     /// Deletes a VM's UEFI variable store likewise.
@@ -280,10 +389,14 @@ impl Pool {
     /// # Errors
     /// When the file system fails.
     pub fn delete_variable_store(&self, vm: VmId) -> Result<(), PoolError> {
-        self.delete_file(vm, &PathBuf::from(format!("{vm}/{VARIABLE_STORE}")))
+        match &self.place {
+            Place::Directory(directory) => directory.delete_variable_store(vm),
+            Place::VolumeGroup(_) => Ok(()),
+        }
     }
 
-    /// Checks that an image is there, is a plain file in that format that names no other file, and has that size.
+    /// Checks that an image is there, has that size, and is what it should be: a plain file in that format that names no
+    /// other file, or a logical volume of Sterna's with its device.
     ///
     /// # Errors
     /// Each way in which it is not so.
@@ -294,211 +407,26 @@ impl Pool {
         format: DiskFormat,
         size: ByteCount,
     ) -> Result<Image, PoolError> {
-        let name = image_name(vm, disk, format);
-        let path = self.directory.join(&name);
-        let (file, status) = self.open_file(&name)?;
-        let virtual_size = match format {
-            // What a raw image starts with is the guest's business; its length is all there is to know.
-            DiskFormat::Raw => ByteCount(u64::try_from(status.st_size).unwrap_or(0)),
-            DiskFormat::Qcow2 => {
-                let mut header = [0; QCOW2_HEADER];
-                let read = file.read_exact_at(&mut header, 0);
-                read.map_err(|_| PoolError::NotQcow2 { path: path.clone() })?;
-                check_qcow2(&path, &header)?;
-                self.qcow2_size(&name, &file).await?
-            }
-        };
-        if virtual_size != size {
-            return Err(PoolError::SizeDiffers { path, actual: virtual_size, expected: size });
-        }
-        let allocated = ByteCount(u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(512));
-        Ok(Image { path, virtual_size, allocated })
-    }
-
-    async fn create_qcow2(&self, name: &Path, file: &File, size: ByteCount) -> Result<(), PoolError> {
-        let options = "compat=1.1,cluster_size=65536,lazy_refcounts=off,extended_l2=off,preallocation=off";
-        let arguments = ["create", "-q", "-f", "qcow2", "-o", options, OPENED_IMAGE, &size.0.to_string()];
-        self.qemu_img(name, file, "create", &arguments).await.map(drop)
-    }
-
-    async fn qcow2_size(&self, name: &Path, file: &File) -> Result<ByteCount, PoolError> {
-        // -U: a guest that runs may hold the image's lock, and its size does not change meanwhile.
-        let arguments = ["info", "-U", "-f", "qcow2", "--output", "json", OPENED_IMAGE];
-        let output = self.qemu_img(name, file, "info", &arguments).await?;
-        let info: ImageInfo = serde_json::from_slice(&output).map_err(|error| PoolError::QemuImg {
-            verb: "info",
-            path: self.directory.join(name),
-            message: format!("its output was not understood: {error}"),
-        })?;
-        Ok(ByteCount(info.virtual_size))
-    }
-
-    async fn qemu_img(
-        &self,
-        name: &Path,
-        file: &File,
-        verb: &'static str,
-        arguments: &[&str],
-    ) -> Result<Vec<u8>, PoolError> {
-        let path = self.directory.join(name);
-        let failed = |message: String| PoolError::QemuImg { verb, path: path.clone(), message };
-        let image = file.try_clone().map_err(|source| self.io("share", name, source))?;
-        let mut child = Command::new("qemu-img")
-            .args(arguments)
-            .stdin(Stdio::from(image))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| failed(format!("it could not be started: {error}; is it installed?")))?;
-        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
-        let run = async { tokio::try_join!(bounded(stdout), bounded(stderr), child.wait()) };
-        let finished = timeout(QEMU_IMG_MAX, run).await;
-        let finished = finished.map_err(|_| failed(format!("it took longer than {QEMU_IMG_MAX:?}")))?;
-        let (output, errors, status) = finished.map_err(|error| failed(error.to_string()))?;
-        if !status.success() {
-            let said = String::from_utf8_lossy(&errors);
-            return Err(failed(said.trim().lines().next_back().unwrap_or("it said nothing").to_owned()));
-        }
-        Ok(output)
-    }
-
-    /// Makes a file that was not there, and the VM's directory if need be.
-    fn create_file(&self, vm: VmId, name: &Path) -> Result<File, PoolError> {
-        match rustix::fs::mkdirat(&self.root, vm.to_string(), Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(errno) => return Err(self.refused("make the directory of", name, errno)),
-        }
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        self.open_below(name, flags, Mode::RUSR | Mode::WUSR)
-            .map(File::from)
-            .map_err(|errno| self.refused("create", name, errno))
-    }
-
-    /// Opens a file for reading, which must be plain.
-    fn open_file(&self, name: &Path) -> Result<(File, rustix::fs::Stat), PoolError> {
-        // Not blocking: opening a FIFO in the place of an image must not wait for somebody to write to it.
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let opened = self.open_below(name, flags, Mode::empty());
-        let file = opened.map_err(|errno| self.refused("open", name, errno))?;
-        let status = rustix::fs::fstat(&file).map_err(|errno| self.refused("examine", name, errno))?;
-        if FileType::from_raw_mode(status.st_mode) != FileType::RegularFile {
-            return Err(PoolError::NotPlain { path: self.directory.join(name) });
-        }
-        Ok((file.into(), status))
-    }
-
-    fn open_below(&self, name: &Path, flags: OFlags, mode: Mode) -> Result<OwnedFd, Errno> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        rustix::fs::openat2(&self.root, name, flags, mode, resolve)
-    }
-
-    /// The VM's directory; nothing where there is none.
-    fn vm_directory(&self, vm: VmId) -> Result<Option<OwnedFd>, PoolError> {
-        let name = PathBuf::from(vm.to_string());
-        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match self.open_below(&name, flags, Mode::empty()) {
-            Ok(directory) => Ok(Some(directory)),
-            Err(Errno::NOENT) => Ok(None),
-            Err(errno) => Err(self.refused("open", &name, errno)),
-        }
-    }
-
-    /// Puts a new file, and that it exists, on stable storage; or takes it away again if making it failed.
-    fn settle(&self, vm: VmId, name: &Path, file: &File, made: Result<(), PoolError>) -> Result<PathBuf, PoolError> {
-        let settled = made.and_then(|()| {
-            file.sync_all().map_err(|source| self.io("store", name, source))?;
-            if let Some(directory) = self.vm_directory(vm)? {
-                self.sync_directory(name, directory.as_fd())?;
-            }
-            self.sync_directory(name, self.root.as_fd())
-        });
-        match settled {
-            Ok(()) => Ok(self.directory.join(name)),
-            Err(error) => {
-                // The first error is the one to tell.
-                let _ = self.delete_file(vm, name);
-                Err(error)
+        match &self.place {
+            Place::Directory(directory) => directory.check(vm, disk, format, size).await,
+            Place::VolumeGroup(group) => {
+                self.expect_raw(format)?;
+                group.check(vm, disk, size).await
             }
         }
     }
 
-    fn sync_directory(&self, name: &Path, directory: impl AsFd) -> Result<(), PoolError> {
-        rustix::fs::fsync(directory).map_err(|errno| self.io("store the directory of", name, errno.into()))
-    }
-
-    fn delete_file(&self, vm: VmId, name: &Path) -> Result<(), PoolError> {
-        let Some(directory) = self.vm_directory(vm)? else { return Ok(()) };
-        let Some(file) = name.file_name() else { return Ok(()) };
-        match rustix::fs::unlinkat(&directory, file, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(self.refused("delete", name, errno)),
-        }
-        self.sync_directory(name, &directory)?;
-        match rustix::fs::unlinkat(&self.root, vm.to_string(), AtFlags::REMOVEDIR) {
-            Ok(()) => self.sync_directory(name, &self.root),
-            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOENT) => Ok(()),
-            Err(errno) => Err(self.refused("delete the directory of", name, errno)),
+    fn files(&self) -> Result<&Directory, PoolError> {
+        match &self.place {
+            Place::Directory(directory) => Ok(directory),
+            Place::VolumeGroup(_) => Err(PoolError::NoFiles { pool: self.name.clone() }),
         }
     }
 
-    fn refused(&self, action: &'static str, name: &Path, errno: Errno) -> PoolError {
-        let path = self.directory.join(name);
-        match errno {
-            Errno::EXIST => PoolError::Exists { path },
-            Errno::NOENT => PoolError::Missing { path },
-            Errno::LOOP | Errno::XDEV | Errno::NOTDIR | Errno::ISDIR | Errno::NXIO => PoolError::NotPlain { path },
-            other => PoolError::Io { action, path, source: other.into() },
+    fn expect_raw(&self, format: DiskFormat) -> Result<(), PoolError> {
+        match format {
+            DiskFormat::Raw => Ok(()),
+            DiskFormat::Qcow2 => Err(PoolError::NotRaw { pool: self.name.clone() }),
         }
     }
-
-    fn io(&self, action: &'static str, name: &Path, source: io::Error) -> PoolError {
-        PoolError::Io { action, path: self.directory.join(name), source }
-    }
-}
-
-fn image_name(vm: VmId, disk: &DiskName, format: DiskFormat) -> PathBuf {
-    PathBuf::from(format!("{vm}/{disk}.{format}"))
-}
-
-async fn bounded<R: tokio::io::AsyncRead + Unpin>(output: Option<R>) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if let Some(output) = output {
-        output.take(QEMU_IMG_OUTPUT_MAX).read_to_end(&mut bytes).await?;
-    }
-    Ok(bytes)
-}
-
-/// What is needed of `qemu-img info --output json`.
-#[derive(serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct ImageInfo {
-    virtual_size: u64,
-}
-
-/// The length of a qcow2 header up to its incompatible features (QEMU's docs/interop/qcow2.rst).
-const QCOW2_HEADER: usize = 80;
-
-/// Refuses a header that is not qcow2, or that names another file; before any program is let near the image.
-fn check_qcow2(path: &Path, header: &[u8; QCOW2_HEADER]) -> Result<(), PoolError> {
-    const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
-    const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
-    let path = || path.to_owned();
-    let word = |at: usize| header[at..at + 8].iter().fold(0_u64, |value, byte| value << 8 | u64::from(*byte));
-    let version = word(0) & 0xffff_ffff;
-    if header[..4] != *b"QFI\xfb" || !(2..=3).contains(&version) {
-        return Err(PoolError::NotQcow2 { path: path() });
-    }
-    if word(8) != 0 {
-        return Err(PoolError::Reference { path: path(), reference: "backing file" });
-    }
-    // Version 2 ends before its features; it has none.
-    let features = if version == 3 { word(72) } else { 0 };
-    if features & INCOMPATIBLE_DATA_FILE != 0 {
-        return Err(PoolError::Reference { path: path(), reference: "external data file" });
-    }
-    if features & INCOMPATIBLE_CORRUPT != 0 {
-        return Err(PoolError::Corrupt { path: path() });
-    }
-    Ok(())
 }

@@ -439,7 +439,7 @@ impl Handover {
         self.destroy().await;
         let Some(job) = job_of(&self.record.ownership) else { return };
         match self.host.journal.job(job) {
-            Ok(Some(record)) if record.role == Role::Source => images::remove_moved(&self.host, &record.plan),
+            Ok(Some(record)) if record.role == Role::Source => images::remove_moved(&self.host, &record.plan).await,
             Ok(_) => {}
             Err(error) => warn!(%job, %error, "the source's images are left over"),
         }

@@ -12,7 +12,6 @@ use crate::disk::pool::PoolError;
 use crate::guest::launcher::{self, AttachError, LaunchError, Launched};
 use crate::guest::storage_daemon::{self, Access};
 use crate::host::{Host, PlacementError};
-use crate::hypervisor::qemu::command_line::{Image, ImageKind};
 use crate::journal::JournalError;
 
 /// QEMU's storage daemon.
@@ -76,12 +75,12 @@ pub async fn make_defined(host: &Host, spec: &VmSpec) -> Result<(), ImageError> 
             pool.create(spec.id, &disk.name, disk.format, disk.size).await.map(|_| made.push(disk))
         };
         if let Err(error) = outcome {
-            remove(host, spec.id, made);
+            remove(host, spec.id, &made).await;
             return Err(error.into());
         }
     }
     if let Err(error) = ensure_variable_store(host, spec) {
-        remove(host, spec.id, made);
+        remove(host, spec.id, &made).await;
         return Err(error);
     }
     Ok(())
@@ -112,8 +111,8 @@ pub fn copy_variable_store(host: &Host, from: &VmSpec, to: &VmSpec) -> Result<()
 }
 
 /// Removes all files of a VM.
-pub fn remove_all(host: &Host, spec: &VmSpec) {
-    remove(host, spec.id, &spec.disks);
+pub async fn remove_all(host: &Host, spec: &VmSpec) {
+    remove(host, spec.id, &spec.disks.iter().collect::<Vec<_>>()).await;
     remove_variable_store(host, spec);
 }
 
@@ -153,7 +152,7 @@ async fn make_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8>>) -> 
     let mut made = Vec::new();
     let outcome = async {
         for DiskMove { target: disk, .. } in &plan.disks {
-            host.pool(disk)?.create(plan.vm.id, &disk.name, disk.format, disk.size).await?;
+            host.pool(disk)?.create_to_fill(plan.vm.id, &disk.name, disk.format, disk.size).await?;
             made.push(disk);
         }
         match variables {
@@ -164,22 +163,22 @@ async fn make_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8>>) -> 
     };
     let outcome = outcome.await;
     if outcome.is_err() {
-        remove(host, plan.vm.id, made);
+        remove(host, plan.vm.id, &made).await;
     }
     outcome
 }
 
 /// Removes what [`prepare_incoming`] made.
-pub fn remove_incoming(host: &Host, plan: &Plan) {
-    remove(host, plan.vm.id, plan.disks.iter().map(|disk| &disk.target));
+pub async fn remove_incoming(host: &Host, plan: &Plan) {
+    remove(host, plan.vm.id, &plan.disks.iter().map(|disk| &disk.target).collect::<Vec<_>>()).await;
     if carries_variables(plan) {
         remove_variable_store(host, &plan.vm_at_target);
     }
 }
 
 /// Removes the source's copies of what a move has carried away.
-pub fn remove_moved(host: &Host, plan: &Plan) {
-    remove(host, plan.vm.id, plan.disks.iter().map(|disk| &disk.source));
+pub async fn remove_moved(host: &Host, plan: &Plan) {
+    remove(host, plan.vm.id, &plan.disks.iter().map(|disk| &disk.source).collect::<Vec<_>>()).await;
     if carries_variables(plan) {
         remove_variable_store(host, &plan.vm);
     }
@@ -236,8 +235,7 @@ async fn serve<'a>(
 ) -> Result<Launched, ImageError> {
     let mut images = Vec::new();
     for disk in disks {
-        let path = host.pool(disk)?.image_path(plan.vm.id, &disk.name, disk.format);
-        images.push((disk, Image { path, kind: ImageKind::File }));
+        images.push((disk, host.image(plan.vm.id, disk)?));
     }
     let runtime = host.storage_runtime(plan.job, part).map_err(PlacementError::from)?;
     let unit = format!("sterna-job-{}-{part}", plan.job);
@@ -265,10 +263,10 @@ fn remove_variable_store(host: &Host, spec: &VmSpec) {
     }
 }
 
-fn remove<'a>(host: &Host, vm: VmId, disks: impl IntoIterator<Item = &'a DiskSpec>) {
+async fn remove(host: &Host, vm: VmId, disks: &[&DiskSpec]) {
     for disk in disks {
         let Ok(pool) = host.pool(disk) else { continue };
-        match pool.delete(vm, &disk.name, disk.format) {
+        match pool.delete(vm, &disk.name, disk.format).await {
             Ok(()) => info!(%vm, disk = %disk.name, pool = %disk.pool, "image removed"),
             Err(error) => warn!(%vm, disk = %disk.name, %error, "an image is left over"),
         }

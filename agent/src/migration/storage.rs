@@ -19,14 +19,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use crate::disk::copy::target::{Origin, Writer};
+use crate::disk::copy::target::Writer;
 use crate::disk::copy::{Block, Body, CopyError};
 use crate::disk::digest::Digest;
 use crate::disk::nbd::{BASE_ALLOCATION, Client};
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::command_line::{
-    Image, ImageKind, VARIABLES_FILE_NODES, VARIABLES_NODE, disk_nodes, file_node, firmware_file_node, firmware_node,
-    format_node, spare_file_node, spare_format_node,
+    VARIABLES_FILE_NODES, VARIABLES_NODE, disk_nodes, file_node, firmware_file_node, firmware_node, format_node,
+    spare_file_node, spare_format_node,
 };
 use crate::hypervisor::qemu::{Export, Machine, Node, RunState};
 use crate::migration::context::{Context, MoveError, Outcome};
@@ -107,7 +107,7 @@ impl Storage {
             return self.unwind(MoveError::AgentRestarted).await;
         }
         self.go_on().await;
-        images::remove_moved(&context.host, &context.plan);
+        images::remove_moved(&context.host, &context.plan).await;
         Outcome::Completed { blackout_us: 0 }
     }
 
@@ -135,7 +135,7 @@ impl Storage {
             let client = Client::connect(&socket, &name, &[BASE_ALLOCATION], CONNECTIONS).await;
             let client = client.map_err(|source| TargetDiskError::Open { disk: index, source })?;
             let number = u16::try_from(index).unwrap_or(u16::MAX);
-            self.writers.push(Writer::new(client, number, disk.size.0, Origin::Fresh)?);
+            self.writers.push(Writer::new(client, number, disk.size.0, host.origin(disk))?);
         }
         self.target = Some(target);
         self.machine = context.keeper.machine().await?;
@@ -235,7 +235,7 @@ impl Storage {
         if let Some(machine) = &self.machine {
             close_spare_nodes(machine, &context).await;
         }
-        images::remove_moved(&context.host, &context.plan);
+        images::remove_moved(&context.host, &context.plan).await;
         // That this cannot be told undoes nothing any more.
         context.end(step, StepFigures { blackout_us, ..StepFigures::default() }).await.ok();
         Ok(blackout_us)
@@ -258,7 +258,7 @@ impl Storage {
         }
         self.go_on().await;
         if self.made && !self.new_images_open().await {
-            images::remove_incoming(&context.host, &context.plan);
+            images::remove_incoming(&context.host, &context.plan).await;
         }
         match error {
             MoveError::Cancelled => Outcome::Terminated,
@@ -405,13 +405,8 @@ async fn swap(machine: &Machine, context: &Context) -> Result<(), MoveError> {
     let mut below = Vec::new();
     for DiskMove { target: disk, .. } in &context.plan.disks {
         let (_, free) = NodeNames::of(machine, disk).await?;
-        let path = context.host.pool(disk).map_err(images::ImageError::from)?.image_path(
-            context.plan.vm.id,
-            &disk.name,
-            disk.format,
-        );
-        let [mut file, mut format, _] =
-            disk_nodes(disk, &Image { path, kind: ImageKind::File }).map_err(|_| MoveError::NotConnected)?;
+        let image = context.host.image(context.plan.vm.id, disk).map_err(images::ImageError::from)?;
+        let [mut file, mut format, _] = disk_nodes(disk, &image).map_err(|_| MoveError::NotConnected)?;
         file["node-name"] = free.file.clone().into();
         format["node-name"] = free.format.clone().into();
         format["file"] = free.file.into();

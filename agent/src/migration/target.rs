@@ -96,6 +96,9 @@ impl Target {
         let mut conversation =
             Conversation::open(session.peer().clone(), plan.job, session.sender(), control, keeper).await;
         while let Ok(message) = conversation.next().await {
+            if matches!(message, Message::Abort { .. } | Message::Finished) {
+                settled(&context).await;
+            }
             let answer = match message {
                 Message::Abort { .. } => Message::Aborted,
                 Message::Finished => break,
@@ -122,6 +125,9 @@ impl Target {
                 }
             };
             let name = message.name();
+            if matches!(message, Message::Abort { .. } | Message::Finished) {
+                settled(&context).await;
+            }
             // What makes files or processes is done to its end, or nobody would know what to undo.
             let patient = !matches!(message, Message::PassEnd { .. } | Message::Prove);
             let given_up = conversation.given_up();
@@ -231,7 +237,7 @@ impl Target {
             machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
         }
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
-        self.disks = Some(TargetDisks::open(&socket, &plan.disks, blocks).await?);
+        self.disks = Some(TargetDisks::open(&socket, &plan.disks, |disk| context.host.origin(disk), blocks).await?);
         Ok(())
     }
 
@@ -269,6 +275,10 @@ impl Target {
     /// Leaves nothing of the move, unless the VM is this host's by now.
     async fn undo(&mut self) {
         let context = Arc::clone(&self.context);
+        if !self.prepared {
+            // Nothing was promised to the source, which so has nothing to ask.
+            settled(&context).await;
+        }
         if let Record::Incoming { .. } = context.keeper.record().ownership {
             // The cede may come in between: then the table refuses this, and the record below tells.
             if let Err(error) = context.keeper.feed(Input::Abort).await {
@@ -284,10 +294,17 @@ impl Target {
         if matches!(record, Record::Absent { .. }) && self.prepared {
             let made = context.host.journal.images_made(context.plan.job);
             if made.unwrap_or(false) {
-                images::remove_incoming(&context.host, &context.plan);
+                images::remove_incoming(&context.host, &context.plan).await;
             }
             self.prepared = false;
         }
+    }
+}
+
+/// Notes that the source has the VM for certain, or has let go of it for certain: either way it asks no more.
+async fn settled(context: &Context) {
+    if let Err(error) = context.host.journal.note_settled(context.plan.job).await {
+        warn!(job = %context.plan.job, %error, "the job will be remembered for longer than it need be");
     }
 }
 

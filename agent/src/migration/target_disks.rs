@@ -10,6 +10,7 @@
 use std::path::Path;
 
 use sterna_shared::job::DiskMove;
+use sterna_shared::vm::DiskSpec;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -75,13 +76,14 @@ pub enum TargetDiskError {
 }
 
 impl TargetDisks {
-    /// Opens the exports and begins to write. The images are new and read as zeroes.
+    /// Opens the exports and begins to write. The images are new; `origin` says what one holds.
     ///
     /// # Errors
     /// An export cannot be opened, or has another size than the plan says.
     pub async fn open(
         socket: &Path,
         disks: &[DiskMove],
+        origin: impl Fn(&DiskSpec) -> Origin,
         blocks: Receiver<BlockFrame>,
     ) -> Result<Self, TargetDiskError> {
         let mut writers = Vec::with_capacity(disks.len());
@@ -89,7 +91,7 @@ impl TargetDisks {
             let client = Client::connect(socket, &export_name(index), &[BASE_ALLOCATION], CONNECTIONS).await;
             let client = client.map_err(|source| TargetDiskError::Open { disk: index, source })?;
             let number = u16::try_from(index).unwrap_or(u16::MAX);
-            writers.push(Writer::new(client, number, disk.target.size.0, Origin::Fresh)?);
+            writers.push(Writer::new(client, number, disk.target.size.0, origin(&disk.target))?);
         }
         let (questions, receiver) = mpsc::channel(QUESTIONS_MAX);
         let task = tokio::spawn(Task { writers, applied: 0, fault: None }.run(blocks, receiver));

@@ -18,7 +18,7 @@ const MIB: u64 = 1 << 20;
 const SIZE: u64 = 41 * MIB + (64 << 10);
 
 /// One pass through both halves; `tamper` stands for what may happen to a block on its way.
-async fn pass(
+pub(crate) async fn pass(
     client: &Client,
     spans: Vec<Span>,
     table: &mut DigestTable,

@@ -1,5 +1,6 @@
 //! Images, and servers of them that end with the test.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -24,16 +25,27 @@ pub(crate) struct Server {
 impl Server {
     /// Serves an image. `qemu-nbd --fork` returns once the socket listens, so nothing has to be waited for.
     pub(crate) fn start(image: &Path, format: &str, options: &[&str]) -> Self {
-        let socket = image.with_extension(format!("{format}.sock"));
+        let options = [&["-f", format], options].concat();
+        Self::serve(image, image.as_os_str(), &options)
+    }
+
+    /// Serves the first `size` bytes of a block device, as a guest sees a disk on it.
+    pub(crate) fn start_device(device: &Path, size: u64, beside: &Path) -> Self {
+        let node = format!("driver=raw,size={size},file.driver=host_device,file.filename={}", device.display());
+        Self::serve(beside, node.as_ref(), &["--image-opts"])
+    }
+
+    fn serve(image: &Path, what: &OsStr, options: &[&str]) -> Self {
+        let socket = image.with_extension("sock");
         let pid_file = image.with_extension("pid");
         let status = Command::new("qemu-nbd")
-            .args(["--fork", "-t", "-e", "8", "-x", EXPORT, "--discard=unmap", "-f", format])
+            .args(["--fork", "-t", "-e", "8", "-x", EXPORT, "--discard=unmap"])
             .arg("--pid-file")
             .arg(&pid_file)
             .arg("-k")
             .arg(&socket)
             .args(options)
-            .arg(image)
+            .arg(what)
             .status()
             .expect("qemu-nbd starts");
         assert!(status.success(), "qemu-nbd serves {}", image.display());

@@ -37,12 +37,12 @@ async fn an_image_is_made_once_checked_and_deleted_with_its_directory() {
         let other = ByteCount::mebibytes(65);
         assert!(matches!(pool.check(vm, &disk, format, other).await, Err(PoolError::SizeDiffers { .. })));
     }
-    pool.delete(vm, &disk, DiskFormat::Raw).expect("deleted");
+    pool.delete(vm, &disk, DiskFormat::Raw).await.expect("deleted");
     assert!(matches!(pool.check(vm, &disk, DiskFormat::Raw, SIZE).await, Err(PoolError::Missing { .. })));
     pool.check(vm, &disk, DiskFormat::Qcow2, SIZE).await.expect("the other is still there");
-    pool.delete(vm, &disk, DiskFormat::Qcow2).expect("deleted");
+    pool.delete(vm, &disk, DiskFormat::Qcow2).await.expect("deleted");
     assert_eq!(fs::read_dir(directory.path()).expect("the pool").count(), 0);
-    pool.delete(vm, &disk, DiskFormat::Qcow2).expect("gone is gone");
+    pool.delete(vm, &disk, DiskFormat::Qcow2).await.expect("gone is gone");
     let space = pool.space().expect("space");
     assert!(space.free <= space.capacity && space.free.0 > 0);
 }
@@ -71,7 +71,7 @@ async fn links_are_not_followed_wherever_they_are() {
     assert!(matches!(pool.check(vm, &disk, DiskFormat::Raw, size).await, Err(PoolError::NotPlain { .. })));
     let made = pool.create(vm, &"new".parse().expect("a name"), DiskFormat::Raw, size).await;
     assert!(matches!(made, Err(PoolError::NotPlain { .. })), "{made:?}");
-    assert!(matches!(pool.delete(vm, &disk, DiskFormat::Raw), Err(PoolError::NotPlain { .. })));
+    assert!(matches!(pool.delete(vm, &disk, DiskFormat::Raw).await, Err(PoolError::NotPlain { .. })));
     fs::remove_file(directory.path().join(vm.to_string())).expect("removed");
 
     // The image is a link, also one that dangles.
@@ -122,7 +122,7 @@ fn a_variable_store_is_kept_beside_the_images() {
     let (pool, (vm, _)) = (pool(&directory), names());
     let content = vec![7; 528 << 10];
     let path = pool.create_variable_store(vm, &content).expect("made");
-    assert_eq!(path, pool.variable_store_path(vm));
+    assert_eq!(path, pool.variable_store_path(vm).expect("a path"));
     assert_eq!(pool.read_variable_store(vm).expect("read"), content);
     assert!(matches!(pool.create_variable_store(vm, &content), Err(PoolError::Exists { .. })));
     assert!(matches!(pool.create_variable_store(vm, &[]), Err(PoolError::VariableStore { .. })));

@@ -388,6 +388,7 @@ mod tests {
                     shared: None,
                     capacity: ByteCount(100),
                     free: ByteCount(50),
+                    extent: None,
                 }],
                 bridges: vec![],
                 boot_files: vec![],

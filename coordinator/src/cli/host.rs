@@ -95,10 +95,11 @@ fn show(host: &HostView) -> String {
         ),
     ]);
     let pools = table(
-        ["POOL", "FREE", "CAPACITY", "SHARED"],
+        ["POOL", "KIND", "FREE", "CAPACITY", "SHARED"],
         inventory.pools.iter().map(|pool| {
             let shared = pool.shared.clone().unwrap_or_else(|| "-".to_owned());
-            [pool.name.to_string(), pool.free.to_string(), pool.capacity.to_string(), shared]
+            let kind = if pool.extent.is_some() { "volume group" } else { "directory" };
+            [pool.name.to_string(), kind.to_owned(), pool.free.to_string(), pool.capacity.to_string(), shared]
         }),
     );
     let vms = table(

@@ -363,7 +363,7 @@ mod tests {
                 "prepare finished after 1.0 s",
                 "alpha: a lane is down",
                 "copy_disks finished after 1.0 s",
-                "job is Completed"
+                "job is completed"
             ]
         );
     }

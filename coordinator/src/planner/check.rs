@@ -6,7 +6,7 @@ use sterna_shared::host::{Accelerator, VmState};
 use sterna_shared::id::{HostId, PoolName};
 use sterna_shared::job::{ModeWish, MoveMode, Refusal, RefusalCode, StorageWish};
 use sterna_shared::units::ByteCount;
-use sterna_shared::vm::Firmware;
+use sterna_shared::vm::{DiskFormat, Firmware};
 
 use super::placement::{self, placed};
 use super::{BANDWIDTH_MIN, BLACKOUT_MAX_MS, BLACKOUT_MIN_MS, Case};
@@ -28,6 +28,7 @@ pub(super) const CHECKS: &[Check] = &[
     placements_name_disks,
     pools_exist,
     pools_have_room,
+    volume_groups_hold_raw_disks,
     shared_pools_without_copy,
     storage_move_moves_something,
     bridges_exist,
@@ -224,8 +225,9 @@ fn pools_have_room(case: &Case, out: &mut Vec<Refusal>) {
     let Some(target) = case.target() else { return };
     let mut needed: BTreeMap<PoolName, ByteCount> = BTreeMap::new();
     for disk in placed(case).into_iter().filter(|disk| disk.copied) {
+        let Some(pool) = placement::pool(target, &disk.target.pool) else { continue };
         let sum = needed.entry(disk.target.pool).or_default();
-        *sum = sum.plus(disk.target.size);
+        *sum = sum.plus(pool.room_for(disk.target.size));
     }
     for (name, bytes) in needed {
         let Some(pool) = placement::pool(target, &name).filter(|pool| pool.free < bytes) else { continue };
@@ -234,6 +236,34 @@ fn pools_have_room(case: &Case, out: &mut Vec<Refusal>) {
             format!("the disks need {bytes} in pool {name} of {}; it has {} free", target.inventory.host, pool.free),
             "free room there, or give the disks another pool with --disk NAME=POOL",
         ));
+    }
+}
+
+fn volume_groups_hold_raw_disks(case: &Case, out: &mut Vec<Refusal>) {
+    let (Some(target), Some(vm)) = (case.target(), case.vm()) else { return };
+    let host = &target.inventory.host;
+    for (index, disk) in placed(case).into_iter().map(|disk| disk.target).enumerate() {
+        if placement::pool(target, &disk.pool).is_none_or(|pool| pool.extent.is_none()) {
+            continue;
+        }
+        let (name, pool) = (&disk.name, &disk.pool);
+        if disk.format != DiskFormat::Raw {
+            out.push(refusal(
+                RefusalCode::PoolKind,
+                format!(
+                    "disk {name} would be {} in pool {pool} of {host}, a volume group, which holds raw disks only",
+                    disk.format
+                ),
+                format!("give --disk {name}={pool}:raw, or another pool"),
+            ));
+        }
+        if index == 0 && vm.spec.firmware == Firmware::Uefi {
+            out.push(refusal(
+                RefusalCode::PoolKind,
+                format!("the UEFI variables of VM {} live beside its first disk {name}, and pool {pool} of {host} is a volume group, which holds no files", vm.spec.name),
+                format!("give disk {name} a pool that is a directory: --disk {name}=POOL"),
+            ));
+        }
     }
 }
 

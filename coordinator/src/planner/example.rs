@@ -70,6 +70,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         shared: shared.map(str::to_owned),
         capacity: ByteCount::mebibytes(1 << 20),
         free: ByteCount::mebibytes(1 << 19),
+        extent: None,
     };
     Inventory {
         host: host.parse().expect("a name"),

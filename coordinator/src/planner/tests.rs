@@ -77,6 +77,7 @@ const FAULTS: &[(RefusalCode, Plant)] = &[
     (RefusalCode::UnknownDisk, |world| world.request.disks.push(placement("swap", "fast"))),
     (RefusalCode::UnknownPool, |world| world.request.disks.push(placement("data", "slow"))),
     (RefusalCode::PoolSpace, |world| world.target.pools[0].free = ByteCount(1)),
+    (RefusalCode::PoolKind, |world| world.target.pools[0].extent = Some(ByteCount::mebibytes(4))),
     (RefusalCode::UnknownBridge, |world| world.target.bridges.clear()),
     (RefusalCode::MachineType, |world| world.target.hypervisor.machines.clear()),
     (RefusalCode::CpuModel, |world| world.spec().cpu = "EPYC".into()),
@@ -172,6 +173,25 @@ fn unknown_things_are_all_named_at_once() {
     assert_eq!(world.codes(), expected.into());
     world.request.target = None;
     assert!(world.codes().contains(&RefusalCode::NoTarget));
+}
+
+#[test]
+fn a_volume_group_takes_raw_disks_by_whole_extents() {
+    let mut world = World::sound();
+    let extent = ByteCount::mebibytes(4);
+    world.target.pools[0].extent = Some(extent);
+    let refusals = world.plan().expect_err("qcow2");
+    assert!(matches!(&refusals[..], [refusal] if refusal.message.contains("disk root would be qcow2")), "{refusals:?}");
+    // One unit above whole extents.
+    let root = &mut world.spec().disks[0];
+    (root.format, root.size) = (DiskFormat::Raw, ByteCount::mebibytes(8).plus(ByteCount(64 << 10)));
+    world.target.pools[0].free = ByteCount(3 * extent.0);
+    assert!(world.plan().is_ok());
+    world.target.pools[0].free = ByteCount(3 * extent.0 - 1);
+    assert_eq!(world.codes(), [RefusalCode::PoolSpace].into());
+    world.target.pools[0].free = ByteCount(3 * extent.0);
+    (world.spec().firmware, world.target.hypervisor.uefi) = (Firmware::Uefi, true);
+    assert_eq!(world.codes(), [RefusalCode::PoolKind].into(), "variables are a file");
 }
 
 #[test]

@@ -118,6 +118,15 @@ impl Desk {
                     self.asked.spawn(async move { Event::Answered { call, host, reply: asked.await } });
                     continue;
                 }
+                Action::Fence { job, host } => {
+                    if let Some(fence) = state.fence.clone() {
+                        self.asked.spawn(async move {
+                            let ended = fence.run(&host).await;
+                            Event::Fenced { job, host, ended }
+                        });
+                    }
+                    continue;
+                }
                 Action::ReadJournal { host, skip } => {
                     let asked = self.ask(host.clone(), &AgentRequest::Events { skip }, AGENT_WAIT_MAX);
                     self.asked.spawn(async move { Event::Journalled { host, skip, page: asked.await } });

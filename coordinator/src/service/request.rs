@@ -117,12 +117,7 @@ impl State {
             }
             ApiRequest::VmResolve { vm, fenced } => {
                 let vm = self.fleet.find(&vm).map_err(|error| not_found(&error))?.1.id();
-                let others = self.fleet.records(vm).filter(|(member, _)| member.inventory.host != fenced);
-                let Some((member, _)) = others.max_by_key(|(member, report)| (member.online, report.generation)) else {
-                    let message = format!("no other host than {fenced} has a record of the VM");
-                    return Err(fault(ApiErrorKind::NotFound, message, "see `sterna vm list` and `sterna host list`"));
-                };
-                (reachable(member)?, AgentRequest::VmFenced { vm, fenced }, AGENT_WAIT_MAX)
+                (self.resolvable(vm, &fenced)?, AgentRequest::VmFenced { vm, fenced }, AGENT_WAIT_MAX)
             }
             _ => return Err(fault(ApiErrorKind::Invalid, "the request is not known", "upgrade the coordinator")),
         };
@@ -237,7 +232,7 @@ pub(super) fn forwarded(host: &HostId, reply: Result<AgentReply, String>) -> Api
     ApiReply::Error { error }
 }
 
-fn reachable(member: &Member) -> Result<HostId, ApiError> {
+pub(super) fn reachable(member: &Member) -> Result<HostId, ApiError> {
     let host = &member.inventory.host;
     if member.online {
         return Ok(host.clone());

@@ -11,6 +11,7 @@ use sterna_shared::job::{Event as JobEvent, EventBody, Ignored, JobStatus, Progr
 use sterna_shared::time::Timestamp;
 
 use crate::feed::{self, Document, Limiter};
+use crate::fence::{Fence, Fencing};
 use crate::fleet::{Fleet, Heard};
 use crate::scheduler::{Scheduler, not_accepted};
 
@@ -34,6 +35,8 @@ pub(super) struct Now {
 
 /// Names a request until it is answered.
 pub(super) type CallId = u64;
+/// Of what no operator asked for: calls are numbered from 1.
+pub(super) const CALL_NONE: CallId = 0;
 
 /// What happens to a leading coordinator.
 #[derive(Debug)]
@@ -52,6 +55,8 @@ pub(super) enum Event {
     Answered { call: CallId, host: HostId, reply: Result<AgentReply, String> },
     /// A page of an agent's journal came.
     Journalled { host: HostId, skip: u64, page: Result<AgentReply, String> },
+    /// The fence command has ended: with its host out of action, or why not.
+    Fenced { job: JobId, host: HostId, ended: Result<(), String> },
     /// Time passes.
     Tick,
 }
@@ -65,6 +70,8 @@ pub(super) enum Action {
     Publish { messages: Vec<Message>, answer: Option<(CallId, Box<ApiReply>)> },
     /// Ask an agent on an operator's behalf.
     Forward { call: CallId, host: HostId, request: Box<AgentRequest>, wait: Duration },
+    /// Run the fence command against a host.
+    Fence { job: JobId, host: HostId },
     /// Ask an agent for a page of its journal.
     ReadJournal { host: HostId, skip: u64 },
     /// See that the host can take commands.
@@ -112,6 +119,8 @@ pub(super) struct State {
     pub(super) fleet: Fleet,
     pub(super) jobs: BTreeMap<JobId, Job>,
     scheduler: Scheduler,
+    pub(super) fence: Option<Fence>,
+    pub(super) fencing: Fencing,
     limiter: Limiter,
     /// What was last published of each VM.
     vms: BTreeMap<VmId, Document>,
@@ -122,7 +131,7 @@ pub(super) struct State {
 
 impl State {
     /// A leader that has read nothing yet.
-    pub(super) fn new(name: HostId, epoch: Epoch, nats_version: String, fleet: Fleet) -> Self {
+    pub(super) fn new(name: HostId, epoch: Epoch, nats_version: String, fleet: Fleet, fence: Option<Fence>) -> Self {
         Self {
             name,
             epoch,
@@ -130,6 +139,8 @@ impl State {
             fleet,
             jobs: BTreeMap::new(),
             scheduler: Scheduler::default(),
+            fence,
+            fencing: Fencing::default(),
             limiter: Limiter::default(),
             vms: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -149,12 +160,17 @@ impl State {
             Event::Replayed => self.replayed(now, &mut out),
             Event::Progressed(progress) => self.progressed(*progress, now, &mut out),
             Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),
+            Event::Answered { call: CALL_NONE, host, reply } => Self::answered_to_nobody(&host, &reply),
             Event::Answered { call, host, reply } => {
                 let reply = Box::new(super::request::forwarded(&host, reply));
                 out.push(Action::Answer { call, reply });
             }
             Event::Journalled { host, skip, page } => self.journalled(&host, skip, page, now, &mut out),
-            Event::Tick => self.tick(now, &mut out),
+            Event::Fenced { job, host, ended } => self.fenced(job, &host, ended, now, &mut out),
+            Event::Tick => {
+                self.tick(now, &mut out);
+                self.fence_due(now, &mut out);
+            }
         }
         out
     }
@@ -286,6 +302,9 @@ impl State {
     fn job_changed(&mut self, job: JobId, now: Now, out: &mut Vec<Action>) {
         let Some(Job { status, progress, .. }) = self.jobs.get(&job) else { return };
         self.scheduler.observe(status, now.clock);
+        if let Some(fence) = &self.fence {
+            self.fencing.observe(status, now.clock, Duration::from_secs(fence.after_seconds.into()));
+        }
         out.push(Action::StoreJob(Box::new(status.clone())));
         push_document(self.limiter.job_changed(&self.name, status, progress.as_ref(), now.at, now.clock), out);
     }

@@ -112,6 +112,8 @@ pub enum RefusalCode {
     PoolSpace,
     /// The target has no such pool.
     UnknownPool,
+    /// A pool cannot hold what is to go there: a volume group holds raw disks only.
+    PoolKind,
     /// The VM has no such disk.
     UnknownDisk,
     /// A pool is not shared by both hosts though no disk is to be copied.

@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The state of a job. The numbers are CIM's (`Msvm_MigrationJob`, `CIM_ConcreteJob` 2.22).
+/// The state of a job. Names and numbers are CIM's (`Msvm_MigrationJob`, `CIM_ConcreteJob` 2.22); the names are spelt
+/// in lower case with `_`, like all words of Sterna's, wherever they are shown: `running`, `query_pending`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u16)]
@@ -130,17 +131,17 @@ impl JobState {
 impl fmt::Display for JobState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
-            Self::New => "New",
-            Self::Starting => "Starting",
-            Self::Running => "Running",
-            Self::Suspended => "Suspended",
-            Self::ShuttingDown => "Shutting Down",
-            Self::Completed => "Completed",
-            Self::Terminated => "Terminated",
-            Self::Killed => "Killed",
-            Self::Exception => "Exception",
-            Self::Service => "Service",
-            Self::QueryPending => "Query Pending",
+            Self::New => "new",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Suspended => "suspended",
+            Self::ShuttingDown => "shutting_down",
+            Self::Completed => "completed",
+            Self::Terminated => "terminated",
+            Self::Killed => "killed",
+            Self::Exception => "exception",
+            Self::Service => "service",
+            Self::QueryPending => "query_pending",
         })
     }
 }
@@ -175,6 +176,13 @@ mod tests {
         {
             assert_eq!(state.next(StateInput::Failed), Ok(JobState::Exception));
             assert_eq!(state.next(StateInput::Terminated), Ok(JobState::Terminated));
+        }
+    }
+
+    #[test]
+    fn people_and_programs_read_one_spelling() {
+        for state in JobState::ALL {
+            assert_eq!(serde_json::to_value(state).expect("JSON"), state.to_string());
         }
     }
 

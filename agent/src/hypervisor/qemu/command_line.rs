@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sterna_shared::host::Accelerator;
 use sterna_shared::id::DiskName;
-use sterna_shared::vm::{CacheMode, DiskBus, DiskSpec, VmSpec};
+use sterna_shared::vm::{CacheMode, DiskBus, DiskFormat, DiskSpec, VmSpec};
 
 use super::extra_arguments;
 use super::runtime::RuntimeDirectory;
@@ -173,6 +173,10 @@ pub fn disk_nodes(disk: &DiskSpec, image: &Image) -> Result<[Value; 3], CommandL
         ImageKind::BlockDevice => "host_device",
     };
     let mut format_options = node_options(disk, disk.format.as_str(), &format, json!({ "file": file }));
+    if image.kind == ImageKind::BlockDevice && disk.format == DiskFormat::Raw {
+        // A device may be longer than the disk: a logical volume has whole extents.
+        format_options["size"] = json!(disk.size.0);
+    }
     if disk.discard && !disk.read_only {
         // At the format node, because writes of the guest and of a copy into this disk both pass it.
         format_options["detect-zeroes"] = json!("unmap");

@@ -150,5 +150,6 @@ fn a_block_device_and_a_read_only_disk_keep_their_kind() {
     let [file, format, top] = disk_nodes(&spec, &image).expect("nodes");
     assert_eq!((&file["driver"], &file["cache"]["direct"]), (&json!("host_device"), &json!(false)));
     assert_eq!((&format["read-only"], format.get("detect-zeroes")), (&json!(true), None));
+    assert_eq!(format["size"], json!(1 << 20), "what is beyond it of the device is not the guest's");
     assert_eq!(top["read-only"], json!(true));
 }
