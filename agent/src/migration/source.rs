@@ -31,7 +31,7 @@ use tracing::{info, warn};
 use self::pre_switchover::PreSwitchover;
 use crate::disk::copy::{Block, Body};
 use crate::guest::launcher::Launched;
-use crate::hypervisor::qemu::{Machine, MachineError, MigrationSettings, MigrationStatus};
+use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus};
 use crate::link::{Dial, LinkError, Sender, Session, Timing};
 use crate::memory::SourceRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
@@ -396,15 +396,14 @@ impl Source {
             disks.close(context.plan.job).await?;
         }
         if let (MoveMode::Live, Some(machine)) = (context.plan.mode, &self.machine) {
-            machine.migrate_continue().await?;
-            let left = self.blackout_deadline().saturating_duration_since(Instant::now());
-            let migration = machine
-                .migration_reached(&[MigrationStatus::Completed], left.max(Duration::from_millis(1)))
-                .await
-                .map_err(|error| match error {
-                    MachineError::MigrationNotReached { .. } => self.blackout_exceeded(),
-                    error => error.into(),
-                })?;
+            let sent = async {
+                machine.migrate_continue().await?;
+                let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
+                machine.migration_reached(&[MigrationStatus::Completed], limit).await
+            };
+            // Over a link that is down QEMU may be stuck in sending, and answer nothing.
+            let sent = tokio::time::timeout_at(self.blackout_deadline(), sent).await;
+            let migration = sent.map_err(|_| self.blackout_exceeded())??;
             self.hypervisor_blackout_ms = migration.downtime_ms;
         }
         if !context.gate.close() {

@@ -17,6 +17,8 @@ use crate::migration::images;
 
 /// How long QEMU may take to give a migration up.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
+/// How long QEMU may take to say how its migration is, before it is taken to be stuck in it.
+const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// How long after its end a job goes on trying to tell its target that it was given up: as long as lanes may be down.
 const ABORT_LINGER: Duration = Duration::from_secs(150);
 
@@ -49,7 +51,12 @@ impl Source {
     }
 
     /// Brings the guest's QEMU back to where it was before the move.
-    async fn give_up_migration(&self, machine: &Machine) {
+    async fn give_up_migration(&mut self, machine: &Machine) {
+        if self.relay.is_some() && tokio::time::timeout(STUCK_AFTER, machine.migration()).await.is_err() {
+            // It hears nothing while it is stuck in sending what nobody takes. Without its channels it gives up by itself.
+            warn!(job = %self.plan().job, "QEMU does not answer; its migration channels are closed");
+            self.relay = None;
+        }
         let plan = self.plan();
         if plan.mode == MoveMode::Live
             && let Ok(migration) = machine.migration().await
