@@ -32,6 +32,8 @@ const AWAY: Duration = Duration::from_secs(2);
 const INTO: Duration = Duration::from_millis(300);
 /// The limit of a move's blackout: above what a busy machine needs, below the shorter cut.
 const BLACKOUT_MAX_MS: &str = "4000";
+/// That limit, and what it takes to let the guest go on and to hear of it on a busy machine.
+const BLACKOUT_TAKEN_BACK_MS: u64 = 7000;
 /// Ticks that must have come before a move begins.
 const TICKS_BEFORE: u64 = 50;
 
@@ -167,6 +169,12 @@ impl Cell {
             && self.guest_sound
             && self.left_behind.is_empty()
             && (!self.is_only_a_stall() || self.outcome.starts_with("completed"))
+            && (!self.is_taken_back() || self.blackout_ms <= BLACKOUT_TAKEN_BACK_MS)
+    }
+
+    /// Before the cede a paused guest waits for a link no longer than the move's limit allows.
+    fn is_taken_back(&self) -> bool {
+        matches!(self.fault, Fault::LinkCut5s | Fault::LinkCut60s) && !["ceding", "ceded"].contains(&self.moment)
     }
 
     /// A short cut while things are copied costs time, and not the move.
