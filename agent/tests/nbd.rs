@@ -6,6 +6,8 @@ mod copying;
 mod harness;
 #[path = "nbd/hostile.rs"]
 mod hostile;
+#[path = "nbd/lvm.rs"]
+mod lvm;
 #[path = "nbd/operations.rs"]
 mod operations;
 #[path = "nbd/pools.rs"]

@@ -57,6 +57,8 @@ pub struct Agent {
     pub host: Host,
     folder: PathBuf,
     process: Option<Process>,
+    /// Programs that it finds before the system's.
+    programs: Option<PathBuf>,
 }
 
 impl Fleet {
@@ -112,7 +114,7 @@ impl Fleet {
             std::fs::create_dir_all(folder.join("pools").join(pool))?;
         }
         std::fs::create_dir_all(self.folder.path().join("shared"))?;
-        self.agents.insert(name.to_owned(), Agent { host, folder, process: None });
+        self.agents.insert(name.to_owned(), Agent { host, folder, process: None, programs: None });
         Ok(())
     }
 
@@ -176,6 +178,10 @@ impl Fleet {
         agent.process = None;
         let mut command = agent.host.command(binary("sterna-agent"));
         command.arg("--config").arg(agent.folder.join("agent.toml")).env("RUST_LOG", "info,sterna_agent=debug");
+        if let Some(programs) = &agent.programs {
+            let rest = std::env::var("PATH").unwrap_or_default();
+            command.env("PATH", format!("{}:{rest}", programs.display()));
+        }
         let process = Process::spawn("sterna-agent", &mut command, &agent.folder.join("agent.log"))?;
         process.wait_for_line(" ready", START_WAIT).await?;
         agent.process = Some(process);
@@ -184,6 +190,17 @@ impl Fleet {
             Some(_) => self.wait_for_agent(name, START_WAIT).await,
             None => Ok(()),
         }
+    }
+
+    /// Gives a host one more pool, and a directory with programs for it; its agent is started again.
+    pub async fn add_pool(&mut self, name: &str, section: &str, programs: &Path) -> anyhow::Result<()> {
+        self.stop_agent(name).await?;
+        let agent = self.agents.get_mut(name).with_context(|| format!("the fleet has no host {name}"))?;
+        agent.programs = Some(programs.to_owned());
+        let path = agent.configuration();
+        let text = std::fs::read_to_string(&path)?;
+        std::fs::write(&path, format!("{text}{section}"))?;
+        self.start_agent(name).await
     }
 
     /// Kills a host's agent, as a crash would; its guests run on.

@@ -1,15 +1,8 @@
-//! Volume groups with real LVM on a loop device.
-//!
-//! Where the kernel has no device mapper, LVM keeps its metadata all the same and activates nothing; the script below then
-//! plays the device mapper's part, with a second loop device over the very extents that LVM gave out. Where a machine lets
-//! nobody make loop devices, or has no LVM, a test says so and does not run.
-
-#![expect(clippy::print_stderr, reason = "a test that cannot run says why")]
+//! Pools that are volume groups, with real LVM and real block devices.
 
 use std::fs;
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::Command;
 
 use sterna_agent::disk::copy::source;
 use sterna_agent::disk::copy::target::{Origin, Writer};
@@ -19,136 +12,23 @@ use sterna_agent::hypervisor::qemu::command_line::ImageKind;
 use sterna_shared::id::{DiskName, VmId};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::DiskFormat;
-use tempfile::TempDir;
 
 use crate::copying::pass;
 use crate::harness::{Server, directory, image, random};
+use crate::lvm::{Group, OLD, run};
 
 const GROUP_SIZE: u64 = 128 << 20;
 const EXTENT: ByteCount = ByteCount::mebibytes(4);
 /// Not a multiple of the extent.
 const SIZE: ByteCount = ByteCount::mebibytes(6);
-/// What earlier owners left all over the device.
-const OLD: u8 = 0xa5;
 
-/// Real `lvm` without activation. `$dir/run` is what the tests call; it makes and ends the devices.
-const WITHOUT_DEVICE_MAPPER: &str = r#"#!/bin/sh
-dir=$(dirname "$0")
-export LVM_SYSTEM_DIR=$dir
-lvm "$@" || exit
-case $1 in lvcreate|lvremove) ;; *) exit 0 ;; esac
-lvm lvs --noheadings -o lv_name,seg_pe_ranges GROUP 2>/dev/null | while read -r name range; do
-  [ -e "$dir/dev/GROUP/$name" ] && continue
-  pes=${range##*:}; first=${pes%-*}; last=${pes#*-}
-  loop=$(losetup --find --show --offset $((1048576 + first * 4194304)) --sizelimit $(((last - first + 1) * 4194304)) DEVICE)
-  ln -s "$loop" "$dir/dev/GROUP/$name"
-done
-for link in "$dir/dev/GROUP"/*; do
-  [ -L "$link" ] || continue
-  lvm lvs GROUP/"$(basename "$link")" >/dev/null 2>&1 && continue
-  losetup --detach "$(readlink "$link")"; rm "$link"
-done
-exit 0
-"#;
-
-/// A volume group that is gone with this.
-struct Group {
-    folder: TempDir,
-    name: String,
-    device: String,
-    lvm: Lvm,
+async fn pool(group: &Group) -> Pool {
+    let name = group.name.clone().try_into().expect("a name of a volume group");
+    Pool::open_volume_group("fast".parse().expect("a name"), name, lvm(group)).await.expect("opened")
 }
 
-impl Group {
-    /// None, and why, where this machine cannot have one.
-    fn make() -> Option<Self> {
-        let folder = directory();
-        let image = folder.path().join("physical");
-        // What earlier owners of the space left behind.
-        fs::write(&image, vec![OLD; usize::try_from(GROUP_SIZE).expect("small")]).expect("a file");
-        if let Err(why) = run(Command::new("lvm").arg("version")) {
-            return not_run(&format!("there is no lvm (package lvm2): {why}"));
-        }
-        let device = match run(Command::new("losetup").args(["--find", "--show"]).arg(&image)) {
-            Ok(device) => device.trim().to_owned(),
-            Err(why) => return not_run(&format!("no loop device can be made here: {why}")),
-        };
-        let name = format!("sterna-test-{}", uuid::Uuid::new_v4().simple());
-        let activates =
-            Path::new("/dev/mapper/control").exists() && run(Command::new("dmsetup").arg("version")).is_ok();
-        let group = Self { lvm: set_up(folder.path(), &name, &device, activates), folder, name, device };
-        for arguments in
-            [&["pvcreate", "--yes", "--zero", "y", &group.device][..], &["vgcreate", &group.name, &group.device]]
-        {
-            run(group.lvm().args(arguments)).expect("a volume group");
-        }
-        eprintln!("volume group {} on {}; device mapper: {}", group.name, group.device, activates);
-        Some(group)
-    }
-
-    async fn pool(&self) -> Pool {
-        let name = self.name.clone().try_into().expect("a name of a volume group");
-        Pool::open_volume_group("fast".parse().expect("a name"), name, self.lvm.clone()).await.expect("opened")
-    }
-
-    fn lvm(&self) -> Command {
-        let mut command = Command::new(&self.lvm.program);
-        command.env("LVM_SUPPRESS_FD_WARNINGS", "1");
-        command
-    }
-
-    /// Writes old content all over the space that is free now, behind LVM's own data.
-    fn spoil(&self) {
-        let file = fs::File::options().write(true).open(&self.device).expect("the device");
-        file.write_all_at(&vec![OLD; 32 << 20], 1 << 20).expect("written");
-    }
-
-    /// The names of all volumes.
-    fn volumes(&self) -> Vec<String> {
-        let listed = run(self.lvm().args(["lvs", "--noheadings", "-o", "lv_name", &self.name])).expect("a list");
-        listed.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect()
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        let _ = run(self.lvm().args(["lvremove", "--yes", &self.name]));
-        let _ = run(self.lvm().args(["vgremove", "--yes", &self.name]));
-        let _ = run(Command::new("losetup").args(["--detach", &self.device]));
-        drop(fs::remove_dir_all(self.folder.path()));
-    }
-}
-
-fn set_up(folder: &Path, group: &str, device: &str, activates: bool) -> Lvm {
-    if activates {
-        return Lvm::default();
-    }
-    let configuration = format!(
-        "global {{ activation = 0\n locking_dir = \"{0}/lock\" }}\nbackup {{ backup = 0\n archive = 0 }}\n\
-         devices {{ use_devicesfile = 0\n obtain_device_list_from_udev = 0\n external_device_info_source = \"none\"\n\
-         filter = [ \"a|^{device}$|\", \"r|.*|\" ] }}\n",
-        folder.display()
-    );
-    fs::write(folder.join("lvm.conf"), configuration).expect("written");
-    fs::create_dir_all(folder.join("dev").join(group)).expect("a directory");
-    let program = folder.join("run");
-    let script = WITHOUT_DEVICE_MAPPER.replace("GROUP", group).replace("DEVICE", device);
-    fs::write(&program, script).expect("written");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
-    Lvm { program, devices: folder.join("dev") }
-}
-
-fn run(command: &mut Command) -> Result<String, String> {
-    let output = command.output().map_err(|error| error.to_string())?;
-    match output.status.success() {
-        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
-        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-    }
-}
-
-fn not_run<T>(why: &str) -> Option<T> {
-    eprintln!("NOT RUN: {why}");
-    None
+fn lvm(group: &Group) -> Lvm {
+    Lvm { program: group.programs.join("lvm"), ..Lvm::default() }
 }
 
 fn names() -> (VmId, DiskName) {
@@ -161,8 +41,8 @@ fn read(path: &Path) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_volume_is_made_whole_checked_and_removed() {
-    let Some(group) = Group::make() else { return };
-    let (pool, (vm, disk)) = (group.pool().await, names());
+    let Some(group) = Group::make(GROUP_SIZE) else { return };
+    let (pool, (vm, disk)) = (pool(&group).await, names());
     assert_eq!((pool.extent(), pool.kind(), pool.origin()), (Some(EXTENT), ImageKind::BlockDevice, Origin::Used));
     let before = pool.space().expect("known");
     assert!(before.free == before.capacity && before.free > ByteCount::mebibytes(100), "{before:?}");
@@ -199,8 +79,8 @@ async fn a_volume_is_made_whole_checked_and_removed() {
 
 #[tokio::test]
 async fn what_is_not_tagged_as_the_vms_is_left_alone() {
-    let Some(group) = Group::make() else { return };
-    let (pool, (vm, disk)) = (group.pool().await, names());
+    let Some(group) = Group::make(GROUP_SIZE) else { return };
+    let (pool, (vm, disk)) = (pool(&group).await, names());
     let name = format!("sterna-{vm}-{disk}");
     for tags in [
         &[][..],
@@ -217,16 +97,16 @@ async fn what_is_not_tagged_as_the_vms_is_left_alone() {
         }
         let made = pool.create(vm, &disk, DiskFormat::Raw, SIZE).await;
         assert!(matches!(made, Err(PoolError::Exists { .. })), "{made:?}");
-        assert_eq!(group.volumes(), [name.clone()]);
+        assert_eq!(group.volumes(), std::slice::from_ref(&name));
         run(group.lvm().args(["lvremove", "--yes", &format!("{}/{name}", group.name)])).expect("removed");
     }
 }
 
 #[tokio::test]
 async fn a_group_that_is_not_there_is_named() {
-    let Some(group) = Group::make() else { return };
+    let Some(group) = Group::make(GROUP_SIZE) else { return };
     let name = String::from("no-such-group").try_into().expect("a name");
-    let opened = Pool::open_volume_group("fast".parse().expect("a name"), name, group.lvm.clone()).await;
+    let opened = Pool::open_volume_group("fast".parse().expect("a name"), name, lvm(&group)).await;
     let error = opened.map(drop).expect_err("not there").to_string();
     assert!(error.contains("no-such-group") && error.contains("vgcreate"), "{error}");
 }
@@ -253,15 +133,16 @@ async fn copied(image: &Path, volume: &Path, beside: &Path, origin: Origin) -> b
 
 #[tokio::test]
 async fn a_sparse_disk_arrives_as_zeroes_and_the_proof_sees_where_it_does_not() {
-    let Some(group) = Group::make() else { return };
-    let (pool, (vm, disk)) = (group.pool().await, names());
-    let image = image(&group.folder, "sparse", "raw", SIZE.0);
+    let Some(group) = Group::make(GROUP_SIZE) else { return };
+    let (pool, (vm, disk)) = (pool(&group).await, names());
+    let folder = directory();
+    let image = image(&folder, "sparse", "raw", SIZE.0);
     let data = fs::File::options().write(true).open(&image).expect("the image");
     data.write_all_at(&random(1 << 20, 1), 2 << 20).expect("written");
     for (origin, equal) in [(Origin::Fresh, false), (pool.origin(), true)] {
         let volume = pool.create_to_fill(vm, &disk, DiskFormat::Raw, SIZE).await.expect("made");
         assert!(read(&volume)[..1 << 20].contains(&OLD), "the volume has old content, or this proves nothing");
-        let beside = group.folder.path().join("volume.raw");
+        let beside = folder.path().join("volume.raw");
         assert_eq!(copied(&image, &volume, &beside, origin).await, equal, "{origin:?}");
         let content = read(&volume);
         let (on_disk, beyond) = content.split_at(usize::try_from(SIZE.0).expect("small"));

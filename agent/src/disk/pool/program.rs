@@ -10,6 +10,9 @@ use tokio::time::timeout;
 /// The most output that is read of a program.
 const OUTPUT_MAX: u64 = 4 << 20;
 
+/// The most lines of complaint that are told, the last ones: the very last may only say where help is.
+const LINES_TOLD_MAX: usize = 3;
+
 /// Runs a program to its end and gives what it wrote. A program that takes longer is killed.
 ///
 /// # Errors
@@ -28,7 +31,10 @@ pub(super) async fn run(command: &mut Command, time_max: Duration) -> Result<Vec
     let (output, errors, status) = finished.map_err(|error| error.to_string())?;
     if !status.success() {
         let said = String::from_utf8_lossy(&errors);
-        return Err(said.trim().lines().next_back().unwrap_or("it said nothing").trim().to_owned());
+        let mut last: Vec<&str> =
+            said.lines().rev().map(str::trim).filter(|line| !line.is_empty()).take(LINES_TOLD_MAX).collect();
+        last.reverse();
+        return Err(if last.is_empty() { "it said nothing".to_owned() } else { last.join(" / ") });
     }
     Ok(output)
 }
