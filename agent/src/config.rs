@@ -16,6 +16,8 @@ use crate::journal::retention::{JOBS_DAYS_MAX, JOBS_MAX_LEAST, Retention};
 
 /// The most addresses an agent listens on or advertises: a peer tries each in turn.
 pub const ADDRESSES_MAX: usize = 8;
+/// For how long the images of a move that was cut are kept where the configuration does not say: a day.
+pub const KEEP_PARTIAL_SECONDS: u32 = 24 * 3600;
 /// The longest path of a runtime directory: a UNIX socket's whole path must stay below 108 bytes.
 pub const RUNTIME_PATH_LENGTH_MAX: usize = 40;
 
@@ -47,6 +49,9 @@ pub struct Config {
     pub bridges: Vec<BridgeName>,
     /// Where images live.
     pub pools: BTreeMap<PoolName, PoolSettings>,
+    /// For how long the images of a move that was cut are kept for the next, in seconds; 0 keeps none.
+    #[serde(default = "keep_partial_seconds")]
+    pub keep_partial_seconds: u32,
     /// What the host takes on at once.
     #[serde(default)]
     pub limits: Limits,
@@ -84,6 +89,10 @@ pub struct TlsSettings {
     pub certificate_file: PathBuf,
     /// Its key, mode 0600.
     pub key_file: PathBuf,
+}
+
+fn keep_partial_seconds() -> u32 {
+    KEEP_PARTIAL_SECONDS
 }
 
 fn state_directory() -> PathBuf {
@@ -241,6 +250,7 @@ key_file = "/etc/sterna/host.key"
     fn a_sound_file_is_taken() {
         let config = parse(SOUND).expect("sound");
         assert_eq!(config.limits, Limits::default());
+        assert_eq!(config.keep_partial_seconds, 86_400);
         assert_eq!(config.runtime_directory, Path::new("/run/sterna"));
     }
 

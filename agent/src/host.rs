@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::host::{Inventory, Pool as PoolReport, VmReport};
+use sterna_shared::host::{Inventory, PartialReport, Pool as PoolReport, VmReport};
 use sterna_shared::id::{HostId, JobId, PoolName, VmId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport};
 use sterna_shared::units::ByteCount;
@@ -22,7 +22,7 @@ use crate::guest::tap;
 use crate::hypervisor::qemu::command_line::{Image, Placement, UefiPlacement};
 use crate::hypervisor::qemu::probe::Probe;
 use crate::hypervisor::qemu::runtime::{RuntimeDirectory, RuntimeError};
-use crate::journal::Journal;
+use crate::journal::{Journal, Partial};
 use crate::link::tls::Tls;
 use crate::teller::{NotTold, Teller};
 
@@ -215,13 +215,15 @@ impl Host {
         Ok(self.pool(disk)?.variable_store_path(spec.id)?)
     }
 
-    /// What the fleet is told of this host.
+    /// What the fleet is told of this host. `partials` are those that are kept.
     #[must_use]
-    pub fn inventory(&self, vms: Vec<VmReport>) -> Inventory {
+    pub fn inventory(&self, vms: Vec<VmReport>, partials: &[Partial]) -> Inventory {
         let used = vms.iter().filter(|vm| vm.owned).fold(ByteCount(0), |sum, vm| sum.plus(vm.spec.memory));
         let pools = self.pools.values().map(|pool| {
             let (capacity, free) =
                 pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
+            let kept = partials.iter().map(|kept| self.allocated(kept, Some(pool.name())));
+            let free = kept.fold(free, ByteCount::plus);
             let shared = pool.shared().map(str::to_owned);
             PoolReport { name: pool.name().clone(), shared, capacity, free, extent: pool.extent() }
         });
@@ -241,7 +243,30 @@ impl Host {
             limits: self.config.limits,
             epoch: self.journal.epoch().unwrap_or_default(),
             vms,
+            partials: partials.iter().filter_map(|partial| self.partial_report(partial)).collect(),
         }
+    }
+
+    fn partial_report(&self, partial: &Partial) -> Option<PartialReport> {
+        Some(PartialReport {
+            vm: partial.vm,
+            name: partial.name.clone(),
+            job: partial.job,
+            since: partial.kept.as_ref()?.since,
+            received: ByteCount(partial.received_bytes()),
+            allocated: self.allocated(partial, None),
+        })
+    }
+
+    /// What the partial images of a VM take of this host's pools, or of one of them.
+    #[must_use]
+    pub fn allocated(&self, partial: &Partial, pool: Option<&PoolName>) -> ByteCount {
+        let disks =
+            partial.disks.iter().map(|disk| &disk.spec).filter(|disk| pool.is_none_or(|pool| disk.pool == *pool));
+        disks.fold(ByteCount(0), |sum, disk| {
+            let taken = self.pool(disk).map(|pool| pool.allocated(partial.vm, &disk.name, disk.format));
+            sum.plus(taken.unwrap_or(ByteCount(0)))
+        })
     }
 
     fn boot_files(&self) -> Vec<BootFile> {

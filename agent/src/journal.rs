@@ -6,6 +6,7 @@
 //!   events   number         → Event       what this agent told of its jobs, in order
 //!   told     JobId          → number      how many events it told of that job
 //!   facts    name           → number      the highest epoch; how far events are published, and jobs forgotten
+//!   partials VmId           → Partial     images of moves into this host that are not, or not yet, a VM's
 //! ```
 //!
 //! Every write is one transaction that is on the disk (`fsync`) before the call returns: callers act after it, never
@@ -15,6 +16,8 @@
 //! tombstones hold the generations that are not to be used again.
 
 pub mod retention;
+
+mod partial;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +32,9 @@ use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::Admitted;
 use sterna_shared::time::Timestamp;
 use sterna_shared::vm::VmSpec;
+
+use self::partial::PARTIALS;
+pub use self::partial::{Kept, Partial, PartialDisk};
 
 /// The most events the journal keeps; the oldest published ones go first.
 pub const EVENTS_MAX: u64 = 20_000;
@@ -66,7 +72,7 @@ pub struct JobRecord {
     pub stage: Stage,
     /// The session that the token has admitted (target), or that this host opens (source).
     pub admitted: Option<Admitted>,
-    /// Whether the target's images may be there: they are this job's to remove.
+    /// Whether a storage move's new images may be there: they are this job's to remove.
     pub images_made: bool,
     /// When the plan was taken.
     pub accepted_at: Timestamp,
@@ -178,6 +184,7 @@ impl Journal {
             tables.open_table(EVENTS).map_err(write_error)?;
             tables.open_table(TOLD).map_err(write_error)?;
             tables.open_table(FACTS).map_err(write_error)?;
+            tables.open_table(PARTIALS).map_err(write_error)?;
             Ok(())
         })?;
         Ok(journal)
@@ -260,7 +267,7 @@ impl Journal {
         self.all(JOBS)
     }
 
-    /// Notes that the target's images of a job may be there, or are there no more.
+    /// Notes that the new images of a storage move may be there, or are there no more.
     ///
     /// # Errors
     /// The journal cannot be written.
@@ -319,7 +326,7 @@ impl Journal {
         .await
     }
 
-    /// Whether the target's images of a job may be there.
+    /// Whether the new images of a storage move may be there.
     ///
     /// # Errors
     /// The journal cannot be read.
@@ -476,6 +483,7 @@ impl Journal {
         Ok(serde_json::json!({
             "vms": self.vms()?,
             "jobs": self.jobs()?.into_iter().map(blank).collect::<Vec<_>>(),
+            "partials": self.partials()?.iter().map(Partial::dump).collect::<Vec<_>>(),
             "events": events,
             "epoch": self.epoch()?,
             "published": self.published()?,

@@ -48,6 +48,7 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         AgentRequest::VmStart { vm }
         | AgentRequest::VmStop { vm, .. }
         | AgentRequest::VmDelete { vm, .. }
+        | AgentRequest::VmDrop { vm }
         | AgentRequest::VmConsole { vm, .. }
         | AgentRequest::VmFenced { vm, .. }
         | AgentRequest::Handover { vm, .. } => Some(*vm),
@@ -150,7 +151,11 @@ impl Handler {
             AgentRequest::Handover { vm, job, from, message, proof } => {
                 self.hand_over(keeper, vm, job, from, message, &proof).await
             }
-            AgentRequest::VmDefine { .. } | AgentRequest::Events { .. } | AgentRequest::Inventory => self.unknown(),
+            // These are answered by the service itself.
+            AgentRequest::VmDefine { .. }
+            | AgentRequest::VmDrop { .. }
+            | AgentRequest::Events { .. }
+            | AgentRequest::Inventory => self.unknown(),
         }
     }
 

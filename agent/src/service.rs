@@ -11,6 +11,8 @@
 //! What the loop itself does is short: it looks things up, writes what must be in the journal before anything is done by
 //! it, and starts tasks. It never waits for a guest, a peer or the broker.
 
+mod kept;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
+use self::kept::KnownSince;
 use crate::admission;
 use crate::bus::{Bus, Inbound};
 use crate::clock;
@@ -86,6 +89,7 @@ pub struct Service {
     changes: Arc<Notify>,
     keepers: BTreeMap<VmId, Keeper>,
     jobs: BTreeMap<JobId, Job>,
+    known_since: KnownSince,
 }
 
 /// A job in hand.
@@ -137,6 +141,7 @@ impl Service {
             changes: Arc::new(Notify::new()),
             keepers: BTreeMap::new(),
             jobs: BTreeMap::new(),
+            known_since: KnownSince::new(),
         };
         service.take_up_vms().await?;
         service.take_up_jobs().await?;
@@ -174,7 +179,7 @@ impl Service {
                     }
                     let _ = taken.send(outcome.is_ok());
                 }
-                Event::Inbound(Inbound::Request { request, reply, .. }) => self.answer(request, reply),
+                Event::Inbound(Inbound::Request { request, reply, .. }) => self.answer(request, reply).await,
                 Event::Admission(AdmissionRequest { peer, attach, reply }) => {
                     let _ = reply.send(self.admit(&peer, &attach).await);
                 }
@@ -188,7 +193,10 @@ impl Service {
                     self.bus.publish_inventory(&self.inventory()).await;
                     let _ = reply.send(answer);
                 }
-                Event::Tick => self.bus.publish_inventory(&self.inventory()).await,
+                Event::Tick => {
+                    self.tend_kept().await;
+                    self.bus.publish_inventory(&self.inventory()).await;
+                }
                 Event::Over => return,
             }
         }
@@ -299,7 +307,12 @@ impl Service {
         self.host.journal.put_job(record.clone()).await?;
         self.tell(job, EventBody::Accepted { plan: Box::new(blanked) }).await;
         match fault {
-            None => self.begin(record, false).await,
+            None => {
+                if role == Role::Target {
+                    self.make_room(&record.plan).await;
+                }
+                self.begin(record, false).await
+            }
             // The source speaks for the job; a target that will not take it says so when the source comes.
             Some(message) if role != Role::Target => {
                 let failure = FailureReport {
@@ -384,7 +397,7 @@ impl Service {
     }
 
     async fn cancel(&mut self, job: JobId) {
-        let Some(Job { context, role, .. }) = self.jobs.get(&job) else { return };
+        let Some(Job { context, role, .. }) = self.jobs.get(&job) else { return self.drop_left_by(job).await };
         if *role == Role::Target {
             // The source leads, and has been told too; a target that still waits for it need not wait longer.
             let _ = context.gate.cancel();
@@ -454,7 +467,7 @@ impl Service {
         tokio::spawn(Target::answer(context, session));
     }
 
-    fn answer(&mut self, request: AgentRequest, reply: oneshot::Sender<AgentReply>) {
+    async fn answer(&mut self, request: AgentRequest, reply: oneshot::Sender<AgentReply>) {
         let vm = requests::vm_of(&request);
         let handler = Handler {
             host: Arc::clone(&self.host),
@@ -465,9 +478,14 @@ impl Service {
             AgentRequest::Inventory => {
                 let _ = reply.send(AgentReply::Inventory { inventory: Box::new(self.inventory()) });
             }
-            AgentRequest::VmDefine { spec } => match self.name_taken(&spec) {
-                Some(taken) => {
-                    let _ = reply.send(requests::refused(taken, "choose another name, or delete that VM"));
+            AgentRequest::VmDrop { vm } => {
+                let dropped = self.drop_kept_of(vm).await;
+                let _ = reply.send(dropped.err().unwrap_or(AgentReply::Done));
+                self.bus.publish_inventory(&self.inventory()).await;
+            }
+            AgentRequest::VmDefine { spec } => match self.hindrance(&spec).await {
+                Some(hindrance) => {
+                    let _ = reply.send(hindrance);
                 }
                 None => {
                     // A VM that is new here has a keeper from the first moment, so that nobody defines it twice.
@@ -522,7 +540,7 @@ impl Service {
             let job = self.job_of(view.record.spec.id);
             view.report(job)
         });
-        self.host.inventory(reports.collect())
+        self.host.inventory(reports.collect(), &self.kept())
     }
 
     async fn tell(&self, job: JobId, body: EventBody) {

@@ -221,11 +221,12 @@ fn says_the_same(a: &Inventory, b: &Inventory) -> bool {
         limits,
         epoch,
         vms,
+        partials,
     } = a;
     (host, version, addresses, hypervisor, cpu, memory_total, memory_free)
         == (&b.host, &b.version, &b.addresses, &b.hypervisor, &b.cpu, &b.memory_total, &b.memory_free)
-        && (pools, bridges, boot_files, certificate, limits, epoch, vms)
-            == (&b.pools, &b.bridges, &b.boot_files, &b.certificate, &b.limits, &b.epoch, &b.vms)
+        && (pools, bridges, boot_files, certificate, limits, epoch, vms, partials)
+            == (&b.pools, &b.bridges, &b.boot_files, &b.certificate, &b.limits, &b.epoch, &b.vms, &b.partials)
 }
 
 #[cfg(test)]

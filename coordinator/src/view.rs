@@ -90,6 +90,8 @@ pub struct StepView {
     pub bytes_total: u64,
     /// Bytes of payload it put on the link.
     pub bytes_sent: u64,
+    /// Bytes of content that did not cross, since an earlier move had left them at the target.
+    pub bytes_resumed: u64,
     /// Passes over the disks or rounds over memory.
     pub passes: u32,
     /// Its mean rate on the link, once it has ended.
@@ -128,6 +130,8 @@ pub struct VolumeView {
     pub redone: u64,
     /// Bytes of payload put on the link.
     pub sent: u64,
+    /// Of the done, bytes that did not cross, since an earlier move had left them at the target.
+    pub resumed: u64,
     /// Bytes still to be carried.
     pub remaining: u64,
 }
@@ -228,6 +232,7 @@ impl StepView {
             seconds,
             bytes_total: step.figures.bytes_total,
             bytes_sent: step.figures.bytes_sent,
+            bytes_resumed: step.figures.bytes_resumed,
             passes: step.figures.passes,
             bytes_per_second: seconds.and_then(|seconds| rate(step.figures.bytes_sent, seconds)),
         }
@@ -256,6 +261,7 @@ impl VolumeView {
             dirtied: volume.dirtied,
             redone: volume.redone,
             sent: volume.sent,
+            resumed: volume.resumed,
             remaining: volume.remaining(),
         }
     }
@@ -427,7 +433,14 @@ mod tests {
             at: at(9),
             step: StepKind::CopyDisks,
             pass: 1,
-            disk: Volume { total: 1536 * MIB, done: disk_done, dirtied: 8 * MIB, redone: 2 * MIB, sent: 3 * MIB },
+            disk: Volume {
+                total: 1536 * MIB,
+                done: disk_done,
+                dirtied: 8 * MIB,
+                redone: 2 * MIB,
+                sent: 3 * MIB,
+                resumed: 5 * MIB,
+            },
             memory,
             bytes_per_second: 5 * MIB,
             remaining_seconds: Some(12),
@@ -448,7 +461,7 @@ mod tests {
         let mut json = serde_json::to_value(&view).expect("JSON");
         // The waiting steps all look alike.
         json["steps"].as_array_mut().expect("steps").truncate(3);
-        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z"}"#);
+        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z"}"#);
     }
 
     #[test]

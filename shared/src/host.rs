@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, VmId};
+use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, VmId, VmName};
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{BootFile, VmSpec};
@@ -47,6 +47,9 @@ pub struct Inventory {
     pub epoch: Epoch,
     /// The VMs it has a record of.
     pub vms: Vec<VmReport>,
+    /// What moves into it that were cut have left for the next.
+    #[serde(default)]
+    pub partials: Vec<PartialReport>,
 }
 
 /// The hypervisor of a host.
@@ -105,7 +108,7 @@ pub struct Pool {
     pub shared: Option<String>,
     /// What it can hold.
     pub capacity: ByteCount,
-    /// What is free, reservations taken off.
+    /// What is free. Images kept of moves that were cut count as free: they go when a move needs the room.
     pub free: ByteCount,
     /// Of a volume group: its extents, of which each disk takes whole ones. Images there are raw, and nothing but disks
     /// can be there. None for a directory.
@@ -149,6 +152,23 @@ impl Default for Limits {
     fn default() -> Self {
         Self { outbound_moves_max: 4, inbound_moves_max: 4, lanes_max: 16 }
     }
+}
+
+/// Images that a move into the host has left when it was cut: the next move of that VM uses them on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartialReport {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// The job that left them.
+    pub job: JobId,
+    /// Since when they are kept.
+    pub since: Timestamp,
+    /// What was received of them.
+    pub received: ByteCount,
+    /// What they take of the host's pools.
+    pub allocated: ByteCount,
 }
 
 /// A VM as its host reports it.

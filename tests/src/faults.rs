@@ -98,7 +98,8 @@ pub struct Cell {
     pub blackout_ms: u64,
     /// From the fault's end until the job was over.
     pub settled_s: f64,
-    /// What is somewhere and should not be.
+    /// What is somewhere and should not be. Images that a host says it keeps for the guest's next move have their owner;
+    /// the next cell's move takes them over.
     pub left_behind: Vec<String>,
     /// What operators were told.
     pub told: String,
@@ -247,7 +248,7 @@ impl Ordeal {
         let over = ended(fleet, &job, SETTLE_WAIT).await;
         let settled_s = since.elapsed().as_secs_f64();
         let at = guest.settled_at(fleet, SETTLE_WAIT).await.context("after the fault")?;
-        let left_behind = guest.left_behind(fleet, &at, CLEAN_WAIT).await?;
+        let left_behind = guest.left_without_owner(fleet, &at, CLEAN_WAIT).await?;
         let owners = guest.owners(fleet).await?;
         guest.goes_on().await?;
         let blackout = ticks.gaps().longest;

@@ -8,6 +8,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -310,9 +311,31 @@ impl Fleet {
     pub async fn start_witness(&mut self, host: &str, wish: &WitnessWish) -> anyhow::Result<Ipv4Addr> {
         let address = self.network.guest_address();
         self.define(host, wish.name, &wish.specification(address)?).await?;
+        self.load_ballast(host, wish).await?;
         self.sterna(&["vm", "start", wish.name]).await?;
         self.wait_for_witness(wish.name, address).await?;
         Ok(address)
+    }
+
+    /// Fills the ballast of a VM that has just been defined.
+    async fn load_ballast(&self, host: &str, wish: &WitnessWish) -> anyhow::Result<()> {
+        if wish.ballast.is_empty() {
+            return Ok(());
+        }
+        let vm = self.sterna(&["vm", "show", wish.name]).await?;
+        let id = vm["report"]["spec"]["id"].as_str().context("the VM has no id")?;
+        for (name, pool, format, mib) in &wish.ballast {
+            let random = self.folder.path().join("random");
+            let mut source = std::fs::File::open("/dev/urandom")?.take(mib << 20);
+            std::io::copy(&mut source, &mut std::fs::File::create(&random)?)?;
+            let image = self.agent(host)?.pool(pool).join(id).join(format!("{name}.{format}"));
+            let filled = Command::new("qemu-img")
+                .args(["convert", "-f", "raw", "-O", format, text(&random)?, text(&image)?])
+                .output()?;
+            ensure!(filled.status.success(), "qemu-img: {}", String::from_utf8_lossy(&filled.stderr));
+            std::fs::remove_file(&random)?;
+        }
+        Ok(())
     }
 
     /// Defines a VM on a host, by its specification's text.
@@ -451,6 +474,8 @@ pub struct WitnessWish {
     pub records: u64,
     /// Name, pool, format, size in MiB.
     pub disks: Vec<(&'static str, &'static str, &'static str, u64)>,
+    /// Likewise: disks full of random bytes, which the witness leaves alone.
+    pub ballast: Vec<(&'static str, &'static str, &'static str, u64)>,
 }
 
 impl WitnessWish {
@@ -464,6 +489,7 @@ impl WitnessWish {
             vcpus: 1,
             records: 50,
             disks: vec![("root", "fast", "raw", 64), ("data", "bulk", "qcow2", 64)],
+            ballast: Vec::new(),
         }
     }
 
@@ -488,7 +514,7 @@ impl WitnessWish {
             disks = self.disks.len(),
             records = self.records,
         );
-        for (name, pool, format, size) in &self.disks {
+        for (name, pool, format, size) in self.disks.iter().chain(&self.ballast) {
             text += &format!(
                 "\n[[disk]]\nname = \"{name}\"\npool = \"{pool}\"\nformat = \"{format}\"\nsize = \"{size} MiB\"\n"
             );

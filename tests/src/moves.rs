@@ -41,6 +41,8 @@ pub struct Guest {
     subscription: Subscription,
     boot_id: String,
     disks: usize,
+    /// Images that it has in all.
+    images: usize,
 }
 
 /// What was found when a guest was looked over.
@@ -64,7 +66,8 @@ impl Guest {
         let boot_id = witness.hello().await?.boot_id;
         let subscription = Witness::connect(&fleet.client, address, DEFAULT_PORT).await?.subscribe().await?;
         let disks = wish.disks.len();
-        let guest = Self { name: wish.name, address, hosts, witness, subscription, boot_id, disks };
+        let images = disks + wish.ballast.len();
+        let guest = Self { name: wish.name, address, hosts, witness, subscription, boot_id, disks, images };
         guest.goes_on().await?;
         Ok(guest)
     }
@@ -157,11 +160,29 @@ impl Guest {
 
     /// Waits until only the host `at` has anything of the guest, and gives back what is too much if that takes too long.
     pub async fn left_behind(&self, fleet: &Fleet, at: &str, wait: Duration) -> anyhow::Result<Vec<String>> {
+        self.too_much(fleet, at, wait, false).await
+    }
+
+    /// The same, but for images of which the other host says itself that it keeps them for the next move of the guest.
+    pub async fn left_without_owner(&self, fleet: &Fleet, at: &str, wait: Duration) -> anyhow::Result<Vec<String>> {
+        self.too_much(fleet, at, wait, true).await
+    }
+
+    /// What a host says that it keeps for the next move of the guest.
+    pub async fn kept_at(&self, fleet: &Fleet, host: &str) -> anyhow::Result<Option<Value>> {
+        let shown = fleet.sterna(&["host", "show", host]).await?;
+        let partials = shown["inventory"]["partials"].as_array().context("a host tells what it keeps")?;
+        Ok(partials.iter().find(|partial| partial["name"] == self.name).cloned())
+    }
+
+    async fn too_much(&self, fleet: &Fleet, at: &str, wait: Duration, may_keep: bool) -> anyhow::Result<Vec<String>> {
         let deadline = Instant::now() + wait;
         loop {
             let mut left = Vec::new();
             for host in self.hosts {
-                left.extend(leftovers(fleet, host, (host == at).then_some(self.disks))?);
+                let kept = if may_keep && host != at { self.kept_at(fleet, host).await? } else { None };
+                let kept = kept.as_ref().and_then(|kept| kept["vm"].as_str());
+                left.extend(leftovers(fleet, host, (host == at).then_some(self.images), kept)?);
             }
             if left.is_empty() || Instant::now() >= deadline {
                 return Ok(left);
@@ -226,11 +247,13 @@ pub fn step<'a>(job: &'a Value, name: &str) -> Option<&'a Value> {
     job["steps"].as_array()?.iter().find(|step| step["step"] == name)
 }
 
-/// What is on a host that should not be: with `disks` the guest is there with so many, without it nothing is.
-fn leftovers(fleet: &Fleet, host: &str, disks: Option<usize>) -> anyhow::Result<Vec<String>> {
+/// What is on a host that should not be: with `disks` the guest is there with so many, without it nothing is but images of
+/// the VM that is `kept`.
+fn leftovers(fleet: &Fleet, host: &str, disks: Option<usize>, kept: Option<&str>) -> anyhow::Result<Vec<String>> {
     let agent = fleet.agent(host)?;
     let mut left = Vec::new();
-    let files: Vec<PathBuf> = POOLS.iter().flat_map(|pool| agent.files(pool)).collect();
+    let mut files: Vec<PathBuf> = POOLS.iter().flat_map(|pool| agent.files(pool)).collect();
+    files.retain(|file| kept.is_none_or(|vm| !file.starts_with(vm)));
     if files.len() != disks.unwrap_or(0) {
         left.extend(files.iter().map(|file| format!("{host}: file {}", file.display())));
         left.extend(files.is_empty().then(|| format!("{host}: no files")));

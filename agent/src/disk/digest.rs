@@ -46,6 +46,40 @@ pub enum Chunk {
     Known(Digest),
 }
 
+/// Chunks as bytes, for the other host: 0, 1, or 2 and a digest.
+#[must_use]
+pub fn pack(chunks: &[Chunk]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(chunks.len() * (1 + size_of::<Digest>()));
+    for chunk in chunks {
+        match chunk {
+            Chunk::Unknown => bytes.push(0),
+            Chunk::Zero => bytes.push(1),
+            Chunk::Known(digest) => {
+                bytes.push(2);
+                bytes.extend_from_slice(digest);
+            }
+        }
+    }
+    bytes
+}
+
+/// The chunks that were packed; nothing where the bytes are no such packing. Takes memory by the bytes' length only.
+#[must_use]
+pub fn unpack(mut bytes: &[u8]) -> Option<Vec<Chunk>> {
+    let mut chunks = Vec::new();
+    while let Some((kind, rest)) = bytes.split_first() {
+        let (chunk, rest) = match kind {
+            0 => (Chunk::Unknown, rest),
+            1 => (Chunk::Zero, rest),
+            2 => rest.split_first_chunk().map(|(digest, rest)| (Chunk::Known(*digest), rest))?,
+            _ => return None,
+        };
+        chunks.push(chunk);
+        bytes = rest;
+    }
+    Some(chunks)
+}
+
 /// Why two tables cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -305,7 +339,21 @@ mod tests {
         assert_eq!((table.unknown(), table.chunk(2)), (2, Chunk::Unknown));
     }
 
+    #[test]
+    fn what_is_no_packing_is_refused() {
+        assert_eq!(unpack(&[]), Some(vec![]));
+        assert_eq!(unpack(&[0, 1, 3]), None);
+        assert_eq!(unpack(&[&[2][..], &[9; 31]].concat()), None);
+    }
+
     proptest! {
+        #[test]
+        fn chunks_come_back_from_their_packing(kinds in proptest::collection::vec(0_u8..5, 0..40)) {
+            let chunk = |kind| match kind { 0 => Chunk::Unknown, 1 => Chunk::Zero, other => Chunk::Known([other; 32]) };
+            let chunks: Vec<Chunk> = kinds.into_iter().map(chunk).collect();
+            prop_assert_eq!(unpack(&pack(&chunks)), Some(chunks));
+        }
+
         #[test]
         fn unknown_chunks_are_counted_right(steps in proptest::collection::vec((0_usize..6, 0_u8..3), 0..60)) {
             let mut table = DigestTable::new(5 * CHUNK_SIZE);

@@ -423,6 +423,30 @@ impl Pool {
         }
     }
 
+    /// Whether images that are no VM's may stay in it: not where another host could come to use the same place, nor in a
+    /// volume group, where each takes its whole size.
+    #[must_use]
+    pub fn may_keep(&self) -> bool {
+        self.shared.is_none() && matches!(self.place, Place::Directory(_))
+    }
+
+    /// What an image of a directory takes of it; nothing where there is none, or the pool is a volume group.
+    #[must_use]
+    pub fn allocated(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> ByteCount {
+        match &self.place {
+            Place::Directory(directory) => directory.allocated(vm, disk, format),
+            Place::VolumeGroup(_) => ByteCount(0),
+        }
+    }
+
+    /// Frees what a QEMU that was killed has allocated in a qcow2 image and not come to use.
+    ///
+    /// # Errors
+    /// The image is damaged beyond that, or not to be opened, or the pool is a volume group.
+    pub async fn free_leaks(&self, vm: VmId, disk: &DiskName) -> Result<(), PoolError> {
+        self.files()?.free_leaks(vm, disk).await
+    }
+
     fn expect_raw(&self, format: DiskFormat) -> Result<(), PoolError> {
         match format {
             DiskFormat::Raw => Ok(()),

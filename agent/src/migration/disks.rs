@@ -18,7 +18,7 @@ use sterna_shared::job::{DiskMove, Volume};
 use sterna_shared::units::ByteCount;
 use tokio::sync::{mpsc, watch};
 
-use crate::disk::copy::source::{PassStatistics, dirty, send_pass, whole_disk};
+use crate::disk::copy::source::{Known, PassStatistics, dirty, send_pass, whole_disk};
 use crate::disk::copy::{Block, CopyError};
 use crate::disk::digest::{Digest, DigestTable};
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError, dirty_bitmap};
@@ -51,6 +51,8 @@ struct Disk {
     index: u16,
     node: String,
     table: DigestTable,
+    /// What the target has said that it holds, until pass 0 has made use of it.
+    at_target: Option<DigestTable>,
 }
 
 /// Why the source's disks could not be copied.
@@ -100,7 +102,7 @@ impl SourceDisks {
             };
             total += disk.source.size.0;
             let index = u16::try_from(index).unwrap_or(u16::MAX);
-            disks.push(Disk { index, node, table: DigestTable::new(disk.source.size.0) });
+            disks.push(Disk { index, node, table: DigestTable::new(disk.source.size.0), at_target: None });
         }
         let (volume, _) = watch::channel(Volume { total, ..Volume::default() });
         let main = runs.then(|| bitmap_name(job));
@@ -115,6 +117,13 @@ impl SourceDisks {
             }
         }
         Ok(opened)
+    }
+
+    /// Takes note of what the target holds of a disk, so that pass 0 leaves out what is equal.
+    pub fn at_target(&mut self, disk: u16, table: DigestTable) {
+        if let Some(found) = self.disks.iter_mut().find(|found| found.index == disk) {
+            found.at_target = Some(table);
+        }
     }
 
     /// How much has been read and sent, and every change of it.
@@ -289,8 +298,17 @@ impl SourceDisks {
                 });
             }
         };
+        let at_target = disk.at_target.take().filter(|_| pass.is_none());
+        let skipped = |bytes: u64| {
+            volume.send_modify(|volume| {
+                volume.done += bytes;
+                volume.resumed += bytes;
+            });
+        };
+        let known = at_target.as_ref().map(|table| Known { table, skipped: &skipped });
         let read = async {
-            let read = send_pass(&client, index, spans, &mut disk.table, &counted, std::future::pending()).await;
+            let never = std::future::pending();
+            let read = send_pass(&client, index, spans, &mut disk.table, known, &counted, never).await;
             drop(counted);
             read
         };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sterna_shared::id::VmId;
-use sterna_shared::job::{DiskMove, Plan};
+use sterna_shared::job::Plan;
 use sterna_shared::vm::{DiskSpec, Firmware, VmSpec};
 use tracing::{info, warn};
 
@@ -128,30 +128,50 @@ pub fn read_variable_store(host: &Host, plan: &Plan) -> Result<Option<Vec<u8>>, 
     Ok(Some(host.pool(disk)?.read_variable_store(plan.vm.id)?))
 }
 
-/// Makes what the target of a move needs: an empty image for each disk that comes, and the UEFI variables. The journal
-/// knows of it first, so that a crash leaves nothing that nobody removes. On failure nothing is left.
+/// Makes what a storage move needs: an empty image for each disk that moves, and the UEFI variables. The journal knows of
+/// it first, so that a crash leaves nothing that nobody removes. On failure nothing is left.
 ///
 /// # Errors
 /// [`ImageError`]; also where a file is there already, which is then left alone.
 pub async fn prepare_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8>>) -> Result<(), ImageError> {
-    for DiskMove { target: disk, .. } in &plan.disks {
-        let path = host.pool(disk)?.image_path(plan.vm.id, &disk.name, disk.format);
-        if path.exists() {
-            return Err(ImageError::InTheWay { path });
-        }
-    }
+    let disks: Vec<DiskSpec> = plan.disks.iter().map(|disk| disk.target.clone()).collect();
+    expect_free(host, plan.vm.id, &disks)?;
     host.journal.note_images_made(plan.job, true).await?;
-    let made = make_incoming(host, plan, variables).await;
+    let made = make_incoming(host, plan, &disks, variables).await;
     if made.is_err() {
         host.journal.note_images_made(plan.job, false).await?;
     }
     made
 }
 
-async fn make_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8>>) -> Result<(), ImageError> {
+/// Checks that no file is where these images are to be.
+///
+/// # Errors
+/// [`ImageError::InTheWay`], or a disk's pool is not here.
+pub fn expect_free(host: &Host, vm: VmId, disks: &[DiskSpec]) -> Result<(), ImageError> {
+    for disk in disks {
+        let path = host.pool(disk)?.image_path(vm, &disk.name, disk.format);
+        if path.exists() {
+            return Err(ImageError::InTheWay { path });
+        }
+    }
+    Ok(())
+}
+
+/// Makes those of a move's images at its target that are `missing`, and the UEFI variables. On failure none of these is
+/// left.
+///
+/// # Errors
+/// [`ImageError`].
+pub async fn make_incoming(
+    host: &Host,
+    plan: &Plan,
+    missing: &[DiskSpec],
+    variables: Option<Vec<u8>>,
+) -> Result<(), ImageError> {
     let mut made = Vec::new();
     let outcome = async {
-        for DiskMove { target: disk, .. } in &plan.disks {
+        for disk in missing {
             host.pool(disk)?.create_to_fill(plan.vm.id, &disk.name, disk.format, disk.size).await?;
             made.push(disk);
         }
@@ -168,9 +188,14 @@ async fn make_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8>>) -> 
     outcome
 }
 
-/// Removes what [`prepare_incoming`] made.
+/// Removes what was made for a move at its target.
 pub async fn remove_incoming(host: &Host, plan: &Plan) {
     remove(host, plan.vm.id, &plan.disks.iter().map(|disk| &disk.target).collect::<Vec<_>>()).await;
+    remove_incoming_variables(host, plan);
+}
+
+/// Removes the UEFI variables that were made for a move at its target.
+pub fn remove_incoming_variables(host: &Host, plan: &Plan) {
     if carries_variables(plan) {
         remove_variable_store(host, &plan.vm_at_target);
     }
@@ -263,12 +288,18 @@ fn remove_variable_store(host: &Host, spec: &VmSpec) {
     }
 }
 
-async fn remove(host: &Host, vm: VmId, disks: &[&DiskSpec]) {
+/// Removes images; whether all are gone. What was gone already is no fault; what does not go is told in the log.
+pub async fn remove(host: &Host, vm: VmId, disks: &[&DiskSpec]) -> bool {
+    let mut gone = true;
     for disk in disks {
         let Ok(pool) = host.pool(disk) else { continue };
         match pool.delete(vm, &disk.name, disk.format).await {
             Ok(()) => info!(%vm, disk = %disk.name, pool = %disk.pool, "image removed"),
-            Err(error) => warn!(%vm, disk = %disk.name, %error, "an image is left over"),
+            Err(error) => {
+                gone = false;
+                warn!(%vm, disk = %disk.name, %error, "an image is left over");
+            }
         }
     }
+    gone
 }

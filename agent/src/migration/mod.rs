@@ -6,6 +6,7 @@
 //!           keeper    one task a VM: owns its record, its right to run, its guest
 //!             └─ handover    drives `ownership`; the only caller of `cont`
 //!   disks, target_disks    passes, and what is written of them       images    files made and removed
+//!   partial    images of a move that is not over, or was cut
 //!   context, gate, progress, tally    plan and telling · the point of no return · how far it is · what was told of it
 //! ```
 
@@ -16,6 +17,7 @@ pub mod gate;
 pub mod handover;
 pub mod images;
 pub mod keeper;
+pub mod partial;
 pub mod progress;
 pub mod source;
 pub mod storage;

@@ -13,6 +13,7 @@
 //! on only the ownership machine decides; this file waits for its verdict and tells it.
 
 mod pre_switchover;
+mod resume;
 mod unwind;
 
 use std::sync::Arc;
@@ -76,6 +77,8 @@ pub struct Source {
     /// Serves the images of a VM that is stopped.
     daemon: Option<Launched>,
     disks: Option<SourceDisks>,
+    /// How much of each disk the target has from an earlier move.
+    held: Vec<u64>,
     pump: Option<(mpsc::Sender<Block>, JoinHandle<()>)>,
     relay: Option<SourceRelay>,
     generation: Generation,
@@ -97,6 +100,7 @@ impl Source {
             machine: None,
             daemon: None,
             disks: None,
+            held: Vec::new(),
             pump: None,
             relay: None,
             generation: Generation(0),
@@ -184,9 +188,11 @@ impl Source {
         self.generation = own.max(seen).next().ok_or(MoveError::Stale { what: "the generations are used up" })?;
         let variables = images::read_variable_store(&self.context.host, &self.context.plan)?;
         let prepare = Message::Prepare { generation: self.generation, variables };
-        conversation
-            .ask(&prepare, "prepared", PREPARE_WAIT, |answer| matches!(answer, Message::Prepared).then_some(()))
-            .await?;
+        let held = |answer: &Message| match answer {
+            Message::Prepared { held } => Some(held.clone()),
+            _ => None,
+        };
+        self.held = conversation.ask(&prepare, "prepared", PREPARE_WAIT, held).await?;
         self.context.end(step, StepFigures::default()).await
     }
 
@@ -252,7 +258,9 @@ impl Source {
         let sender = self.link.as_ref().ok_or(MoveError::NotConnected)?.sender();
         self.pump = Some((blocks, tokio::spawn(pump(queue, sender))));
 
+        self.ask_what_is_held().await?;
         self.pass().await?;
+        self.tell_what_was_held().await;
         let mut before = u64::MAX;
         for _ in 1..PASSES_BEFORE_MEMORY_MAX {
             let dirty = self.disks.as_ref().ok_or(MoveError::NotConnected)?.dirty().await?.0;

@@ -22,6 +22,7 @@ impl Tally {
         StepFigures {
             bytes_total: content(volume).saturating_sub(content(before)),
             bytes_sent: volume.sent.saturating_sub(before.sent),
+            bytes_resumed: volume.resumed.saturating_sub(before.resumed),
             passes: passes.saturating_sub(passes_before),
             ..StepFigures::default()
         }
@@ -40,11 +41,11 @@ mod tests {
     #[test]
     fn each_byte_and_pass_is_told_once() {
         let mut tally = Tally::default();
-        let first = Volume { total: 100, done: 100, dirtied: 20, redone: 20, sent: 60 };
+        let first = Volume { total: 100, done: 100, dirtied: 20, redone: 20, sent: 60, resumed: 30 };
         let told = tally.disks(first, 2);
-        assert_eq!((told.bytes_total, told.bytes_sent, told.passes), (120, 60, 2));
+        assert_eq!((told.bytes_total, told.bytes_sent, told.bytes_resumed, told.passes), (120, 60, 30, 2));
         let told = tally.disks(Volume { dirtied: 50, redone: 50, sent: 85, ..first }, 4);
-        assert_eq!((told.bytes_total, told.bytes_sent, told.passes), (30, 25, 2));
+        assert_eq!((told.bytes_total, told.bytes_sent, told.bytes_resumed, told.passes), (30, 25, 0, 2));
         assert_eq!((tally.memory(7), tally.memory(9), tally.memory(9)), (7, 2, 0));
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   Open ─▶ Prepare ─▶ PassEnd … ─▶ MemoryOpen ─▶ PassEnd … ─▶ Prove ─▶ cede ─▶ Finished
-//!     any end before the cede: the record forgets the VM, its QEMU ends, its images go
+//!     any end before the cede: the record forgets the VM, its QEMU ends, its images go or are kept for another try
 //! ```
 //!
 //! **Contract.** Until the keeper's record says `Activating`, the VM is the source's: whatever ends this job early,
-//! `Target::undo` leaves nothing of it on this host. From then on the VM is this host's, and nothing is undone.
+//! `Target::undo` leaves nothing of it on this host but images that the journal says are kept ([`partial`]). From then on the VM is this host's, and nothing is undone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,12 @@ use sterna_shared::id::Generation;
 use sterna_shared::job::{FailureCode, FailureReport, MoveMode};
 use sterna_shared::ownership::{Input, Move, Record};
 use sterna_shared::peer::message::Message;
+use sterna_shared::vm::DiskSpec;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use crate::disk::digest::pack;
+use crate::disk::extent::ExtentSet;
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::command_line::format_node;
 use crate::hypervisor::qemu::{Export, Machine};
@@ -26,13 +29,16 @@ use crate::memory::TargetRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
 use crate::migration::images;
+use crate::migration::partial;
 use crate::migration::source::settings;
-use crate::migration::target_disks::{TargetDisks, export_name};
+use crate::migration::target_disks::{Images, Ledger, TargetDisks, export_name};
 
 /// How long the source may take to come after the plan did.
 const SOURCE_WAIT: Duration = Duration::from_secs(120);
 /// How long the source may take to have the last answer.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// How long it may take to write down what was received, before the images are let go.
+const SAVE_WAIT: Duration = Duration::from_secs(5);
 /// How long QEMU may take to end an export.
 const EXPORT_REMOVAL_WAIT: Duration = Duration::from_secs(10);
 
@@ -46,13 +52,15 @@ pub struct Target {
     disks: Option<TargetDisks>,
     relay: Option<TargetRelay>,
     prepared: bool,
+    /// Why the move is given up, as far as that was said.
+    cause: Option<FailureCode>,
 }
 
 impl Target {
     /// A move that has just been accepted, or is taken up after a restart of the agent.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
-        Self { context, machine: None, daemon: None, disks: None, relay: None, prepared: false }
+        Self { context, machine: None, daemon: None, disks: None, relay: None, prepared: false, cause: None }
     }
 
     /// Follows the source, to whatever end.
@@ -100,7 +108,15 @@ impl Target {
                 settled(&context).await;
             }
             let answer = match message {
-                Message::Abort { .. } => Message::Aborted,
+                Message::Abort { failure } => {
+                    // What this job has left for the next may be wanted no more.
+                    if !partial::worth_keeping(Some(failure.code))
+                        && let Err(error) = context.host.journal.give_up_partial(plan.vm.id, plan.job).await
+                    {
+                        warn!(job = %plan.job, %error, "kept images stay until their time is up");
+                    }
+                    Message::Aborted
+                }
                 Message::Finished => break,
                 _ => Message::Failed { failure: over(&context) },
             };
@@ -129,7 +145,7 @@ impl Target {
                 settled(&context).await;
             }
             // What makes files or processes is done to its end, or nobody would know what to undo.
-            let patient = !matches!(message, Message::PassEnd { .. } | Message::Prove);
+            let patient = !matches!(message, Message::PassEnd { .. } | Message::Prove | Message::Held { .. });
             let given_up = conversation.given_up();
             let obeyed = tokio::select! {
                 biased;
@@ -144,7 +160,9 @@ impl Target {
                 }
                 Err(error) => {
                     warn!(job = %context.plan.job, message = name, %error, "the target cannot go on");
-                    Message::Failed { failure: error.report(&context.host) }
+                    let failure = error.report(&context.host);
+                    self.cause = Some(failure.code);
+                    Message::Failed { failure }
                 }
             };
             let over = matches!(answer, Message::Aborted);
@@ -171,8 +189,12 @@ impl Target {
                 Message::Opened { seen }
             }
             Message::Prepare { generation, variables } => {
-                self.prepare(generation, variables, session).await?;
-                Message::Prepared
+                let held = self.prepare(generation, variables, session).await?;
+                Message::Prepared { held }
+            }
+            Message::Held { disk, first } => {
+                let chunks = self.disks()?.held(disk, first).await?;
+                Message::HeldDigests { disk, first, chunks: pack(&chunks) }
             }
             Message::PassEnd { pass, blocks } => {
                 self.disks()?.applied(blocks).await?;
@@ -190,6 +212,7 @@ impl Target {
             }
             Message::Abort { failure } => {
                 info!(job = %self.context.plan.job, reason = %failure, "the source gives the move up");
+                self.cause = Some(failure.code);
                 Message::Aborted
             }
             Message::Finished => return Ok(None),
@@ -197,12 +220,13 @@ impl Target {
         }))
     }
 
+    /// Makes what the VM needs here; how many bytes of each disk an earlier move has left.
     async fn prepare(
         &mut self,
         generation: Generation,
         variables: Option<Vec<u8>>,
         session: &mut Session,
-    ) -> Result<(), MoveError> {
+    ) -> Result<Vec<u64>, MoveError> {
         let context = Arc::clone(&self.context);
         let plan = &context.plan;
         if self.prepared {
@@ -213,7 +237,8 @@ impl Target {
         // The record first: what is made from here on is known to be this job's, also after a crash.
         context.keeper.prepare(Input::Prepare { generation, from }, plan.vm_at_target.clone(), runs).await?;
         self.prepared = true;
-        images::prepare_incoming(&context.host, plan, variables).await?;
+        let held = partial::prepare(&context.host, plan, variables).await?;
+        let held_bytes = held.iter().map(|held| held.as_ref().map_or(0, ExtentSet::total)).collect();
         let socket = if runs {
             let machine = context.keeper.launch_incoming().await?;
             let socket = context.host.runtime(plan.vm.id).map_err(MoveError::Runtime)?.nbd_socket();
@@ -227,7 +252,7 @@ impl Target {
             socket
         };
         if plan.disks.is_empty() {
-            return Ok(());
+            return Ok(held_bytes);
         }
         let machine = self.machine.as_ref().ok_or(MoveError::NotConnected)?;
         machine.nbd_server_start(&socket).await?;
@@ -237,8 +262,10 @@ impl Target {
             machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
         }
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
-        self.disks = Some(TargetDisks::open(&socket, &plan.disks, |disk| context.host.origin(disk), blocks).await?);
-        Ok(())
+        let ledger = Ledger { journal: context.host.journal.clone(), vm: plan.vm.id, job: plan.job };
+        let images = Images { held, origin: |disk: &DiskSpec| context.host.origin(disk), ledger };
+        self.disks = Some(TargetDisks::open(&socket, &plan.disks, images, blocks).await?);
+        Ok(held_bytes)
     }
 
     async fn open_memory(&mut self, channels: u16, session: &mut Session) -> Result<(), MoveError> {
@@ -279,6 +306,12 @@ impl Target {
             // Nothing was promised to the source, which so has nothing to ask.
             settled(&context).await;
         }
+        let keeps = context.host.config.keep_partial_seconds > 0;
+        let wanted = keeps && !context.gate.is_cancelled() && partial::worth_keeping(self.cause);
+        if let Some(disks) = self.disks.as_ref().filter(|_| wanted) {
+            // In vain where the disk does not do; then what was written down before is what there is.
+            let _ = tokio::time::timeout(SAVE_WAIT, disks.save()).await;
+        }
         if let Record::Incoming { .. } = context.keeper.record().ownership {
             // The cede may come in between: then the table refuses this, and the record below tells.
             if let Err(error) = context.keeper.feed(Input::Abort).await {
@@ -290,13 +323,14 @@ impl Target {
         if let Some(daemon) = self.daemon.take() {
             images::end_daemon(daemon).await;
         }
-        let record = context.keeper.record().ownership;
-        if matches!(record, Record::Absent { .. }) && self.prepared {
-            let made = context.host.journal.images_made(context.plan.job);
-            if made.unwrap_or(false) {
-                images::remove_incoming(&context.host, &context.plan).await;
-            }
-            self.prepared = false;
+        let settled = match context.keeper.record().ownership {
+            Record::Absent { .. } if self.prepared => partial::settle(&context.host, &context.plan, wanted).await,
+            Record::Owner { .. } => partial::forget(&context.host, &context.plan).await,
+            // Not decided yet: the service sees to what is left once it is.
+            _ => Ok(()),
+        };
+        if let Err(error) = settled {
+            warn!(job = %context.plan.job, error = &error as &dyn std::error::Error, "what became of the images is not noted");
         }
     }
 }

@@ -4,26 +4,38 @@
 //!   lanes ── blocks ──▶ task ── Writer per disk ──▶ NBD
 //!                        ▲
 //!   job ── applied(n) ───┤  answers once n blocks are written; then reads back while the source prepares the next pass
+//!       ── held(c) ──────┤  what an earlier move has left, read back
 //!       ── prove() ──────┘  flush, read back, roots; the writers are gone after that
 //! ```
+//!
+//! Until pass 0 has come wholly, what was received is journalled every [`SAVE_INTERVAL`] while it grows: a flush that begins
+//! with the ranges written so far, and then one transaction. Both run beside the writing, which they do not hold up.
 
 use std::path::Path;
+use std::time::Duration;
 
+use sterna_shared::id::{JobId, VmId};
 use sterna_shared::job::DiskMove;
 use sterna_shared::vm::DiskSpec;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tracing::{debug, warn};
 
 use crate::disk::copy::target::{Origin, Writer};
 use crate::disk::copy::{Block, Body, CopyError};
-use crate::disk::digest::Digest;
+use crate::disk::digest::{Chunk, Digest};
+use crate::disk::extent::ExtentSet;
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError};
+use crate::journal::Journal;
 use crate::link::{BlockFrame, Content, LinkError, Receiver};
 
 /// NBD connections to one export.
 const CONNECTIONS: usize = 4;
 /// Questions of the job that wait for the task.
 const QUESTIONS_MAX: usize = 4;
+/// Between two writings of what was received, so also how much copying a crash can cost at most.
+const SAVE_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The name under which a disk of the plan is exported at the target.
 #[must_use]
@@ -41,7 +53,30 @@ pub struct TargetDisks {
 #[derive(Debug)]
 enum Question {
     Applied { blocks: u64, reply: oneshot::Sender<Result<(), TargetDiskError>> },
+    Held { disk: u16, first: u64, reply: oneshot::Sender<Result<Vec<Chunk>, TargetDiskError>> },
+    Save { reply: oneshot::Sender<()> },
     Prove { reply: oneshot::Sender<Result<Vec<Digest>, TargetDiskError>> },
+}
+
+/// What the images of a job hold at its beginning, and where it is written down what comes.
+pub struct Images<F> {
+    /// What an earlier move has received of each disk, in the plan's order; none where the image is new.
+    pub held: Vec<Option<ExtentSet>>,
+    /// What a new image holds.
+    pub origin: F,
+    /// Where it is written down.
+    pub ledger: Ledger,
+}
+
+/// Where it is written down what was received.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    /// The journal.
+    pub journal: Journal,
+    /// The VM.
+    pub vm: VmId,
+    /// The job.
+    pub job: JobId,
 }
 
 /// Why the target's disks are not whole.
@@ -67,6 +102,14 @@ pub enum TargetDiskError {
         /// How many there are.
         count: usize,
     },
+    /// The source asked for a chunk that no disk has.
+    #[error("the source asked what chunk {chunk} of disk {disk} holds, which there is not; end the session")]
+    UnknownChunk {
+        /// The disk.
+        disk: u16,
+        /// The chunk.
+        chunk: u64,
+    },
     /// The session ended before all had come.
     #[error("the session ended before all blocks had come")]
     Link(#[from] LinkError),
@@ -76,25 +119,40 @@ pub enum TargetDiskError {
 }
 
 impl TargetDisks {
-    /// Opens the exports and begins to write. The images are new; `origin` says what one holds.
+    /// Opens the exports and begins to write; [`Images`] says what is in them.
     ///
     /// # Errors
     /// An export cannot be opened, or has another size than the plan says.
     pub async fn open(
         socket: &Path,
         disks: &[DiskMove],
-        origin: impl Fn(&DiskSpec) -> Origin,
+        images: Images<impl Fn(&DiskSpec) -> Origin>,
         blocks: Receiver<BlockFrame>,
     ) -> Result<Self, TargetDiskError> {
         let mut writers = Vec::with_capacity(disks.len());
+        let mut held = images.held.into_iter();
         for (index, disk) in disks.iter().enumerate() {
             let client = Client::connect(socket, &export_name(index), &[BASE_ALLOCATION], CONNECTIONS).await;
             let client = client.map_err(|source| TargetDiskError::Open { disk: index, source })?;
             let number = u16::try_from(index).unwrap_or(u16::MAX);
-            writers.push(Writer::new(client, number, disk.target.size.0, origin(&disk.target))?);
+            let size = disk.target.size.0;
+            writers.push(match held.next().flatten() {
+                Some(received) => Writer::resume(client, number, size, received)?,
+                None => Writer::new(client, number, size, (images.origin)(&disk.target))?,
+            });
         }
         let (questions, receiver) = mpsc::channel(QUESTIONS_MAX);
-        let task = tokio::spawn(Task { writers, applied: 0, fault: None }.run(blocks, receiver));
+        let saved = received_bytes(&writers);
+        let task = Task {
+            writers,
+            applied: 0,
+            fault: None,
+            ledger: images.ledger,
+            saved,
+            saving: JoinSet::new(),
+            pass_0: true,
+        };
+        let task = tokio::spawn(task.run(blocks, receiver));
         Ok(Self { questions, task })
     }
 
@@ -106,6 +164,24 @@ impl TargetDisks {
         let (reply, answer) = oneshot::channel();
         self.questions.send(Question::Applied { blocks, reply }).await.map_err(|_| TargetDiskError::Gone)?;
         answer.await.map_err(|_| TargetDiskError::Gone)?
+    }
+
+    /// What the chunks of a disk hold from `first` on, as far as an earlier move has left them; at least one of them.
+    ///
+    /// # Errors
+    /// Reading failed, or there is no such chunk.
+    pub async fn held(&self, disk: u16, first: u64) -> Result<Vec<Chunk>, TargetDiskError> {
+        let (reply, answer) = oneshot::channel();
+        self.questions.send(Question::Held { disk, first, reply }).await.map_err(|_| TargetDiskError::Gone)?;
+        answer.await.map_err(|_| TargetDiskError::Gone)?
+    }
+
+    /// Writes down what was received, now; in vain where the disks or the journal do not do.
+    pub async fn save(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.questions.send(Question::Save { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
     }
 
     /// Flushes, reads back what was not yet, and gives one digest a disk. Nothing is written after that.
@@ -129,11 +205,19 @@ struct Task {
     writers: Vec<Writer>,
     applied: u64,
     fault: Option<TargetDiskError>,
+    ledger: Ledger,
+    /// How many bytes the journal has as received, or will have once `saving` is done.
+    saved: u64,
+    saving: JoinSet<()>,
+    /// Whether the first pass is still coming: afterwards there is nothing that was not received.
+    pass_0: bool,
 }
 
 impl Task {
     async fn run(mut self, mut blocks: Receiver<BlockFrame>, mut questions: mpsc::Receiver<Question>) {
         let mut open = true;
+        let mut ticks = interval_at(Instant::now() + SAVE_INTERVAL, SAVE_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due: Option<(u64, oneshot::Sender<Result<(), TargetDiskError>>)> = None;
         loop {
             if let Some((count, reply)) = due.take() {
@@ -142,6 +226,10 @@ impl Task {
                 } else {
                     let outcome = self.settle(count).await;
                     let sound = outcome.is_ok();
+                    if sound && self.pass_0 {
+                        self.begin_to_save();
+                        self.pass_0 = false;
+                    }
                     let _ = reply.send(outcome);
                     // The source now reads for the next pass; what was written is read back meanwhile.
                     if sound && let Err(error) = self.verify().await {
@@ -162,12 +250,20 @@ impl Task {
                 },
                 question = questions.recv() => match question {
                     Some(Question::Applied { blocks, reply }) => due = Some((blocks, reply)),
+                    Some(Question::Held { disk, first, reply }) => drop(reply.send(self.held(disk, first).await)),
+                    Some(Question::Save { reply }) => {
+                        while self.saving.join_next().await.is_some() {}
+                        self.begin_to_save();
+                        while self.saving.join_next().await.is_some() {}
+                        let _ = reply.send(());
+                    }
                     Some(Question::Prove { reply }) => {
                         let _ = reply.send(self.prove().await);
                         return;
                     }
                     None => return,
                 },
+                _ = ticks.tick(), if self.pass_0 => self.begin_to_save(),
             }
         }
     }
@@ -183,6 +279,28 @@ impl Task {
         writer.apply(Block { disk, offset, body }).await?;
         self.applied += 1;
         Ok(())
+    }
+
+    async fn held(&mut self, disk: u16, first: u64) -> Result<Vec<Chunk>, TargetDiskError> {
+        let count = self.writers.len();
+        let writer = self.writers.get_mut(usize::from(disk)).ok_or(TargetDiskError::UnknownDisk { disk, count })?;
+        let unknown = TargetDiskError::UnknownChunk { disk, chunk: first };
+        let first = usize::try_from(first).ok().filter(|first| *first < writer.table().count()).ok_or(unknown)?;
+        Ok(writer.held(first).await?)
+    }
+
+    /// Has what was received so far written down beside what comes, if it is more than before and no earlier writing is
+    /// still on its way.
+    fn begin_to_save(&mut self) {
+        while self.saving.try_join_next().is_some() {}
+        let received_bytes = received_bytes(&self.writers);
+        if received_bytes == self.saved || !self.saving.is_empty() {
+            return;
+        }
+        self.saved = received_bytes;
+        let received = self.writers.iter().map(|writer| writer.received().clone()).collect();
+        let clients = self.writers.iter().map(|writer| writer.client().clone()).collect();
+        self.saving.spawn(save(self.ledger.clone(), received, clients));
     }
 
     async fn settle(&mut self, count: u64) -> Result<(), TargetDiskError> {
@@ -216,5 +334,24 @@ impl Task {
             roots.push(writer.table().root().ok_or(TargetDiskError::Gone)?);
         }
         Ok(roots)
+    }
+}
+
+fn received_bytes(writers: &[Writer]) -> u64 {
+    writers.iter().map(|writer| writer.received().total()).sum()
+}
+
+/// Flushes what was received, and journals it. A failure costs the next move what it would have spared, and is not this
+/// one's end: a disk that cannot be written is told by its writes.
+async fn save(ledger: Ledger, received: Vec<ExtentSet>, clients: Vec<Client>) {
+    let Ledger { journal, vm, job } = ledger;
+    for client in clients {
+        if let Err(error) = client.flush().await {
+            debug!(%job, %error, "what was received is not written down");
+            return;
+        }
+    }
+    if let Err(error) = journal.note_received(vm, job, received).await {
+        warn!(%job, error = &error as &dyn std::error::Error, "what was received is not written down");
     }
 }

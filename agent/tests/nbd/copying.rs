@@ -2,13 +2,14 @@
 
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use sterna_agent::disk::copy::source::{self, PassStatistics, Span};
+use sterna_agent::disk::copy::source::{self, Known, PassStatistics, Span};
 use sterna_agent::disk::copy::target::{Origin, Writer};
 use sterna_agent::disk::copy::{Block, Body, CopyError};
-use sterna_agent::disk::digest::DigestTable;
+use sterna_agent::disk::digest::{Chunk, DigestTable};
 use sterna_agent::disk::extent::Extent;
-use sterna_agent::disk::nbd::{BASE_ALLOCATION, Client, dirty_bitmap};
+use sterna_agent::disk::nbd::{BASE_ALLOCATION, Client, ZeroMode, dirty_bitmap};
 use tokio::sync::mpsc;
 
 use crate::harness::{Server, directory, equal, image, patchwork, qemu_img, random};
@@ -25,9 +26,21 @@ pub(crate) async fn pass(
     writer: &mut Writer,
     tamper: impl Fn(Block) -> Block,
 ) -> PassStatistics {
+    pass_beyond(client, spans, table, None, writer, tamper).await
+}
+
+/// The same, without what is known to be at the target.
+async fn pass_beyond(
+    client: &Client,
+    spans: Vec<Span>,
+    table: &mut DigestTable,
+    known: Option<Known<'_>>,
+    writer: &mut Writer,
+    tamper: impl Fn(Block) -> Block,
+) -> PassStatistics {
     let (sender, mut blocks) = mpsc::channel(8);
     let sending = async {
-        let statistics = source::send_pass(client, 0, spans, table, &sender, std::future::pending()).await;
+        let statistics = source::send_pass(client, 0, spans, table, known, &sender, std::future::pending()).await;
         drop(sender);
         statistics.expect("the pass is sent")
     };
@@ -78,6 +91,64 @@ async fn a_disk_goes_from_raw_to_qcow2_and_back_and_stays_sparse() {
     let allocated = last.metadata().expect("the image").blocks() * 512;
     assert!(allocated <= there.data_bytes + MIB, "{allocated} bytes allocated for {} of data", there.data_bytes);
     assert!(equal((&first, "raw"), (&last, "raw")));
+}
+
+#[tokio::test]
+async fn a_copy_that_was_cut_goes_on_with_what_is_missing_or_has_changed() {
+    for format in ["raw", "qcow2"] {
+        let directory = directory();
+        let from = image(&directory, "from", "raw", SIZE);
+        let to = image(&directory, "to", format, SIZE);
+        let (server, target_server) = (Server::start(&from, "raw", &[]), Server::start(&to, format, &[]));
+        let guest = server.plain_client().await;
+        for at in 0..20 {
+            guest.write(at * 2 * MIB, random(1 << 20, at).into()).await.expect("a write");
+        }
+        // The first attempt comes as far as the middle, between two chunks.
+        let half = Extent::new(0, 20 * MIB + (512 << 10)).expect("not empty");
+        let mut writer = Writer::new(target_server.plain_client().await, 0, SIZE, Origin::Fresh).expect("sizes agree");
+        let spans = source::whole_disk(&guest).await.expect("a block status");
+        let clip = |span: Span| span.extent.clip(half).map(|extent| Span { extent, ..span });
+        let first: Vec<Span> = spans.iter().copied().filter_map(clip).collect();
+        pass(&guest, first, &mut DigestTable::new(SIZE), &mut writer, |block| block).await;
+        writer.flush().await.expect("a flush");
+        let received = writer.received().clone();
+        drop(writer);
+        // Meanwhile the guest writes one chunk that was sent, zeroes another, and the target's disk spoils a third.
+        guest.write(2 * MIB + 4096, random(4096, 99).into()).await.expect("a write");
+        guest.write_zeroes(4 * MIB, MIB, ZeroMode::MayPunch).await.expect("a write");
+        let target = target_server.plain_client().await;
+        target.write(6 * MIB, vec![0xEE; 512].into()).await.expect("a write");
+
+        let mut writer = Writer::resume(target.clone(), 0, SIZE, received).expect("sizes agree");
+        let (mut known, mut table) = (DigestTable::new(SIZE), DigestTable::new(SIZE));
+        let chunks = writer.held(0).await.expect("it reads back");
+        assert_eq!(chunks.len(), known.count());
+        chunks.into_iter().enumerate().for_each(|(index, chunk)| known.set(index, chunk));
+        assert_eq!((known.chunk(20), known.chunk(22)), (Chunk::Unknown, Chunk::Zero), "half a chunk, and none of one");
+        let skipped = AtomicU64::new(0);
+        let skip = |bytes: u64| {
+            skipped.fetch_add(bytes, Ordering::Relaxed);
+        };
+        let known = Known { table: &known, skipped: &skip };
+        let spans = source::whole_disk(&guest).await.expect("a block status");
+        let statistics = pass_beyond(&guest, spans, &mut table, Some(known), &mut writer, |block| block).await;
+        // Of the eleven chunks of data up to the middle, the last was cut in two and three have changed; of the nine behind it
+        // nothing had come.
+        assert_eq!(statistics.data_bytes, (1 + 2 + 9) * MIB, "{format}");
+        assert_eq!(statistics.data_bytes + statistics.zero_bytes + skipped.into_inner(), SIZE, "{format}");
+        assert_eq!(statistics.zero_bytes, MIB, "{format}: all other zeroes are there already");
+        writer.verify().await.expect("it reads back");
+        writer.flush().await.expect("a flush");
+        assert!(table.root().is_some());
+        assert_eq!(table.root(), writer.table().root(), "{format}");
+        drop(writer);
+        guest.close().await;
+        target.close().await;
+        server.stop().await;
+        target_server.stop().await;
+        assert!(equal((&from, "raw"), (&to, format)));
+    }
 }
 
 #[tokio::test]
@@ -257,13 +328,13 @@ async fn a_pass_stops_when_told_to_and_when_nobody_listens() {
 
     let (sender, receiver) = mpsc::channel(1);
     drop(receiver);
-    let stopped = source::send_pass(&client, 0, spans.clone(), &mut table, &sender, std::future::pending()).await;
+    let stopped = source::send_pass(&client, 0, spans.clone(), &mut table, None, &sender, std::future::pending()).await;
     assert!(matches!(stopped, Err(CopyError::Stopped { disk: 0 })));
 
     // The receiver takes one block and no more: only the cancellation can end the pass.
     let (sender, mut receiver) = mpsc::channel(1);
     let cancelled = async { drop(receiver.recv().await) };
-    let stopped = source::send_pass(&client, 0, spans, &mut table, &sender, cancelled).await;
+    let stopped = source::send_pass(&client, 0, spans, &mut table, None, &sender, cancelled).await;
     assert!(matches!(stopped, Err(CopyError::Stopped { disk: 0 })));
     assert_eq!(table.root(), None);
 }

@@ -400,6 +400,7 @@ mod tests {
                 limits: Limits::default(),
                 epoch: Epoch(1),
                 vms: vec![],
+                partials: vec![],
             },
             online: true,
             heard_at: at(0),

@@ -114,5 +114,14 @@ fn show(host: &HostView) -> String {
             ]
         }),
     );
-    format!("{head}\n\n{pools}\n\n{vms}")
+    let mut text = format!("{head}\n\n{pools}\n\n{vms}");
+    if !inventory.partials.is_empty() {
+        let rows = inventory.partials.iter().map(|partial| {
+            let (received, allocated) = (partial.received.to_string(), partial.allocated.to_string());
+            [partial.name.to_string(), received, allocated, moment(partial.since), partial.job.to_string()]
+        });
+        text += "\n\n";
+        text += &table(["KEPT FOR THE NEXT MOVE OF", "RECEIVED", "ALLOCATED", "SINCE", "LEFT BY JOB"], rows);
+    }
+    text
 }

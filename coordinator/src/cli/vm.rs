@@ -66,6 +66,17 @@ pub(super) enum VmCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Remove what a move of a VM has left at its target when it was cut
+    #[command(long_about = "Remove what a move of a VM has left at its target when it was cut.\n\n\
+        The next move to that host would not send it again. `sterna host show` lists what a host keeps; it goes by \
+        itself after a day.")]
+    Drop {
+        /// The VM's name or id
+        vm: String,
+        /// The host that keeps it
+        #[arg(long)]
+        host: HostId,
+    },
     /// Follow a VM's serial console; on a terminal, type lines into it
     Console {
         /// Its name or id
@@ -136,6 +147,11 @@ pub(super) async fn run(command: &VmCommand, global: &Global, output: Output) ->
             }
             let request = ApiRequest::VmDelete { vm: vm.clone(), delete_disks: *delete_disks };
             done(&connect(global).await?, &request, Duration::ZERO, format!("{vm} is forgotten"), output).await
+        }
+        VmCommand::Drop { vm, host } => {
+            let request = ApiRequest::VmDrop { vm: vm.clone(), host: host.clone() };
+            let told = format!("{host} keeps nothing of {vm} any more");
+            done(&connect(global).await?, &request, Duration::ZERO, told, output).await
         }
         VmCommand::Console { vm, no_follow, from_start } => {
             console::run(vm, !no_follow, *from_start, &connect(global).await?, output).await

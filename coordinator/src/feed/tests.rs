@@ -47,7 +47,7 @@ fn progress(done: u64, dirtied: u64) -> Progress {
         at: example::later(6),
         step: StepKind::CopyDisks,
         pass: 1,
-        disk: Volume { total: 1000, done, dirtied, redone: 0, sent: done },
+        disk: Volume { total: 1000, done, dirtied, redone: 0, sent: done, resumed: 0 },
         memory: Volume::default(),
         bytes_per_second: 100,
         remaining_seconds: Some(5),

@@ -94,6 +94,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         limits: Limits::default(),
         epoch: Epoch(0),
         vms: vec![],
+        partials: vec![],
     }
 }
 

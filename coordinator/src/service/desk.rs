@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::Standing;
 use super::perform::{Performer, Work, respond};
-use super::request::AGENT_WAIT_MAX;
+use super::request::{AGENT_WAIT_MAX, AGENT_WORK_WAIT_MAX};
 use super::state::{Action, CallId, Event, State};
 use crate::api::{self, ENDPOINTS, fault};
 use crate::bus::{ApiService, Bus, BusError, Call};
@@ -125,6 +125,15 @@ impl Desk {
                             Event::Fenced { job, host, ended }
                         });
                     }
+                    continue;
+                }
+                Action::DropKept { host, vm } => {
+                    let asked = self.ask(host, &AgentRequest::VmDrop { vm }, AGENT_WORK_WAIT_MAX);
+                    // Nobody waits for it: what stays has an owner, and its time.
+                    self.asked.spawn(async move {
+                        let _ = asked.await;
+                        Event::Tick
+                    });
                     continue;
                 }
                 Action::ReadJournal { host, skip } => {

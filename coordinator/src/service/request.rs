@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, Command, SystemView};
+use sterna_shared::host::{PartialReport, VmState};
 use sterna_shared::id::{HostId, JobId, Token};
 use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Reporter};
 use sterna_shared::units::Bandwidth;
@@ -28,6 +29,9 @@ enum Outcome {
 
 impl State {
     pub(super) fn asked(&mut self, call: CallId, request: ApiRequest, token: Token, now: Now, out: &mut Vec<Action>) {
+        if let ApiRequest::VmDelete { vm, .. } = &request {
+            self.drop_kept(vm, out);
+        }
         let outcome = match request {
             ApiRequest::Migrate { request, dry_run, job } => {
                 let seeds = Seeds { job, token, now: now.at };
@@ -42,6 +46,19 @@ impl State {
             }
             Outcome::Publish { messages, reply } => Action::Publish { messages, answer: Some((call, Box::new(reply))) },
         });
+    }
+
+    /// A VM that is about to be deleted will not be moved: what cut moves of it have left at other hosts can go. One that runs
+    /// or is in a job is not deleted. A host that is away now lets it go when its time is up.
+    fn drop_kept(&self, vm: &str, out: &mut Vec<Action>) {
+        let Ok((_, report)) = self.fleet.find(vm) else { return };
+        if report.state != VmState::Stopped || report.job.is_some() {
+            return;
+        }
+        let keeps = |member: &&Member| member.inventory.partials.iter().any(|partial| partial.vm == report.id());
+        for member in self.fleet.hosts().filter(keeps).filter(|member| member.online) {
+            out.push(Action::DropKept { host: member.inventory.host.clone(), vm: report.id() });
+        }
     }
 
     fn answer(&self, request: ApiRequest, now: Now) -> Result<Outcome, ApiError> {
@@ -110,6 +127,15 @@ impl State {
             ApiRequest::VmDelete { vm, delete_disks } => {
                 let (host, vm) = at_owner(&vm)?;
                 (host, AgentRequest::VmDelete { vm, delete_disks }, AGENT_WORK_WAIT_MAX)
+            }
+            ApiRequest::VmDrop { vm, host } => {
+                let member = self.member(&host)?;
+                let named = |partial: &&PartialReport| partial.name.to_string() == vm || partial.vm.to_string() == vm;
+                let Some(partial) = member.inventory.partials.iter().find(named) else {
+                    let message = format!("{host} keeps nothing of a move of {vm}");
+                    return Err(fault(ApiErrorKind::NotFound, message, format!("see `sterna host show {host}`")));
+                };
+                (reachable(member)?, AgentRequest::VmDrop { vm: partial.vm }, AGENT_WORK_WAIT_MAX)
             }
             ApiRequest::VmConsole { vm, offset, input } => {
                 let (host, vm) = at_owner(&vm)?;

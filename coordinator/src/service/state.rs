@@ -72,6 +72,8 @@ pub(super) enum Action {
     Forward { call: CallId, host: HostId, request: Box<AgentRequest>, wait: Duration },
     /// Run the fence command against a host.
     Fence { job: JobId, host: HostId },
+    /// Have an agent remove what cut moves of a VM have left there.
+    DropKept { host: HostId, vm: VmId },
     /// Ask an agent for a page of its journal.
     ReadJournal { host: HostId, skip: u64 },
     /// See that the host can take commands.

@@ -56,6 +56,13 @@ pub enum ApiRequest {
         /// And its images.
         delete_disks: bool,
     },
+    /// Remove what moves of a VM into a host have left there when they were cut.
+    VmDrop {
+        /// Which: its name, or its id.
+        vm: String,
+        /// At which host.
+        host: HostId,
+    },
     /// The VM's serial console, from a position of its log on, and what to type.
     VmConsole {
         /// Which.
@@ -118,6 +125,7 @@ impl ApiRequest {
             Self::VmStart { .. } => ("vm", "start"),
             Self::VmStop { .. } => ("vm", "stop"),
             Self::VmDelete { .. } => ("vm", "delete"),
+            Self::VmDrop { .. } => ("vm", "drop"),
             Self::VmConsole { .. } => ("vm", "console"),
             Self::VmResolve { .. } => ("vm", "resolve"),
             Self::Migrate { .. } => ("job", "migrate"),
@@ -288,6 +296,11 @@ pub enum AgentRequest {
         vm: VmId,
         /// And its images.
         delete_disks: bool,
+    },
+    /// Remove what moves of it into this host have left when they were cut.
+    VmDrop {
+        /// Which.
+        vm: VmId,
     },
     /// Its console.
     VmConsole {

@@ -44,6 +44,8 @@ pub struct Volume {
     pub redone: u64,
     /// Bytes of payload put on the link.
     pub sent: u64,
+    /// Of the done, bytes that did not cross, since an earlier move had left them at the target.
+    pub resumed: u64,
 }
 
 impl Volume {

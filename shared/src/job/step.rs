@@ -79,6 +79,8 @@ pub struct StepFigures {
     pub bytes_total: u64,
     /// Bytes of payload it put on the link.
     pub bytes_sent: u64,
+    /// Bytes of content that did not cross, since an earlier move had left them at the target.
+    pub bytes_resumed: u64,
     /// Passes over the disks or rounds over memory.
     pub passes: u32,
     /// How long the guest stood still in this step, in microseconds, by the source's clock.

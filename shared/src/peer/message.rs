@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `Open` / `Opened` | source → target → source | is the VM's place free; which generations has the target seen |
 //! | `Prepare` / `Prepared` | source → target → source | reserve, make images, start the incoming QEMU |
+//! | `Held` / `HeldDigests` | source → target → source | what is in the images that an earlier move has left |
 //! | `PassEnd` / `PassApplied` | source → target → source | so many blocks made up this pass; all of them are applied |
 //! | `MemoryOpen` / `MemoryReady` | source → target → source | QEMU's migration channels begin |
 //! | `Prove` / `Proof` | source → target → source | flush, read back, tell the digests |
@@ -39,7 +40,30 @@ pub enum Message {
         variables: Option<Vec<u8>>,
     },
     /// Target to source: images are there and open, and its QEMU waits.
-    Prepared,
+    Prepared {
+        /// How many bytes of each disk, in the plan's order, an earlier move has left there. A target that left this out
+        /// holds nothing.
+        #[serde(default)]
+        held: Vec<u64>,
+    },
+    /// Source to target: tell what chunks of a disk hold, as far as an earlier move has left it.
+    Held {
+        /// The disk, by its place in the plan.
+        disk: u16,
+        /// The first chunk (of 1 MiB) that is asked for.
+        first: u64,
+    },
+    /// Target to source: what was read back of them.
+    HeldDigests {
+        /// The disk.
+        disk: u16,
+        /// The first chunk that is told.
+        first: u64,
+        /// One entry a chunk, in order, none left out: 0 (not known), 1 (zeroes), or 2 and its BLAKE3 digest. The target
+        /// chooses how many, at least one.
+        #[serde(with = "serde_bytes")]
+        chunks: Vec<u8>,
+    },
     /// Source to target: every block of this pass has been sent.
     PassEnd {
         /// The pass, from 0.
@@ -112,7 +136,9 @@ impl Message {
             Self::Open => "open",
             Self::Opened { .. } => "opened",
             Self::Prepare { .. } => "prepare",
-            Self::Prepared => "prepared",
+            Self::Prepared { .. } => "prepared",
+            Self::Held { .. } => "held",
+            Self::HeldDigests { .. } => "held digests",
             Self::PassEnd { .. } => "pass end",
             Self::PassApplied { .. } => "pass applied",
             Self::MemoryOpen { .. } => "memory open",
@@ -164,6 +190,14 @@ mod tests {
         let bytes = proof.to_bytes().expect("encoded");
         assert!(bytes.len() < 32 * 40, "{}", bytes.len());
         assert_eq!(Message::from_bytes(&bytes).expect("decoded"), proof);
+    }
+
+    #[test]
+    fn a_target_of_an_earlier_version_holds_nothing() {
+        let earlier = crate::bus::encode("peer message", &serde_json::json!({ "type": "prepared" })).expect("encoded");
+        assert_eq!(Message::from_bytes(&earlier).expect("decoded"), Message::Prepared { held: Vec::new() });
+        let now = Message::HeldDigests { disk: 1, first: 1024, chunks: vec![0, 1] };
+        assert_eq!(Message::from_bytes(&now.to_bytes().expect("encoded")).expect("decoded"), now);
     }
 
     #[test]

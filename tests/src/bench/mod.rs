@@ -133,6 +133,7 @@ impl Bench {
             vcpus: 1,
             records: 0,
             disks: Vec::new(),
+            ballast: Vec::new(),
         };
         let peers = [("qemu-multifd-tls", true), ("qemu-multifd", false)];
         let measured = "all of the guest's memory, from the beginning of its copy until the guest runs at the target";
@@ -154,6 +155,7 @@ impl Bench {
             vcpus: 1,
             records: 0,
             disks: Vec::new(),
+            ballast: Vec::new(),
         };
         let disks = vec![("root", "fast", "raw", 256), ("data", "bulk", "qcow2", 256)];
         // At least one a second: the witness knows no disk without records.
@@ -242,6 +244,7 @@ impl Bench {
             vcpus: 1,
             records: 1,
             disks: vec![("root", "fast", "raw", DISK_MIB)],
+            ballast: Vec::new(),
         };
         let address = self.fleet.network.guest_address();
         self.fleet.define("alpha", wish.name, &wish.specification(address)?).await?;

@@ -60,6 +60,7 @@ impl Demo {
             vcpus: 1,
             records: 50,
             disks: vec![("root", "fast", "raw", 256), ("data", "bulk", "qcow2", 256)],
+            ballast: Vec::new(),
         };
         let WitnessWish { memory_mib, rewrite_mib, records, .. } = wish;
         say(&format!(

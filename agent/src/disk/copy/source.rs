@@ -9,7 +9,7 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
 use super::super::digest::{self, CHUNK_SIZE, Chunk, DigestTable};
-use super::super::extent::Extent;
+use super::super::extent::{Extent, ExtentSet};
 use super::super::nbd::{BASE_ALLOCATION, Client, NbdError, Piece, dirty_bitmap};
 use super::{Block, Body, CopyError, UNIT, digest_of};
 
@@ -32,6 +32,22 @@ pub enum Content {
     Zero,
     /// Nothing.
     Unread,
+}
+
+/// What is known to be at the target already: chunks that are equal are not sent.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// What the target read back in this job.
+    pub table: &'a DigestTable,
+    /// Told of the bytes of each range that is not sent.
+    pub skipped: &'a (dyn Fn(u64) + Send + Sync),
+}
+
+impl Known<'_> {
+    /// Whether the target holds that content of a chunk.
+    fn has(&self, index: usize, chunk: Chunk) -> bool {
+        chunk != Chunk::Unknown && self.table.chunk(index) == chunk
+    }
 }
 
 /// What a pass did.
@@ -78,7 +94,8 @@ pub async fn dirty(client: &Client, bitmap: &str) -> Result<Vec<Span>, NbdError>
     Ok(dirty.map(|status| span(status.extent)).collect())
 }
 
-/// Sends `spans` of a disk, in the order given, and updates `table` (see the module [`super`] for why it is right).
+/// Sends `spans` of a disk, in the order given, and updates `table` (see the module [`super`] for why it is right). Whole
+/// chunks that are `known` to be at the target are read and digested, and not sent.
 ///
 /// Ends at once when `cancelled` ends or the channel closes. Unless the result is `Ok`, an unknown part was sent, and the
 /// chunks not reached are unknown in the table.
@@ -90,6 +107,7 @@ pub async fn send_pass(
     disk: u16,
     spans: Vec<Span>,
     table: &mut DigestTable,
+    known: Option<Known<'_>>,
     blocks: &mpsc::Sender<Block>,
     cancelled: impl Future<Output = ()>,
 ) -> Result<PassStatistics, CopyError> {
@@ -102,7 +120,7 @@ pub async fn send_pass(
         biased;
         () = cancelled => Err(CopyError::Stopped { disk }),
         () = blocks.closed() => Err(CopyError::Stopped { disk }),
-        result = run(client, disk, spans, table, sender) => result,
+        result = run(client, disk, spans, table, known, sender) => result,
     }
 }
 
@@ -111,6 +129,7 @@ async fn run(
     disk: u16,
     spans: Vec<Span>,
     table: &mut DigestTable,
+    known: Option<Known<'_>>,
     mut sender: Sender<'_>,
 ) -> Result<PassStatistics, CopyError> {
     let work = plan(spans, client.size());
@@ -119,11 +138,21 @@ async fn run(
         match result? {
             Done::Zero(extent) => {
                 table.touched(extent).for_each(|index| table.set(index, Chunk::Zero));
-                sender.send(extent.offset(), Body::Zero(extent.length())).await?;
+                for missing in zeroes_missing(extent, table, known) {
+                    sender.send(missing.offset(), Body::Zero(missing.length())).await?;
+                }
             }
             Done::Chunk { extent, chunk, parts } => {
                 table.touched(extent).for_each(|index| table.set(index, chunk));
                 sender.statistics.read_bytes += extent.length();
+                // As the table has it: a digest of zeroes is no digest there.
+                let mut touched = table.touched(extent).map(|index| (index, table.chunk(index)));
+                if let Some(known) = known
+                    && touched.all(|(index, chunk)| known.has(index, chunk))
+                {
+                    (known.skipped)(parts.iter().map(|(_, body)| body.length()).sum());
+                    continue;
+                }
                 for (offset, body) in parts {
                     sender.send(offset, body).await?;
                 }
@@ -132,6 +161,20 @@ async fn run(
     }
     sender.send_zero().await?;
     Ok(sender.statistics)
+}
+
+/// The chunks of a range of zeroes that the target is not known to have as zeroes, neighbours as one.
+fn zeroes_missing(extent: Extent, table: &DigestTable, known: Option<Known<'_>>) -> Vec<Extent> {
+    let Some(known) = known else { return vec![extent] };
+    let mut missing = ExtentSet::new();
+    for index in table.touched(extent) {
+        let Some(chunk) = table.extent(index).and_then(|chunk| chunk.clip(extent)) else { continue };
+        match known.has(index, Chunk::Zero) {
+            true => (known.skipped)(chunk.length()),
+            false => missing.insert(chunk),
+        }
+    }
+    missing.iter().collect()
 }
 
 /// A piece of a pass.

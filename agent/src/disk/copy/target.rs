@@ -31,6 +31,9 @@ pub enum Origin {
     Used,
 }
 
+/// The most chunks that are told of at a time, see [`Writer::held`]: 1 GiB of disk, 33 KiB of answer.
+pub const HELD_CHUNKS_MAX: usize = 1024;
+
 /// What a writer did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WriteStatistics {
@@ -98,6 +101,15 @@ impl Writer {
             broken: false,
             statistics: WriteStatistics::default(),
         })
+    }
+
+    /// A writer that goes on with an image of which an earlier one has `received` so much; see [`Self::new`].
+    ///
+    /// # Errors
+    /// When the export's size is another.
+    pub fn resume(client: Client, disk: u16, size: u64, received: ExtentSet) -> Result<Self, CopyError> {
+        let writer = Self::new(client, disk, size, Origin::Used)?;
+        Ok(Self { received, ..writer })
     }
 
     /// Accepts a block: checks it, waits for a place, and starts writing it. A future dropped before it is done has not
@@ -182,6 +194,30 @@ impl Writer {
         self.barrier().await
     }
 
+    /// What the chunks from `first` on hold, at most [`HELD_CHUNKS_MAX`] of them, read back where an earlier writer had
+    /// received all of them. The others are zeroes where block status says so, and else unknown.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn held(&mut self, first: usize) -> Result<Vec<Chunk>, CopyError> {
+        self.barrier().await?;
+        if first == 0 {
+            self.recognise_zeroes().await?;
+        }
+        let range = first..self.table.count().min(first.saturating_add(HELD_CHUNKS_MAX));
+        for index in range.clone() {
+            let received = self.table.extent(index).is_some_and(|chunk| self.received.contains(chunk));
+            if received && self.table.chunk(index) == Chunk::Unknown {
+                while self.active.len() >= WRITE_WINDOW {
+                    self.complete_one().await?;
+                }
+                self.start_read_back(index);
+            }
+        }
+        self.barrier().await?;
+        Ok(range.map(|index| self.table.chunk(index)).collect())
+    }
+
     /// A barrier, and then forgets what is known of a range, so that the next [`Self::verify`] reads it again.
     ///
     /// # Errors
@@ -197,10 +233,17 @@ impl Writer {
         &mut self.table
     }
 
-    /// The ranges applied by this writer, data and zeroes. On stable storage only as of the last [`Self::flush`].
+    /// The ranges applied, data and zeroes, by this writer and the one it goes on from. On stable storage once a flush of
+    /// [`Self::client`] ends that began no earlier than this was asked for.
     #[must_use]
     pub fn received(&self) -> &ExtentSet {
         &self.received
+    }
+
+    /// The connection it writes through.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
     }
 
     /// What was done so far.

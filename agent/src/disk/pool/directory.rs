@@ -144,8 +144,23 @@ impl Directory {
         if virtual_size != size {
             return Err(PoolError::SizeDiffers { path, actual: virtual_size, expected: size });
         }
-        let allocated = ByteCount(u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(512));
-        Ok(Image { path, virtual_size, allocated })
+        Ok(Image { path, virtual_size, allocated: allocated(&status) })
+    }
+
+    /// What an image takes; nothing where there is none.
+    pub(super) fn allocated(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> ByteCount {
+        let opened = self.open_file(&image_name(vm, disk, format));
+        opened.map_or(ByteCount(0), |(_, status)| allocated(&status))
+    }
+
+    /// Frees what a QEMU that was killed has allocated in a qcow2 image and not come to use.
+    pub(super) async fn free_leaks(&self, vm: VmId, disk: &DiskName) -> Result<(), PoolError> {
+        let name = image_name(vm, disk, DiskFormat::Qcow2);
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened = self.open_below(&name, flags, Mode::empty());
+        let file = File::from(opened.map_err(|errno| self.refused("open", &name, errno))?);
+        let arguments = ["check", "-q", "-f", "qcow2", "-r", "leaks", OPENED_IMAGE];
+        self.qemu_img(&name, &file, "check", &arguments).await.map(drop)
     }
 
     async fn create_qcow2(&self, name: &Path, file: &File, size: ByteCount) -> Result<(), PoolError> {
@@ -272,6 +287,11 @@ impl Directory {
     fn io(&self, action: &'static str, name: &Path, source: io::Error) -> PoolError {
         PoolError::Io { action, path: self.directory.join(name), source }
     }
+}
+
+/// What a file takes of its file system.
+fn allocated(status: &rustix::fs::Stat) -> ByteCount {
+    ByteCount(u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(512))
 }
 
 fn image_name(vm: VmId, disk: &DiskName, format: DiskFormat) -> PathBuf {

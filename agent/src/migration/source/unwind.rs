@@ -28,6 +28,8 @@ impl Source {
         let context = Arc::clone(&self.context);
         info!(job = %context.plan.job, reason = %error, "unwinding");
         context.unwinding(&error).await;
+        // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
+        let error = if context.gate.is_cancelled() { MoveError::Cancelled } else { error };
         // The target is told while the guest is cared for: neither waits for the other.
         let told = self.say_abort(&error);
         if let Some(machine) = self.machine.clone() {
@@ -44,8 +46,7 @@ impl Source {
         let told = told.or_else(|| self.say_abort(&error));
         self.await_undone(told).await;
         match error {
-            // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
-            _ if context.gate.is_cancelled() => Outcome::Terminated,
+            MoveError::Cancelled => Outcome::Terminated,
             error => Outcome::Failed(error.report(&context.host)),
         }
     }
