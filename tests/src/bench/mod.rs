@@ -367,7 +367,7 @@ fn fill(image: &Path) -> anyhow::Result<()> {
         bytes.clear();
         let words = Words::new(piece, 0, 0).take(bytes.capacity() / 8);
         words.for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
-        file.seek(SeekFrom::Start(piece * (DISK_MIB / pieces) << 20))?;
+        file.seek(SeekFrom::Start((piece * (DISK_MIB / pieces)) << 20))?;
         file.write_all(&bytes)?;
     }
     file.sync_all()?;
