@@ -10,6 +10,7 @@
 //! ```
 
 pub mod context;
+pub mod convergence;
 pub mod conversation;
 pub mod disks;
 pub mod gate;

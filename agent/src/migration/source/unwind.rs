@@ -26,6 +26,7 @@ impl Source {
         let context = Arc::clone(&self.context);
         info!(job = %context.plan.job, reason = %error, "unwinding");
         context.unwinding(&error).await;
+        self.blackout.over();
         // The target is told while the guest is cared for: neither waits for the other.
         let told = self.say_abort(&error);
         if let Some(machine) = self.machine.clone() {
@@ -49,8 +50,12 @@ impl Source {
     }
 
     /// Brings the guest's QEMU back to where it was before the move.
-    async fn give_up_migration(&self, machine: &Machine) {
-        let plan = self.plan();
+    async fn give_up_migration(&mut self, machine: &Machine) {
+        let context = Arc::clone(&self.context);
+        let plan = &context.plan;
+        if plan.mode == MoveMode::Live {
+            self.let_writes_go(machine).await;
+        }
         if plan.mode == MoveMode::Live
             && let Ok(migration) = machine.migration().await
             && migration.status != MigrationStatus::None
