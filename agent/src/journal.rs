@@ -21,6 +21,7 @@ mod partial;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
@@ -32,12 +33,15 @@ use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::Admitted;
 use sterna_shared::time::Timestamp;
 use sterna_shared::vm::VmSpec;
+use tokio::sync::watch;
 
 use self::partial::PARTIALS;
 pub use self::partial::{Kept, Partial, PartialDisk};
 
 /// The most events the journal keeps; the oldest published ones go first.
 pub const EVENTS_MAX: u64 = 20_000;
+/// How long events wait for quiet to end: a guest that stands still for longer is worth being told of.
+const QUIET_MAX: Duration = Duration::from_secs(2);
 
 const VMS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("vms");
 const JOBS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("jobs");
@@ -167,6 +171,19 @@ fn write_error(source: impl Into<redb::Error>) -> JournalError {
 #[derive(Debug, Clone)]
 pub struct Journal {
     database: Arc<Database>,
+    /// How many have asked for quiet.
+    quiet: Arc<watch::Sender<usize>>,
+}
+
+/// While one is held, events and the publisher's mark are not written: the journal has one writer at a time, and what a
+/// paused guest waits for would stand behind them. They wait for two seconds at most.
+#[derive(Debug)]
+pub struct Quiet(Arc<watch::Sender<usize>>);
+
+impl Drop for Quiet {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Journal {
@@ -177,7 +194,7 @@ impl Journal {
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let database = Database::create(path)
             .map_err(|source| JournalError::Open { path: path.to_owned(), source: Box::new(source) })?;
-        let journal = Self { database: Arc::new(database) };
+        let journal = Self { database: Arc::new(database), quiet: Arc::new(watch::Sender::new(0)) };
         journal.transact(|tables| {
             tables.open_table(VMS).map_err(write_error)?;
             tables.open_table(JOBS).map_err(write_error)?;
@@ -205,6 +222,18 @@ impl Journal {
     ) -> Result<T, JournalError> {
         let journal = self.clone();
         tokio::task::spawn_blocking(move || journal.transact(work)).await.map_err(|_| JournalError::Gone)?
+    }
+
+    /// Keeps what can wait from being written, until what this gives back is dropped.
+    #[must_use]
+    pub fn quiet(&self) -> Quiet {
+        self.quiet.send_modify(|count| *count += 1);
+        Quiet(Arc::clone(&self.quiet))
+    }
+
+    async fn until_quiet_ends(&self) {
+        let mut quiet = self.quiet.subscribe();
+        let _ = tokio::time::timeout(QUIET_MAX, quiet.wait_for(|count| *count == 0)).await;
     }
 
     /// Writes a VM's record.
@@ -339,6 +368,7 @@ impl Journal {
     /// # Errors
     /// The journal cannot be written; none is.
     pub async fn tell(&self, reporter: Reporter, news: Vec<News>) -> Result<(), JournalError> {
+        self.until_quiet_ends().await;
         self.write(move |tables| {
             let mut told = tables.open_table(TOLD).map_err(write_error)?;
             let mut events = tables.open_table(EVENTS).map_err(write_error)?;
@@ -410,6 +440,7 @@ impl Journal {
     /// # Errors
     /// The journal cannot be written.
     pub async fn set_published(&self, number: u64) -> Result<(), JournalError> {
+        self.until_quiet_ends().await;
         self.raise(FACT_PUBLISHED, number).await
     }
 

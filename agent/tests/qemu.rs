@@ -159,7 +159,7 @@ async fn passes_record_move_and_come_back() {
     guest_writes(&guest, "write -P 7 1M 128k").await;
     assert_eq!(machine.dirty_bytes(&nodes, "main").await.expect("a count"), ByteCount(128 << 10));
 
-    machine.pass_begin(&nodes, "main", "pass1").await.expect("a pass");
+    machine.pass_begin(&nodes, "main", "pass1", BITMAP.granularity).await.expect("a pass");
     assert_eq!(machine.dirty_bytes(&nodes, "main").await.expect("a count"), ByteCount(0));
     assert_eq!(machine.dirty_bytes(&nodes, "pass1").await.expect("a count"), ByteCount(128 << 10));
     guest_writes(&guest, "write -P 8 4M 64k").await;
@@ -178,9 +178,9 @@ async fn passes_record_move_and_come_back() {
         "nothing is forgotten"
     );
     assert!(matches!(machine.dirty_bytes(&nodes, "pass1").await, Err(MachineError::NoBitmap { .. })));
-    machine.pass_begin(&nodes, "main", "pass2").await.expect("a pass");
+    machine.pass_begin(&nodes, "main", "pass2", BITMAP.granularity).await.expect("a pass");
     machine.pass_end(&nodes, "pass2").await.expect("done");
-    assert!(machine.pass_begin(&nodes, "no-such", "pass3").await.is_err());
+    assert!(machine.pass_begin(&nodes, "no-such", "pass3", BITMAP.granularity).await.is_err());
     machine.bitmap_remove(&nodes, "main").await.expect("removed");
     machine.nbd_server_stop().await.expect("stopped");
 }

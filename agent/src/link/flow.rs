@@ -19,8 +19,13 @@ pub const CONTROL_WINDOW: usize = 4 << 20;
 pub const MEMORY_WINDOW: usize = 4 << 20;
 /// Bytes of disk content that the peer has not read yet, for each data lane.
 pub const BLOCKS_WINDOW_PER_LANE: usize = 8 << 20;
-/// Credit is given back in pieces of this part of a window.
+/// Credit for blocks and control is given back in pieces of this part of a window.
 const CREDIT_PART: usize = 4;
+/// And for memory: of it a sender may want little to be on its way.
+const MEMORY_CREDIT_PART: usize = 16;
+/// The least of a migration channel that may be on its way. Credit for less than a step does not come back, so there must be
+/// room for that and for a piece of the usual half MiB that was begun when more was allowed.
+pub const MEMORY_IN_FLIGHT_MIN: usize = 4 * MEMORY_WINDOW / MEMORY_CREDIT_PART;
 
 /// One bounded stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,8 +81,11 @@ impl Flow {
 
     /// After how many bytes read credit is given back. It is reached on each lane by itself.
     fn credit_step(self) -> usize {
-        let window = if self == Self::Blocks { BLOCKS_WINDOW_PER_LANE } else { self.window(1) };
-        window / CREDIT_PART
+        match self {
+            Self::Blocks => BLOCKS_WINDOW_PER_LANE / CREDIT_PART,
+            Self::Control => CONTROL_WINDOW / CREDIT_PART,
+            Self::Memory(_) => MEMORY_WINDOW / MEMORY_CREDIT_PART,
+        }
     }
 }
 
@@ -106,6 +114,8 @@ pub enum Content {
 pub(super) struct Windows {
     control: Semaphore,
     memory: Vec<Semaphore>,
+    /// By migration channel, room that we leave unused ourselves.
+    unused: Vec<AtomicUsize>,
     blocks: Semaphore,
     /// Of the blocks, how many bytes each data lane has yet to deliver: the least loaded lane takes the next.
     outstanding: Vec<AtomicUsize>,
@@ -118,6 +128,7 @@ impl Windows {
         Self {
             control: semaphore(Flow::Control),
             memory: (0..MEMORY_CHANNELS_MAX).map(|channel| semaphore(Flow::Memory(channel))).collect(),
+            unused: (0..MEMORY_CHANNELS_MAX).map(|_| AtomicUsize::new(0)).collect(),
             blocks: semaphore(Flow::Blocks),
             outstanding: (0..=lanes).map(|_| AtomicUsize::new(0)).collect(),
             lanes,
@@ -130,6 +141,23 @@ impl Windows {
             Flow::Memory(channel) => &self.memory[usize::from(channel)],
             Flow::Blocks => &self.blocks,
         }
+    }
+
+    /// Leaves so much of a migration channel's room unused that at most `bytes` are on their way, and gives back how many
+    /// that are. Only one task may do so.
+    pub(super) fn limit_in_flight(&self, channel: u16, bytes: usize) -> usize {
+        let (room, unused) = (&self.memory[usize::from(channel)], &self.unused[usize::from(channel)]);
+        let bytes = bytes.clamp(MEMORY_IN_FLIGHT_MIN, MEMORY_WINDOW);
+        let wanted = MEMORY_WINDOW - bytes;
+        let now = unused.load(Ordering::Relaxed);
+        if wanted > now {
+            // What is in use cannot be left unused: the next call takes what has come back by then.
+            unused.fetch_add(room.forget_permits(wanted - now), Ordering::Relaxed);
+        } else {
+            unused.store(wanted, Ordering::Relaxed);
+            room.add_permits(now - wanted);
+        }
+        bytes
     }
 
     /// The lane for the next frame of a flow.

@@ -11,12 +11,14 @@
 //! The target connects a channel when its first bytes arrive, and no other before the main one: QEMU tells channels apart
 //! by their first bytes (before 8.0 by their order), and waits for them where it stands.
 
+mod pace;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::debug;
 
+use self::pace::Pace;
 use crate::link::{LinkError, Receiver, Sender, Session};
 
 /// Bytes read from QEMU at a time, and so the most in one frame.
@@ -67,7 +70,9 @@ impl SourceRelay {
         let sent = Arc::new(AtomicU64::new(0));
         let backwards = (0..channels).map(|channel| session.memory(channel)).collect::<Result<Vec<_>, _>>()?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, backwards, session.sender(), Arc::clone(&sent)));
+        let pace = Arc::new(Pace::default());
+        tasks.spawn(accept(listener, backwards, session.sender(), Arc::clone(&sent), Arc::clone(&pace)));
+        tasks.spawn(pace.keep(session.sender(), channels, Arc::clone(&sent)));
         Ok(Self { sent, _tasks: tasks })
     }
 
@@ -78,13 +83,19 @@ impl SourceRelay {
     }
 }
 
-async fn accept(listener: UnixListener, backwards: Vec<Receiver<Bytes>>, sender: Sender, sent: Arc<AtomicU64>) {
+async fn accept(
+    listener: UnixListener,
+    backwards: Vec<Receiver<Bytes>>,
+    sender: Sender,
+    sent: Arc<AtomicU64>,
+    pace: Arc<Pace>,
+) {
     let mut tasks = JoinSet::new();
     // QEMU opens the main channel first, and the others once it is connected.
     for (channel, backwards) in (0_u16..).zip(backwards) {
         let Ok((stream, _)) = listener.accept().await else { break };
         let (reader, writer) = stream.into_split();
-        tasks.spawn(forward(reader, channel, sender.clone(), Arc::clone(&sent)));
+        tasks.spawn(forward(reader, channel, sender.clone(), Arc::clone(&sent), Arc::clone(&pace)));
         tasks.spawn(backward(backwards, writer));
     }
     while tasks.join_next().await.is_some() {}
@@ -142,7 +153,7 @@ async fn carry(
     writer.write_all_buf(&mut first).await.map_err(socket)?;
     let counted = Arc::new(AtomicU64::new(0));
     let mut tasks = JoinSet::new();
-    tasks.spawn(forward(reader, channel, sender, counted));
+    tasks.spawn(forward(reader, channel, sender, counted, Arc::default()));
     backward(receiver, writer).await;
     // What QEMU has still to say goes out before the channel ends.
     while tasks.join_next().await.is_some() {}
@@ -150,13 +161,13 @@ async fn carry(
 }
 
 /// From QEMU to the lanes.
-async fn forward(mut reader: OwnedReadHalf, channel: u16, sender: Sender, sent: Arc<AtomicU64>) {
+async fn forward(mut reader: OwnedReadHalf, channel: u16, sender: Sender, sent: Arc<AtomicU64>, pace: Arc<Pace>) {
     let mut buffer = BytesMut::with_capacity(PIECE_LENGTH);
     loop {
         if buffer.capacity() < PIECE_LENGTH_MIN {
             buffer = BytesMut::with_capacity(PIECE_LENGTH);
         }
-        match reader.read_buf(&mut buffer).await {
+        match reader.read_buf(&mut (&mut buffer).limit(pace.piece_length())).await {
             Ok(0) | Err(_) => return,
             Ok(length) => {
                 sent.fetch_add(length as u64, Ordering::Relaxed);

@@ -135,6 +135,20 @@ impl Conversation {
         pick: impl FnOnce(&Message) -> Option<T>,
     ) -> Result<T, ConversationError> {
         self.say(message).await?;
+        self.hear(expected, wait, pick).await
+    }
+
+    /// Waits for the answer to something said before, out of which `pick` takes what is due. Answers come in the order of
+    /// the questions.
+    ///
+    /// # Errors
+    /// The session ends, the peer cannot go on, another message comes, or none within `wait`.
+    pub async fn hear<T>(
+        &mut self,
+        expected: &'static str,
+        wait: Duration,
+        pick: impl FnOnce(&Message) -> Option<T>,
+    ) -> Result<T, ConversationError> {
         let late = || ConversationError::Late { peer: self.peer.clone(), expected, wait };
         let late = late();
         let failure = self.failure();

@@ -4,22 +4,26 @@
 //!   open       NBD server; a bitmap on every disk, recording from one instant       (running guest only)
 //!   pass 0     every extent of base:allocation
 //!   pass n     transaction: what was recorded since n-1 moves to a pass bitmap; its extents are read and sent
-//!   roots      when the guest stands still: one digest a disk
-//!   close      exports, bitmaps and the server are gone: QEMU can hand its images over
+//!   last pass  the guest stands still: the same with as few questions as will do
+//!   close      the server and its exports are gone: QEMU can hand its images over
+//!   roots      one digest a disk
 //! ```
+//!
+//! Disks are read side by side: in the pause the slowest counts, and not the sum.
 //!
 //! Blocks go into a bounded channel; what carries them (lanes, or a writer on this host) is not known here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use sterna_shared::id::JobId;
 use sterna_shared::job::{DiskMove, Volume};
 use sterna_shared::units::ByteCount;
 use tokio::sync::{mpsc, watch};
 
 use crate::disk::copy::source::{Known, PassStatistics, dirty, send_pass, whole_disk};
-use crate::disk::copy::{Block, CopyError};
+use crate::disk::copy::{Block, Body, CopyError};
 use crate::disk::digest::{Digest, DigestTable};
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError, dirty_bitmap};
 use crate::hypervisor::qemu::command_line::format_node;
@@ -28,8 +32,10 @@ use crate::hypervisor::qemu::{BitmapOptions, Export, Machine, MachineError};
 
 /// Bytes that one bit of a dirty bitmap stands for.
 const GRANULARITY: u32 = 64 << 10;
-/// NBD connections to one export.
+/// NBD connections to one export for all of a disk.
 const CONNECTIONS: usize = 2;
+/// And for what was dirtied: opening a second one takes longer than it saves.
+const CONNECTIONS_DIRTY: usize = 1;
 /// How long an export may take to go.
 const EXPORT_REMOVAL_WAIT: Duration = Duration::from_secs(10);
 
@@ -162,27 +168,60 @@ impl SourceDisks {
     pub async fn pass(&mut self, blocks: &mpsc::Sender<Block>) -> Result<PassStatistics, DiskError> {
         let number = self.passes;
         self.passes += 1;
-        let statistics = match (&self.main, number) {
-            (_, 0) => self.read_disks(None, blocks).await?,
-            (None, _) => PassStatistics::default(),
-            (Some(main), _) => {
-                let main = main.clone();
-                let pass = format!("{main}-{number}");
-                self.machine.pass_begin(&self.nodes(), &main, &pass).await?;
-                match self.read_disks(Some(&pass), blocks).await {
-                    Ok(statistics) => {
-                        self.machine.pass_end(&self.nodes(), &pass).await?;
-                        statistics
-                    }
-                    Err(error) => {
-                        // The bits go back, so that no later pass can miss them; the first error is the one to tell.
-                        let _ = self.machine.pass_abandon(&self.nodes(), &main, &pass).await;
-                        return Err(error);
-                    }
-                }
-            }
+        let (main, pass) = match (self.main.clone(), number) {
+            (_, 0) => return self.read(None, |_| true, blocks, Exports::Removed).await,
+            (None, _) => return Ok(PassStatistics::default()),
+            (Some(main), _) => (main.clone(), format!("{main}-{number}")),
         };
+        self.machine.pass_begin(&self.nodes(), &main, &pass, GRANULARITY).await?;
+        let read = async {
+            let dirty = self.machine.dirty_bytes_each(&self.nodes(), &pass).await?;
+            self.read(Some(&pass), |position| dirty[position].0 > 0, blocks, Exports::Removed).await
+        };
+        match read.await {
+            Ok(statistics) => {
+                self.machine.pass_end(&self.nodes(), &pass).await?;
+                Ok(statistics)
+            }
+            Err(error) => {
+                // The bits go back, so that no later pass can miss them; the first error is the one to tell.
+                let _ = self.machine.pass_abandon(&self.nodes(), &main, &pass).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The last pass over the disks of a guest that stands still, with as few questions to QEMU as will do. What it puts up is
+    /// left to [`SourceDisks::close`] and [`SourceDisks::clear`].
+    ///
+    /// # Errors
+    /// Reading fails, or `blocks` is closed: the disks are not copied, and there is no other pass.
+    pub async fn last_pass(&mut self, blocks: &mpsc::Sender<Block>) -> Result<PassStatistics, DiskError> {
+        let number = self.passes;
+        self.passes += 1;
+        let mut statistics = PassStatistics::default();
+        if let Some(main) = self.main.clone() {
+            // Nothing changes any more: what the recording bitmap says now is what the pass will have.
+            let dirty = self.machine.dirty_bytes_each(&self.nodes(), &main).await?;
+            let is_dirty = |position: usize| dirty[position].0 > 0;
+            let nodes = self.nodes().into_iter().enumerate().filter(|(position, _)| is_dirty(*position));
+            let nodes: Vec<&str> = nodes.map(|(_, node)| node).collect();
+            if !nodes.is_empty() {
+                let pass = format!("{main}-{number}");
+                self.machine.pass_begin(&nodes, &main, &pass, GRANULARITY).await?;
+                statistics = self.read(Some(&pass), is_dirty, blocks, Exports::Kept).await?;
+            }
+        }
         Ok(statistics)
+    }
+
+    /// Ends the server and all exports, so that QEMU can hand its images over. The bitmaps go with QEMU, or with
+    /// [`SourceDisks::clear`].
+    ///
+    /// # Errors
+    /// QEMU holds on to them.
+    pub async fn close(&self) -> Result<(), DiskError> {
+        Ok(self.machine.nbd_server_stop().await?)
     }
 
     /// One digest a disk, in the plan's order. Right once the guest stands still and the last pass is done.
@@ -192,14 +231,6 @@ impl SourceDisks {
     pub fn roots(&mut self) -> Result<Vec<Digest>, DiskError> {
         let root = |disk: &mut Disk| disk.table.root().ok_or(DiskError::NotProven { disk: disk.index });
         self.disks.iter_mut().map(root).collect()
-    }
-
-    /// Takes exports, bitmaps and the server away. What is gone already is no error.
-    ///
-    /// # Errors
-    /// QEMU holds on to one of them: its images cannot be handed over.
-    pub async fn close(&self, job: JobId) -> Result<(), DiskError> {
-        Self::clear(&self.machine, job).await
     }
 
     /// Takes away what a job has put up in a QEMU, known or not: also for an agent that starts anew.
@@ -228,51 +259,77 @@ impl SourceDisks {
         self.disks.iter().map(|disk| disk.node.as_str()).collect()
     }
 
-    async fn read_disks(
+    /// Reads the disks that are `wanted`, side by side: all of each, or what a pass's bitmap says.
+    async fn read(
         &mut self,
         pass: Option<&str>,
+        wanted: impl Fn(usize) -> bool,
         blocks: &mpsc::Sender<Block>,
+        after: Exports,
     ) -> Result<PassStatistics, DiskError> {
+        let Self { machine, socket, disks, volume, .. } = self;
+        let wanted = disks.iter_mut().enumerate().filter(|(position, _)| wanted(*position)).map(|(_, disk)| disk);
+        let reads = wanted.map(|disk| disk.read(machine, socket, pass, blocks, volume, after));
         let mut sum = PassStatistics::default();
-        for position in 0..self.disks.len() {
-            let export = self.export(position, pass);
-            if let Some(pass) = pass
-                && self.machine.dirty_bytes(&[&export.node], pass).await?.0 == 0
-            {
-                continue; // In the pause a round trip to an export that has nothing to say is time lost.
-            }
-            self.machine.export_add(&export).await?;
-            let read = self.read_disk(position, &export.name, pass, blocks).await;
-            let removed = self.machine.export_remove(&export.id, EXPORT_REMOVAL_WAIT).await;
-            let statistics = read?;
-            removed?;
-            sum.read_bytes += statistics.read_bytes;
-            sum.data_bytes += statistics.data_bytes;
-            sum.zero_bytes += statistics.zero_bytes;
-            sum.blocks += statistics.blocks;
+        // Each is read to its end: an export that is cut off in the middle would be left over.
+        for read in join_all(reads).await {
+            let read = read?;
+            sum.read_bytes += read.read_bytes;
+            sum.data_bytes += read.data_bytes;
+            sum.zero_bytes += read.zero_bytes;
+            sum.blocks += read.blocks;
         }
+        self.blocks += sum.blocks;
         Ok(sum)
     }
+}
 
-    fn export(&self, position: usize, pass: Option<&str>) -> Export {
-        let disk = &self.disks[position];
-        let id = format!("sterna-source-{}", disk.index);
-        let bitmaps = pass.map(|pass| (disk.node.clone(), pass.to_owned())).into_iter().collect();
-        Export { name: id.clone(), id, node: disk.node.clone(), writable: false, bitmaps }
+/// What becomes of the exports of a pass when it is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exports {
+    /// They go, each by itself.
+    Removed,
+    /// They go with the server.
+    Kept,
+}
+
+impl Disk {
+    async fn read(
+        &mut self,
+        machine: &Machine,
+        socket: &Path,
+        pass: Option<&str>,
+        blocks: &mpsc::Sender<Block>,
+        volume: &watch::Sender<Volume>,
+        after: Exports,
+    ) -> Result<PassStatistics, DiskError> {
+        let id = format!("sterna-source-{}", self.index);
+        let bitmaps = pass.map(|pass| (self.node.clone(), pass.to_owned())).into_iter().collect();
+        let export = Export { name: id.clone(), id, node: self.node.clone(), writable: false, bitmaps };
+        machine.export_add(&export).await?;
+        let read = self.read_export(socket, &export.name, pass, blocks, volume).await;
+        if after == Exports::Removed {
+            let removed = machine.export_remove(&export.id, EXPORT_REMOVAL_WAIT).await;
+            let statistics = read?;
+            removed?;
+            return Ok(statistics);
+        }
+        read
     }
 
-    async fn read_disk(
+    async fn read_export(
         &mut self,
-        position: usize,
+        socket: &Path,
         export: &str,
         pass: Option<&str>,
         blocks: &mpsc::Sender<Block>,
+        volume: &watch::Sender<Volume>,
     ) -> Result<PassStatistics, DiskError> {
-        let disk = &mut self.disks[position];
-        let index = disk.index;
+        let index = self.index;
         let open = |source| DiskError::Open { disk: index, source };
         let context = pass.map_or_else(|| BASE_ALLOCATION.to_owned(), dirty_bitmap);
-        let client = Client::connect(&self.socket, export, &[&context], CONNECTIONS).await.map_err(open)?;
+        let connections = if pass.is_some() { CONNECTIONS_DIRTY } else { CONNECTIONS };
+        let client = Client::connect(socket, export, &[&context], connections).await.map_err(open)?;
         let spans = match pass {
             None => whole_disk(&client).await,
             Some(pass) => dirty(&client, pass).await,
@@ -280,15 +337,14 @@ impl SourceDisks {
         let spans = spans.map_err(open)?;
         let covered: u64 = spans.iter().map(|span| span.extent.length()).sum();
         if pass.is_some() {
-            self.volume.send_modify(|volume| volume.dirtied += covered);
+            volume.send_modify(|volume| volume.dirtied += covered);
         }
         // The pass's own channel counts what goes through it.
         let (counted, mut counting) = mpsc::channel::<Block>(1);
-        let volume = &self.volume;
         let again = pass.is_some();
         let forward = async move {
             while let Some(block) = counting.recv().await {
-                let (length, data) = (block.body.length(), matches!(block.body, crate::disk::copy::Body::Data(_)));
+                let (length, data) = (block.body.length(), matches!(block.body, Body::Data(_)));
                 if blocks.send(block).await.is_err() {
                     return; // The channel's end is seen by `send_pass` as its own.
                 }
@@ -298,7 +354,7 @@ impl SourceDisks {
                 });
             }
         };
-        let at_target = disk.at_target.take().filter(|_| pass.is_none());
+        let at_target = self.at_target.take().filter(|_| pass.is_none());
         let skipped = |bytes: u64| {
             volume.send_modify(|volume| {
                 volume.done += bytes;
@@ -308,15 +364,13 @@ impl SourceDisks {
         let known = at_target.as_ref().map(|table| Known { table, skipped: &skipped });
         let read = async {
             let never = std::future::pending();
-            let read = send_pass(&client, index, spans, &mut disk.table, known, &counted, never).await;
+            let read = send_pass(&client, index, spans, &mut self.table, known, &counted, never).await;
             drop(counted);
             read
         };
         let (statistics, ()) = tokio::join!(read, forward);
         client.close().await;
-        let statistics = statistics?;
-        self.blocks += statistics.blocks;
-        Ok(statistics)
+        Ok(statistics?)
     }
 }
 

@@ -171,6 +171,8 @@ impl Handover {
     /// # Errors
     /// The table forbids it, or the journal could not be written: nothing was done by it then.
     pub async fn feed(&mut self, input: Input) -> Result<Vec<Outbound>, HandoverError> {
+        // Between two records a guest may stand still: no event is written before the second.
+        let mut quiet = Some(self.host.journal.quiet());
         let mut inputs = VecDeque::from([input]);
         let mut outbound = Vec::new();
         while let Some(input) = inputs.pop_front() {
@@ -183,6 +185,7 @@ impl Handover {
                     Action::Send { to, message } => outbound.push((to, message)),
                     Action::Cont => inputs.extend(self.carry_out_cont().await),
                     Action::Release => {
+                        quiet = None;
                         self.release().await;
                         inputs.push_back(Input::Released);
                     }
@@ -190,6 +193,7 @@ impl Handover {
                 }
             }
         }
+        drop(quiet);
         Ok(outbound)
     }
 

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod context;
+pub mod convergence;
 pub mod conversation;
 pub mod disks;
 pub mod gate;

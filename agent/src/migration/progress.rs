@@ -101,6 +101,10 @@ struct Reporter {
 
 impl Reporter {
     async fn run(mut self, mut feeds: mpsc::Receiver<Feed>) {
+        // The first is told when there is something to tell, and not half a second later.
+        if self.step.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -12,6 +12,8 @@
 //! what the move put up, lets the guest go on if it was paused, and has the target undo its part. From [`Input::BeginCede`]
 //! on only the ownership machine decides; this file waits for its verdict and tells it.
 
+mod blackout;
+mod copy_memory;
 mod pre_switchover;
 mod resume;
 mod unwind;
@@ -29,7 +31,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use self::pre_switchover::PreSwitchover;
+use self::blackout::Blackout;
 use crate::disk::copy::{Block, Body};
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus};
@@ -54,9 +56,7 @@ const ABORT_WAIT: Duration = Duration::from_secs(20);
 const PASSES_BEFORE_MEMORY_MAX: u32 = 6;
 /// So little dirtied that another pass would gain nothing.
 const DIRTY_LITTLE: u64 = 4 << 20;
-/// The pause between two passes while memory is copied.
-const PASS_PAUSE: Duration = Duration::from_millis(200);
-/// What QEMU may expect to need for the rest of memory when it goes to the switchover.
+/// What QEMU may expect to need for the rest of memory when it goes to the switchover, until it is told otherwise.
 const DOWNTIME_LIMIT: Duration = Duration::from_millis(100);
 /// After this long without a verdict everybody is told that the guest waits.
 const UNRESOLVED_AFTER: Duration = Duration::from_secs(5);
@@ -82,7 +82,8 @@ pub struct Source {
     pump: Option<(mpsc::Sender<Block>, JoinHandle<()>)>,
     relay: Option<SourceRelay>,
     generation: Generation,
-    paused_at: Option<Instant>,
+    blackout: Blackout,
+    writes_held_back: bool,
     tally: Tally,
     hypervisor_blackout_ms: Option<u64>,
 }
@@ -91,6 +92,7 @@ impl Source {
     /// A move that has just been accepted, or is to be undone after a restart of the agent.
     #[must_use]
     pub fn new(context: Arc<Context>, session: SessionId, incarnation: u32) -> Self {
+        let blackout = Blackout::new(context.plan.blackout_max_ms);
         Self {
             context,
             session,
@@ -104,7 +106,8 @@ impl Source {
             pump: None,
             relay: None,
             generation: Generation(0),
-            paused_at: None,
+            blackout,
+            writes_held_back: false,
             tally: Tally::default(),
             hypervisor_blackout_ms: None,
         }
@@ -299,74 +302,43 @@ impl Source {
         Ok(())
     }
 
-    /// Memory is copied; what the guest writes to its disks meanwhile follows pass by pass.
-    async fn copy_memory(&mut self) -> Result<(), MoveError> {
-        let context = Arc::clone(&self.context);
-        let step = context.begin(StepKind::CopyMemory).await?;
-        let machine = self.machine.clone().ok_or(MoveError::NotConnected)?;
-        let runtime = context.host.runtime(context.plan.vm.id).map_err(MoveError::Runtime)?;
-        // QEMU keeps to the job's rate by itself too: what it sends faster only waits in the lanes, where it reckons it done
-        // and pauses the guest long before it is.
-        let settings = MigrationSettings { bandwidth: context.limiter.rate(), ..settings(&context.plan) };
-        machine.migration_set_up(&settings).await?;
-        let channels = u16::from(settings.multifd_channels) + 1;
-        let link = self.link.as_mut().ok_or(MoveError::NotConnected)?;
-        let relay = SourceRelay::listen(&runtime.memory_socket(), channels, link)?;
-        let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
-        conversation
-            .ask(&Message::MemoryOpen { channels }, "memory ready", PREPARE_WAIT, |answer| {
-                matches!(answer, Message::MemoryReady).then_some(())
-            })
-            .await?;
-        context.progress.memory(machine.clone());
-        machine.migrate(&runtime.memory_socket()).await?;
-        self.relay = Some(relay);
-
-        let mut pre_switchover = PreSwitchover::watch(machine);
-        let failure = self.conversation.as_ref().ok_or(MoveError::NotConnected)?.failure();
-        tokio::pin!(failure);
-        loop {
-            tokio::select! {
-                biased;
-                () = pre_switchover.reached() => break,
-                failed = &mut failure => return Err(failed.into()),
-                () = tokio::time::sleep(PASS_PAUSE) => {}
-            }
-            if let Some(disks) = &self.disks
-                && disks.dirty().await?.0 > 0
-            {
-                // The guest may be paused while the pass is on its way: from then on its limit counts.
-                let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
-                let overdue = pre_switchover.overdue(limit);
-                tokio::select! {
-                    biased;
-                    done = self.pass() => done?,
-                    () = overdue => return Err(self.blackout_exceeded()),
-                }
-            }
-        }
-        let (migration, paused_at) = pre_switchover.outcome()?;
-        self.paused_at = Some(paused_at);
-        let ram = migration.ram;
-        let figures = StepFigures {
-            bytes_total: ram.map_or(0, |ram| ram.total.0),
-            bytes_sent: self.memory_sent(),
-            passes: ram.map_or(0, |ram| u32::try_from(ram.iterations).unwrap_or(u32::MAX)),
-            ..StepFigures::default()
-        };
-        context.end(step, figures).await
-    }
-
-    /// The guest stands still: the last pass.
+    /// The guest stands still: the last pass. While the target writes it, QEMU sends the rest of memory.
     async fn switchover(&mut self) -> Result<(), MoveError> {
         let context = Arc::clone(&self.context);
         let step = context.begin(StepKind::Switchover).await?;
-        if self.disks.is_some() {
-            let limit = self.blackout_deadline();
-            tokio::time::timeout_at(limit, self.pass()).await.map_err(|_| self.blackout_exceeded())??;
+        if let Some(limit) = self.blackout.deadline() {
+            let last = tokio::time::timeout_at(limit, self.last_pass()).await;
+            last.map_err(|_| self.blackout.exceeded())??;
         }
-        let figures = StepFigures { blackout_us: self.blackout_us(), ..self.disk_figures() };
+        if let Some(machine) = &self.machine {
+            // Nothing is lost by it: until the cede this guest can go on from where it will be.
+            self.blackout.bounded(machine.migrate_continue()).await?;
+        }
+        self.blackout.part("continue");
+        let figures = StepFigures { blackout_us: self.blackout.us(), ..self.disk_figures() };
         context.end(step, figures).await
+    }
+
+    /// The pass of a guest that stands still, and at once the question whether the copies are equal.
+    async fn last_pass(&mut self) -> Result<(), MoveError> {
+        let Some(disks) = &mut self.disks else { return Ok(()) };
+        let (Some((blocks, _)), Some(conversation)) = (&self.pump, &self.conversation) else {
+            return Err(MoveError::NotConnected);
+        };
+        let pass = disks.passes();
+        self.context.progress.pass(pass);
+        let failure = conversation.failure();
+        tokio::select! {
+            biased;
+            failed = failure => return Err(failed.into()),
+            read = disks.last_pass(blocks) => drop(read?),
+        }
+        self.blackout.part("last pass read");
+        conversation.say(&Message::PassEnd { pass, blocks: disks.blocks() }).await?;
+        conversation.say(&Message::Prove).await?;
+        disks.close().await?;
+        self.blackout.part("exports closed");
+        Ok(())
     }
 
     /// Both ends' digests of every disk must be equal.
@@ -375,16 +347,19 @@ impl Source {
         let context = Arc::clone(&self.context);
         let step = context.begin(StepKind::Prove).await?;
         let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
+        if context.plan.mode == MoveMode::Live {
+            let applied = |answer: &Message| matches!(answer, Message::PassApplied { .. }).then_some(());
+            self.blackout.bounded(conversation.hear("pass applied", PASS_WAIT, applied)).await?;
+            self.blackout.part("last pass applied");
+        } else {
+            disks.close().await?;
+            conversation.say(&Message::Prove).await?;
+        }
         let pick = |answer: &Message| match answer {
             Message::Proof { roots } => Some(roots.clone()),
             _ => None,
         };
-        let limit = match self.paused_at {
-            Some(paused) => paused + Duration::from_millis(u64::from(context.plan.blackout_max_ms)),
-            None => Instant::now() + PASS_WAIT,
-        };
-        let proof = tokio::time::timeout_at(limit, conversation.ask(&Message::Prove, "proof", PASS_WAIT, pick)).await;
-        let theirs = proof.map_err(|_| MoveError::Blackout { limit_ms: context.plan.blackout_max_ms })??;
+        let theirs = self.blackout.bounded(conversation.hear("proof", PASS_WAIT, pick)).await?;
         let ours = disks.roots()?;
         let differing = ours.iter().zip(&theirs).position(|(ours, theirs)| ours != theirs);
         if let Some(disk) = differing.and_then(|index| context.plan.disks.get(index)) {
@@ -393,32 +368,31 @@ impl Source {
         if ours.len() != theirs.len() {
             return Err(MoveError::ProofIncomplete { expected: ours.len(), found: theirs.len() });
         }
-        context.end(step, StepFigures { blackout_us: self.blackout_us(), ..StepFigures::default() }).await
+        self.blackout.part("proof");
+        context.end(step, StepFigures { blackout_us: self.blackout.us(), ..StepFigures::default() }).await
     }
 
-    /// QEMU sends the rest; then, if no cancel came first, the right to run the VM is offered.
+    /// When QEMU has sent the rest, and no cancel came first, the right to run the VM is offered.
     async fn hand_over(&mut self) -> Result<(), MoveError> {
         let context = Arc::clone(&self.context);
         context.begin(StepKind::Handover).await?;
-        if let Some(disks) = &self.disks {
-            disks.close(context.plan.job).await?;
-        }
-        if let (MoveMode::Live, Some(machine)) = (context.plan.mode, &self.machine) {
-            let sent = async {
-                machine.migrate_continue().await?;
-                let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
-                machine.migration_reached(&[MigrationStatus::Completed], limit).await
-            };
+        if let (MoveMode::Live, Some(machine), Some(deadline)) =
+            (context.plan.mode, &self.machine, self.blackout.deadline())
+        {
+            let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
             // Over a link that is down QEMU may be stuck in sending, and answer nothing.
-            let sent = tokio::time::timeout_at(self.blackout_deadline(), sent).await;
-            let migration = sent.map_err(|_| self.blackout_exceeded())??;
+            let sent = machine.migration_reached(&[MigrationStatus::Completed], limit);
+            let sent = tokio::time::timeout_at(deadline, sent).await;
+            let migration = sent.map_err(|_| self.blackout.exceeded())??;
             self.hypervisor_blackout_ms = migration.downtime_ms;
+            self.blackout.part("QEMU has sent all");
         }
         if !context.gate.close() {
             return Err(MoveError::Cancelled);
         }
         let to = Move { job: context.plan.job, peer: context.plan.target.id.clone() };
         context.keeper.feed(Input::BeginCede { generation: self.generation, to }).await?;
+        self.blackout.part("ceded");
         Ok(())
     }
 
@@ -450,7 +424,9 @@ impl Source {
         };
         match record {
             Ok(record) => {
-                let blackout_us = self.blackout_us();
+                let blackout_us = self.blackout.us();
+                self.blackout.part("verdict");
+                self.blackout.over();
                 self.finish(&record, blackout_us, view).await
             }
             Err(_) => Outcome::Stopping,
@@ -487,6 +463,12 @@ impl Source {
                 return Outcome::Stopping;
             }
             let error = MoveError::Refused { target: context.plan.target.id.clone() };
+            if let Some(machine) = self.machine.clone() {
+                self.let_writes_go(&machine).await;
+                if let Err(error) = SourceDisks::clear(&machine, context.plan.job).await {
+                    warn!(job = %context.plan.job, %error, "bitmaps are left over until the guest ends");
+                }
+            }
             self.put_away().await;
             let told = self.say_abort(&error);
             self.await_undone(told).await;
@@ -499,6 +481,7 @@ impl Source {
             ..StepFigures::default()
         };
         context.end(StepKind::Handover, figures).await.ok();
+        self.tell_writes_free().await;
         if context.begin(StepKind::Release).await.is_ok() {
             let released = |view: &View| matches!(view.record.ownership, Record::Absent { .. });
             if view.wait_for(released).await.is_err() {
@@ -524,18 +507,6 @@ impl Source {
 
     fn memory_sent(&mut self) -> u64 {
         self.tally.memory(self.relay.as_ref().map_or(0, SourceRelay::sent))
-    }
-
-    fn blackout_us(&self) -> u64 {
-        self.paused_at.map_or(0, |at| u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX))
-    }
-
-    fn blackout_deadline(&self) -> Instant {
-        self.paused_at.unwrap_or_else(Instant::now) + Duration::from_millis(u64::from(self.plan().blackout_max_ms))
-    }
-
-    fn blackout_exceeded(&self) -> MoveError {
-        MoveError::Blackout { limit_ms: self.plan().blackout_max_ms }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the steps of a move have told of it so far, so that no byte is told by two of them.
 //!
-//! Disks and memory count from the start of a job, and a step tells what came since the one before. Passes over the disks
-//! that are made while memory is copied are told by the switchover, the next step that is about disks.
+//! Disks and memory count from the start of a job, and a step tells what came since the one before: passes over the disks
+//! that are made while memory is copied are part of that step.
 
 use sterna_shared::job::{StepFigures, Volume};
 

@@ -17,7 +17,8 @@ use sterna_shared::ownership::{Input, Move, Record};
 use sterna_shared::peer::message::Message;
 use sterna_shared::vm::DiskSpec;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
 
 use crate::disk::digest::pack;
 use crate::disk::extent::ExtentSet;
@@ -39,8 +40,8 @@ const SOURCE_WAIT: Duration = Duration::from_secs(120);
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How long it may take to write down what was received, before the images are let go.
 const SAVE_WAIT: Duration = Duration::from_secs(5);
-/// How long QEMU may take to end an export.
-const EXPORT_REMOVAL_WAIT: Duration = Duration::from_secs(10);
+/// How long the lanes may take to deliver the end.
+const FINISH_WAIT: Duration = Duration::from_secs(10);
 
 /// A move, followed by this host.
 #[derive(Debug)]
@@ -147,15 +148,17 @@ impl Target {
             // What makes files or processes is done to its end, or nobody would know what to undo.
             let patient = !matches!(message, Message::PassEnd { .. } | Message::Prove | Message::Held { .. });
             let given_up = conversation.given_up();
+            let began = Instant::now();
             let obeyed = tokio::select! {
                 biased;
                 () = given_up, if !patient => continue,
                 obeyed = self.obey(message, &mut session) => obeyed,
             };
+            debug!(job = %context.plan.job, message = name, us = u64::try_from(began.elapsed().as_micros()).ok(), "obeyed");
             let answer = match obeyed {
                 Ok(Some(answer)) => answer,
                 Ok(None) => {
-                    let _ = session.close(EXPORT_REMOVAL_WAIT).await;
+                    let _ = session.close(FINISH_WAIT).await;
                     return;
                 }
                 Err(error) => {
@@ -284,9 +287,7 @@ impl Target {
     /// Before the guest may run, nothing else may write to its images.
     async fn close_disks(&mut self) -> Result<(), MoveError> {
         if let Some(machine) = &self.machine {
-            for index in 0..self.context.plan.disks.len() {
-                machine.export_remove(&export_name(index), EXPORT_REMOVAL_WAIT).await?;
-            }
+            // All exports go with it: in the pause one question is better than three a disk.
             machine.nbd_server_stop().await?;
         }
         if let Some(daemon) = self.daemon.take() {

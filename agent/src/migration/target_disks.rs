@@ -3,10 +3,12 @@
 //! ```text
 //!   lanes ── blocks ──▶ task ── Writer per disk ──▶ NBD
 //!                        ▲
-//!   job ── applied(n) ───┤  answers once n blocks are written; then reads back while the source prepares the next pass
+//!   job ── applied(n) ───┤  answers once n blocks are written; then flushes and reads back, while the source prepares the next pass
 //!       ── held(c) ──────┤  what an earlier move has left, read back
 //!       ── prove() ──────┘  flush, read back, roots; the writers are gone after that
 //! ```
+//!
+//! So a later answer also says that what an earlier pass brought is on stable storage: the pause pays for its own pass only.
 //!
 //! Until pass 0 has come wholly, what was received is journalled every [`SAVE_INTERVAL`] while it grows: a flush that begins
 //! with the ranges written so far, and then one transaction. Both run beside the writing, which they do not hold up.
@@ -14,6 +16,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use sterna_shared::id::{JobId, VmId};
 use sterna_shared::job::DiskMove;
 use sterna_shared::vm::DiskSpec;
@@ -231,8 +234,8 @@ impl Task {
                         self.pass_0 = false;
                     }
                     let _ = reply.send(outcome);
-                    // The source now reads for the next pass; what was written is read back meanwhile.
-                    if sound && let Err(error) = self.verify().await {
+                    // The source now reads for the next pass; what was written is proven meanwhile.
+                    if sound && let Err(error) = self.secure().await {
                         self.fault = Some(error);
                     }
                 }
@@ -316,10 +319,8 @@ impl Task {
         Ok(())
     }
 
-    async fn verify(&mut self) -> Result<(), TargetDiskError> {
-        for writer in &mut self.writers {
-            writer.verify().await?;
-        }
+    async fn secure(&mut self) -> Result<(), TargetDiskError> {
+        try_join_all(self.writers.iter_mut().map(Writer::secure)).await?;
         Ok(())
     }
 
@@ -327,13 +328,8 @@ impl Task {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
-        let mut roots = Vec::with_capacity(self.writers.len());
-        for writer in &mut self.writers {
-            writer.flush().await?;
-            writer.verify().await?;
-            roots.push(writer.table().root().ok_or(TargetDiskError::Gone)?);
-        }
-        Ok(roots)
+        self.secure().await?;
+        self.writers.iter_mut().map(|writer| writer.table().root().ok_or(TargetDiskError::Gone)).collect()
     }
 }
 

@@ -19,6 +19,8 @@ use super::{BLOCK_DATA_MAX, Block, Body, CopyError, digest_of};
 
 /// The operations in flight at a time, so also at most that many MiB of blocks held, and digests computed in parallel.
 pub const WRITE_WINDOW: usize = 16;
+/// Runs of fewer unknown chunks are read without asking first whether they are zeroes: a hole is known by what is read.
+const STATUS_CHUNKS_MIN: usize = 8;
 /// How many chunks reading back stays behind writing: the blocks of one chunk come together, and this is when they have.
 pub const READ_BACK_DISTANCE: usize = 16;
 
@@ -65,6 +67,8 @@ pub struct Writer {
     /// The ranges of the tasks; no two overlap.
     active: Vec<Extent>,
     broken: bool,
+    /// Whether something was given to the server since it was last flushed.
+    unflushed: bool,
     statistics: WriteStatistics,
 }
 
@@ -99,6 +103,7 @@ impl Writer {
             tasks: JoinSet::new(),
             active: Vec::with_capacity(WRITE_WINDOW),
             broken: false,
+            unflushed: false,
             statistics: WriteStatistics::default(),
         })
     }
@@ -132,6 +137,7 @@ impl Writer {
                 if self.origin == Origin::Fresh {
                     self.written.insert(extent);
                 }
+                self.unflushed = true;
                 self.start(extent, async move {
                     let written = client.write(extent.offset(), bytes).await;
                     written.map(|()| Outcome::Data).map_err(|source| write_error(disk, extent, source))
@@ -142,10 +148,13 @@ impl Writer {
                 self.statistics.zero_bytes_skipped += extent.length();
                 self.finish(extent, &Outcome::Zero);
             }
-            Body::Zero(length) => self.start(extent, async move {
-                let written = client.write_zeroes(extent.offset(), length, ZeroMode::MayPunch).await;
-                written.map(|()| Outcome::Zero).map_err(|source| write_error(disk, extent, source))
-            }),
+            Body::Zero(length) => {
+                self.unflushed = true;
+                self.start(extent, async move {
+                    let written = client.write_zeroes(extent.offset(), length, ZeroMode::MayPunch).await;
+                    written.map(|()| Outcome::Zero).map_err(|source| write_error(disk, extent, source))
+                });
+            }
         }
         Ok(())
     }
@@ -168,11 +177,33 @@ impl Writer {
     /// As [`Self::apply`].
     pub async fn flush(&mut self) -> Result<(), CopyError> {
         self.barrier().await?;
+        if !self.unflushed {
+            return Ok(());
+        }
         let flushed = self.client.flush().await;
-        flushed.map_err(|source| {
-            self.broken = true;
-            CopyError::Flush { disk: self.disk, source }
-        })
+        self.flushed(flushed)
+    }
+
+    /// [`Self::flush`] and [`Self::verify`], both at a time.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub async fn secure(&mut self) -> Result<(), CopyError> {
+        self.barrier().await?;
+        if !self.unflushed {
+            return self.verify().await;
+        }
+        let client = self.client.clone();
+        let (flushed, verified) = tokio::join!(client.flush(), self.verify());
+        self.flushed(flushed)?;
+        verified
+    }
+
+    fn flushed(&mut self, outcome: Result<(), NbdError>) -> Result<(), CopyError> {
+        self.broken |= outcome.is_err();
+        outcome.map_err(|source| CopyError::Flush { disk: self.disk, source })?;
+        self.unflushed = false;
+        Ok(())
     }
 
     /// Reads back every chunk that is not known, by block status where that says zeroes, so that the table is whole.
@@ -319,6 +350,9 @@ impl Writer {
             let run = (first..self.table.count()).take_while(|index| self.table.chunk(*index) == Chunk::Unknown);
             let last = run.last().unwrap_or(first);
             next = last + 1;
+            if next - first < STATUS_CHUNKS_MIN {
+                continue;
+            }
             let (Some(start), Some(end)) = (self.table.extent(first), self.table.extent(last)) else { return Ok(()) };
             let Some(range) = Extent::between(start.offset(), end.end()) else { return Ok(()) };
             let statuses = self.client.block_status(BASE_ALLOCATION, range).await;

@@ -201,14 +201,24 @@ impl Machine {
     /// # Errors
     /// [`MachineError::NoNode`], [`MachineError::NoBitmap`].
     pub async fn dirty_bytes(&self, nodes: &[&str], bitmap: &str) -> Result<ByteCount, MachineError> {
+        let dirty = self.dirty_bytes_each(nodes, bitmap).await?;
+        Ok(dirty.into_iter().fold(ByteCount(0), ByteCount::plus))
+    }
+
+    /// How many bytes `bitmap` says are dirty on each of `nodes`, in one question.
+    ///
+    /// # Errors
+    /// [`MachineError::NoNode`], [`MachineError::NoBitmap`].
+    pub async fn dirty_bytes_each(&self, nodes: &[&str], bitmap: &str) -> Result<Vec<ByteCount>, MachineError> {
         let known = self.nodes().await?;
-        nodes.iter().try_fold(ByteCount(0), |sum, name| {
+        let dirty = nodes.iter().map(|name| {
             let node = known.iter().find(|node| node.name == *name);
             let node = node.ok_or_else(|| MachineError::NoNode { node: (*name).to_owned() })?;
             let found = node.bitmaps.iter().find(|candidate| candidate.name == bitmap);
             let missing = || MachineError::NoBitmap { node: (*name).to_owned(), bitmap: bitmap.to_owned() };
-            Ok(sum.plus(found.ok_or_else(missing)?.dirty))
-        })
+            Ok(found.ok_or_else(missing)?.dirty)
+        });
+        dirty.collect()
     }
 
     /// Starts to record writes to all of `nodes`, from one instant.
@@ -233,19 +243,20 @@ impl Machine {
     }
 
     /// Begins a pass at one instant over all of `nodes`: what `main` has recorded moves to the new bitmap `pass`, which
-    /// stands still, and `main` records from empty.
+    /// stands still, and `main` records from empty. The `granularity` is that of `main`, so that the merge neither widens
+    /// nor shifts an extent.
     ///
     /// # Errors
     /// [`MachineError`]; then nothing has changed.
-    pub async fn pass_begin(&self, nodes: &[&str], main: &str, pass: &str) -> Result<(), MachineError> {
-        let known = self.nodes().await?;
+    pub async fn pass_begin(
+        &self,
+        nodes: &[&str],
+        main: &str,
+        pass: &str,
+        granularity: u32,
+    ) -> Result<(), MachineError> {
         let mut actions = Vec::new();
         for node in nodes {
-            let bitmaps = known.iter().find(|candidate| candidate.name == *node).map(|node| &node.bitmaps);
-            let bitmap = bitmaps.and_then(|bitmaps| bitmaps.iter().find(|bitmap| bitmap.name == main));
-            let missing = || MachineError::NoBitmap { node: (*node).to_owned(), bitmap: main.to_owned() };
-            // Of the same granularity, so that the merge neither widens nor shifts an extent.
-            let granularity = bitmap.ok_or_else(missing)?.granularity;
             actions.extend([
                 action("add", json!({ "node": node, "name": pass, "granularity": granularity, "disabled": true })),
                 action("merge", json!({ "node": node, "target": pass, "bitmaps": [main] })),
@@ -330,6 +341,23 @@ impl Machine {
         };
         let used = used.ok_or_else(|| MachineError::NoNode { node: format_node(&disk.name) })?;
         Ok(used.name.clone())
+    }
+
+    /// How many bytes the guest has written to all of its disks since QEMU was started.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub async fn written_bytes(&self) -> Result<ByteCount, MachineError> {
+        #[derive(Deserialize)]
+        struct Device {
+            stats: Statistics,
+        }
+        #[derive(Deserialize)]
+        struct Statistics {
+            wr_bytes: ByteCount,
+        }
+        let devices: Vec<Device> = self.ask("query-blockstats", Value::Null).await?;
+        Ok(devices.into_iter().fold(ByteCount(0), |sum, device| sum.plus(device.stats.wr_bytes)))
     }
 
     /// Limits how fast the guest may write to a disk; `None` lifts the limit.

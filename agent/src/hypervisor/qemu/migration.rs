@@ -23,6 +23,12 @@ use super::{Machine, MachineError, next_event, text};
 const CAPABILITIES_NEEDED: [&str; 3] = ["events", "return-path", "pause-before-switchover"];
 /// Keeps the target from taking image locks before `cont`. QEMU has it since 3.0, and says so.
 const LATE_BLOCK_ACTIVATE: &str = "late-block-activate";
+/// The longest downtime that QEMU can be given.
+const DOWNTIME_MAX_MS: u64 = 2_000_000;
+/// The shortest time that QEMU reckons with.
+const HELD_MS: u64 = 1;
+/// About a page in a second.
+const HELD_BYTES_PER_SECOND: u64 = 4096;
 
 /// How a migration is run. Both sides must be given the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,7 +149,7 @@ impl Machine {
             .map(|(capability, state)| json!({ "capability": capability, "state": state }))
             .collect();
         self.tell("migrate-set-capabilities", json!({ "capabilities": capabilities })).await?;
-        let downtime_ms = u64::try_from(settings.downtime_limit.as_millis()).unwrap_or(u64::MAX);
+        let downtime_ms = milliseconds(settings.downtime_limit);
         let mut parameters = json!({ "max-bandwidth": rate(settings.bandwidth), "downtime-limit": downtime_ms });
         if multifd {
             parameters["multifd-channels"] = json!(settings.multifd_channels);
@@ -157,6 +163,27 @@ impl Machine {
     /// [`MachineError`].
     pub async fn migration_limit(&self, bandwidth: Option<Bandwidth>) -> Result<(), MachineError> {
         self.tell("migrate-set-parameters", json!({ "max-bandwidth": rate(bandwidth) })).await
+    }
+
+    /// Lets memory cross at `bandwidth`, `None` for no limit, and QEMU pause the guest once it expects to send the rest of it
+    /// in `limit`.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub async fn migration_go_on(&self, bandwidth: Option<Bandwidth>, limit: Duration) -> Result<(), MachineError> {
+        let parameters = json!({ "max-bandwidth": rate(bandwidth), "downtime-limit": milliseconds(limit) });
+        self.tell("migrate-set-parameters", parameters).await
+    }
+
+    /// Holds memory back, so that the link is free for something else and QEMU is most unlikely to pause the guest: it looks
+    /// whether it may only where it has sent something, and that is once in 100 ms now.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub async fn migration_hold(&self) -> Result<(), MachineError> {
+        // Never a downtime of 0: QEMU then no longer looks at what is dirty before it pauses the guest.
+        let parameters = json!({ "max-bandwidth": HELD_BYTES_PER_SECOND, "downtime-limit": HELD_MS });
+        self.tell("migrate-set-parameters", parameters).await
     }
 
     /// Starts to send this guest to the UNIX socket at `path`, once for the main channel and once for each of multifd's.
@@ -240,6 +267,11 @@ impl Machine {
         let capabilities: Vec<Capability> = self.ask("query-migrate-capabilities", Value::Null).await?;
         Ok(capabilities.into_iter().map(|capability| capability.capability).collect())
     }
+}
+
+/// In QEMU's terms: up to 2,000 s.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(DOWNTIME_MAX_MS)
 }
 
 /// In QEMU's terms: 0 is no limit, so the least limit is 1.

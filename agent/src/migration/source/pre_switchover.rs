@@ -38,6 +38,11 @@ impl PreSwitchover {
         Self { outcome, _task: task }
     }
 
+    /// Whether it is reached, or cannot be reached any more.
+    pub(super) fn is_reached(&self) -> bool {
+        self.outcome.borrow().is_some()
+    }
+
     /// Waits until it is reached, or cannot be reached any more.
     pub(super) async fn reached(&mut self) {
         let _ = self.outcome.wait_for(Option::is_some).await;

@@ -30,6 +30,7 @@ impl Source {
         context.unwinding(&error).await;
         // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
         let error = if context.gate.is_cancelled() { MoveError::Cancelled } else { error };
+        self.blackout.over();
         // The target is told while the guest is cared for: neither waits for the other.
         let told = self.say_abort(&error);
         if let Some(machine) = self.machine.clone() {
@@ -58,7 +59,11 @@ impl Source {
             warn!(job = %self.plan().job, "QEMU does not answer; its migration channels are closed");
             self.relay = None;
         }
-        let plan = self.plan();
+        let context = Arc::clone(&self.context);
+        let plan = &context.plan;
+        if plan.mode == MoveMode::Live {
+            self.let_writes_go(machine).await;
+        }
         if plan.mode == MoveMode::Live
             && let Ok(migration) = machine.migration().await
             && migration.status != MigrationStatus::None
