@@ -73,6 +73,10 @@ impl Group {
         }
         run(group.lvm().args(["pvcreate", "--yes", &group.device])).expect("a physical volume");
         run(group.lvm().args(["vgcreate", &group.name, &group.device])).expect("a volume group");
+        if stands_in {
+            // Only now: LVM takes no name that has a directory already.
+            fs::create_dir(Path::new("/dev").join(&group.name)).expect("a directory");
+        }
         group.spoil();
         let how = if stands_in { "loop devices stand in for the device mapper" } else { "by the device mapper" };
         eprintln!("volume group {} on {}, {how}", group.name, group.device);
@@ -111,7 +115,6 @@ impl Group {
             folder.display()
         );
         fs::write(folder.join("lvm.conf"), configuration).expect("written");
-        fs::create_dir(Path::new("/dev").join(&self.name)).expect("a directory");
         let program = folder.join("lvm");
         fs::write(&program, WITHOUT_DEVICE_MAPPER.replace("GROUP", &self.name).replace("DEVICE", device))
             .expect("written");

@@ -334,7 +334,8 @@ impl Machine {
         let used = match (first, named(spare_format_node(&disk.name)), top) {
             // Both are open only in the middle of a swap: the top node says which one it stands on.
             (Some(first), Some(second), Some(top)) => {
-                let below = |node: &&Node| top.file.contains(&node.file);
+                // A node with options of its own, such as a length, is named by them, and nested in those of the top.
+                let below = |node: &&Node| top.file.contains(node.file.trim_start_matches("json:"));
                 [second, first].into_iter().find(below)
             }
             (first, second, _) => first.or(second),
