@@ -220,7 +220,7 @@ impl Peer {
             ("a proof before there is anything", 0, control(Message::Prove)),
             ("memory before there is a guest", 0, control(Message::MemoryOpen { channels: u16::MAX })),
             ("a pass that cannot be", 0, control(Message::PassEnd { pass: 7, blocks: u64::MAX })),
-            ("an answer in place of a question", 0, control(Message::Prepared)),
+            ("an answer in place of a question", 0, control(Message::Prepared { held: Vec::new() })),
             (
                 "more than the window holds",
                 data,

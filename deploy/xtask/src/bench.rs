@@ -17,7 +17,7 @@ const PACKAGES: [&str; 3] = ["sterna-agent", "sterna-coordinator", "sterna-tests
 /// # Errors
 /// What Sterna needs is missing, or does not build. A peer that cannot be had is no error: the bench reports it missing.
 pub(crate) fn bench(arguments: &[String]) -> anyhow::Result<()> {
-    let ground = setup::ensure(&Need::ALL)?;
+    let ground = setup::ensure(&Need::MOVES)?;
     for package in &packages::PEERS {
         if let Err(error) = packages::install([package]) {
             say(format_args!("{error:#}; what is compared with it will be reported missing"));

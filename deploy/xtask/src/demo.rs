@@ -16,7 +16,7 @@ const PACKAGES: [&str; 3] = ["sterna-agent", "sterna-coordinator", "sterna-tests
 /// # Errors
 /// What is missing, or does not build.
 pub(crate) fn demo(keep: bool) -> anyhow::Result<()> {
-    let ground = setup::ensure(&Need::ALL)?;
+    let ground = setup::ensure(&Need::MOVES)?;
     let mut build = cargo();
     build.args(["build", "--locked", "--bins"]);
     run(build.args(PACKAGES.iter().flat_map(|package| ["--package", package])))?;

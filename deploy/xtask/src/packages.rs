@@ -51,6 +51,14 @@ pub(crate) const NETWORK: [Package; 2] = [
     Package { program: "tc", package: "iproute2", why: "shapes the links between them", backports: false },
 ];
 
+/// Makes the volume groups that disks are moved into.
+pub(crate) const VOLUMES: [Package; 1] = [Package {
+    program: "lvs",
+    package: "lvm2",
+    why: "keeps the volume group, on a file, that a test moves disks into",
+    backports: false,
+}];
+
 /// Reads the feed in a test, as a client that shares no code with Sterna.
 pub(crate) const PYTHON: [Package; 1] = [Package {
     program: "python3",

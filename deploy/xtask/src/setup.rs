@@ -14,6 +14,8 @@ pub(crate) enum Need {
     Qemu,
     /// Network namespaces, bridges and shaping.
     Network,
+    /// Volume groups.
+    Volumes,
     /// A nats-server that is new enough.
     Nats,
     /// Kernel and initramfs of the witness.
@@ -28,12 +30,16 @@ pub(crate) struct Ground {
 }
 
 impl Need {
-    pub(crate) const ALL: [Self; 4] = [Self::Qemu, Self::Network, Self::Nats, Self::Guest];
+    /// For guests that move between hosts on this machine.
+    pub(crate) const MOVES: [Self; 4] = [Self::Qemu, Self::Network, Self::Nats, Self::Guest];
+    /// For every test.
+    pub(crate) const ALL: [Self; 5] = [Self::Qemu, Self::Network, Self::Volumes, Self::Nats, Self::Guest];
 
     fn packages(self) -> &'static [Package] {
         match self {
             Self::Qemu => &packages::QEMU,
             Self::Network => &packages::NETWORK,
+            Self::Volumes => &packages::VOLUMES,
             Self::Nats => &packages::PYTHON,
             Self::Guest => &[],
         }
@@ -88,7 +94,7 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
 
 /// `cargo xtask faults`: the matrix of faults, on a fleet of its own.
 pub(crate) fn faults(arguments: &[String]) -> anyhow::Result<()> {
-    let ground = ensure(&Need::ALL)?;
+    let ground = ensure(&Need::MOVES)?;
     run(cargo().args(["build", "--locked", "--workspace", "--bins"]))?;
     let target = target();
     let mut faults = Command::new(target.join("debug/sterna-faults"));
