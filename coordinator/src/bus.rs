@@ -155,7 +155,7 @@ impl Bus {
     }
 
     /// Asks a host's agent and waits for its answer. While nobody listens it is asked again, for at most
-    /// [`NOBODY_LISTENS_MAX`]: such a request has reached nobody, so that nothing is done twice.
+    /// five seconds: such a request has reached nobody, so that nothing is done twice.
     ///
     /// # Errors
     /// [`BusError::Server`] where no answer comes within `wait`, or nobody listens.

@@ -29,7 +29,7 @@ async fn a_guest_that_writes_faster_than_the_link_still_moves() {
             fill_mib: 8,
             rewrite_mib: 1,
             records: RECORDS,
-            disks: vec![("root", "fast", "raw", 128), ("data", "bulk", "qcow2", 128)],
+            disks: vec![("root", "fast", "raw", 32), ("data", "bulk", "qcow2", 32)],
             ..WitnessWish::small("witness")
         };
         let mut guest = Guest::start(fleet, ["alpha", "bravo"], &wish).await?;

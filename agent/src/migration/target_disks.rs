@@ -10,7 +10,7 @@
 //!
 //! So a later answer also says that what an earlier pass brought is on stable storage: the pause pays for its own pass only.
 //!
-//! Until pass 0 has come wholly, what was received is journalled every [`SAVE_INTERVAL`] while it grows: a flush that begins
+//! Until pass 0 has come wholly, what was received is journalled every two seconds while it grows: a flush that begins
 //! with the ranges written so far, and then one transaction. Both run beside the writing, which they do not hold up.
 
 use std::path::Path;
