@@ -11,7 +11,7 @@ use sterna_tests::namespace::Link;
 use sterna_tests::scenario::on_fleet;
 
 /// How long such a move may take.
-const WAIT: Duration = Duration::from_secs(150);
+const WAIT: Duration = Duration::from_secs(300);
 /// How long a move that was cancelled may leave something behind.
 const LEFT_WAIT: Duration = Duration::from_secs(10);
 /// What the link carries: 10 MB a second.
@@ -29,7 +29,7 @@ async fn a_guest_that_writes_faster_than_the_link_still_moves() {
             fill_mib: 8,
             rewrite_mib: 1,
             records: RECORDS,
-            disks: vec![("root", "fast", "raw", 32), ("data", "bulk", "qcow2", 32)],
+            disks: vec![("root", "fast", "raw", 16), ("data", "bulk", "qcow2", 16)],
             ..WitnessWish::small("witness")
         };
         let mut guest = Guest::start(fleet, ["alpha", "bravo"], &wish).await?;
