@@ -12,6 +12,7 @@
 //! ```
 
 pub mod admission;
+mod buffers;
 pub mod bus;
 pub mod clock;
 pub mod config;

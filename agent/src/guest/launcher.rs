@@ -35,6 +35,10 @@ const LOG_TAIL_BYTES_MAX: u64 = 4 << 10;
 const SYSTEMD_BOOTED: &str = "/run/systemd/system";
 /// What is kept of the agent's environment for QEMU; the rest may hold secrets, or sockets that are the agent's.
 const ENVIRONMENT_KEPT: [&str; 3] = ["PATH", "TMPDIR", "LANG"];
+/// Has QEMU's allocator keep up to 32 MiB for the next request of its NBD server. By default it gives each request's
+/// buffer back to the kernel: faults on it were two fifths of the processor time of a target that is being filled.
+const ALLOCATOR: (&str, &str) =
+    ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=33554432");
 
 /// What to start, and where.
 #[derive(Debug, Clone)]
@@ -155,6 +159,7 @@ fn command(launch: &Launch, log: &File) -> io::Result<Command> {
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?).current_dir("/");
     command.env_clear();
+    command.env(ALLOCATOR.0, ALLOCATOR.1);
     command.envs(ENVIRONMENT_KEPT.iter().filter_map(|name| std::env::var_os(name).map(|value| (name, value))));
     Ok(command)
 }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use sterna_shared::peer::frame::{ABORTED, ANSWER_NOW, FrameKind, HEADER_LENGTH, Header};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{mpsc, watch};
@@ -28,6 +28,7 @@ use super::flow::{Flow, Inlets, Windows};
 use super::outbox::Outbox;
 use super::session::LaneStatus;
 use super::{LinkError, Timing};
+use crate::buffers::{Buffer, Pool};
 
 /// Commands taken over at a time.
 const COMMANDS_MAX: usize = 64;
@@ -331,7 +332,9 @@ impl std::fmt::Display for Chain<'_> {
 struct Reader {
     head: [u8; HEADER_LENGTH],
     filled: usize,
-    payload: Option<(Header, BytesMut)>,
+    /// The frame that is being read, and how much of its payload is.
+    payload: Option<(Header, Buffer, usize)>,
+    pool: Pool,
     /// Whether anything came since the last tick.
     heard: bool,
 }
@@ -343,22 +346,23 @@ impl Reader {
         connection: &mut C,
     ) -> Poll<Result<(Header, Bytes), LinkError>> {
         loop {
-            let count = if let Some((header, payload)) = &mut self.payload {
-                let missing = header.length as usize - payload.len();
-                if missing == 0 {
-                    let frame = (*header, std::mem::take(payload).freeze());
-                    (self.payload, self.filled) = (None, 0);
-                    return Poll::Ready(Ok(frame));
-                }
-                let mut rest = payload.limit(missing);
-                ready!(pin!(connection.read_buf(&mut rest)).poll(cx))?
+            if let Some((header, payload, _)) =
+                self.payload.take_if(|(header, _, read)| *read == header.length as usize)
+            {
+                self.filled = 0;
+                return Poll::Ready(Ok((header, payload.freeze(header.length as usize))));
+            }
+            let count = if let Some((header, payload, read)) = &mut self.payload {
+                let count = ready!(pin!(connection.read(&mut payload[*read..header.length as usize])).poll(cx))?;
+                *read += count;
+                count
             } else {
                 let count = ready!(pin!(connection.read(&mut self.head[self.filled..])).poll(cx))?;
                 self.filled += count;
                 if self.filled == HEADER_LENGTH {
                     // The length is within the limit of its kind: see `Header::decode`.
                     let header = Header::decode(&self.head)?;
-                    self.payload = Some((header, BytesMut::with_capacity(header.length as usize)));
+                    self.payload = Some((header, self.pool.take(header.length as usize), 0));
                 }
                 count
             };

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
@@ -27,11 +27,12 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use self::pace::Pace;
+use crate::buffers::Pool;
 use crate::link::{LinkError, Receiver, Sender, Session};
 
-/// Bytes read from QEMU at a time, and so the most in one frame.
-const PIECE_LENGTH: usize = 512 << 10;
-/// A buffer with less room than this is replaced: a read must be worth its system call.
+/// Bytes read from QEMU at a time, and so the most in one frame: a little more than a UNIX socket holds.
+const PIECE_LENGTH: usize = 256 << 10;
+/// What is shorter is copied out of the buffer, so that a trickle does not take up a buffer for each drop.
 const PIECE_LENGTH_MIN: usize = 64 << 10;
 
 /// Why memory cannot be carried.
@@ -162,19 +163,22 @@ async fn carry(
 
 /// From QEMU to the lanes.
 async fn forward(mut reader: OwnedReadHalf, channel: u16, sender: Sender, sent: Arc<AtomicU64>, pace: Arc<Pace>) {
-    let mut buffer = BytesMut::with_capacity(PIECE_LENGTH);
+    let pool = Pool::default();
+    let mut buffer = pool.take(PIECE_LENGTH);
     loop {
-        if buffer.capacity() < PIECE_LENGTH_MIN {
-            buffer = BytesMut::with_capacity(PIECE_LENGTH);
-        }
-        match reader.read_buf(&mut (&mut buffer).limit(pace.piece_length())).await {
+        let most = pace.piece_length().min(buffer.len());
+        let length = match reader.read(&mut buffer[..most]).await {
             Ok(0) | Err(_) => return,
-            Ok(length) => {
-                sent.fetch_add(length as u64, Ordering::Relaxed);
-                if sender.memory(channel, buffer.split().freeze()).await.is_err() {
-                    return;
-                }
-            }
+            Ok(length) => length,
+        };
+        sent.fetch_add(length as u64, Ordering::Relaxed);
+        let piece = if length < PIECE_LENGTH_MIN {
+            Bytes::copy_from_slice(&buffer[..length])
+        } else {
+            std::mem::replace(&mut buffer, pool.take(PIECE_LENGTH)).freeze(length)
+        };
+        if sender.memory(channel, piece).await.is_err() {
+            return;
         }
     }
 }

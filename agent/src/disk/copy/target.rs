@@ -17,8 +17,11 @@ use super::super::extent::{Extent, ExtentSet};
 use super::super::nbd::{BASE_ALLOCATION, Client, NbdError, Piece, ZeroMode};
 use super::{BLOCK_DATA_MAX, Block, Body, CopyError, digest_of};
 
-/// The operations in flight at a time, so also at most that many MiB of blocks held, and digests computed in parallel.
+/// The writes in flight at a time, so also at most that many MiB of blocks held.
 pub const WRITE_WINDOW: usize = 16;
+/// The chunks read back at a time, so also the digests computed in parallel. Besides the writes: a source that is faster
+/// than the target keeps those at their limit, and reading back would wait for the end of the pass.
+pub const READ_BACK_WINDOW: usize = 8;
 /// Runs of fewer unknown chunks are read without asking first whether they are zeroes: a hole is known by what is read.
 const STATUS_CHUNKS_MIN: usize = 8;
 /// How many chunks reading back stays behind writing: the blocks of one chunk come together, and this is when they have.
@@ -64,6 +67,8 @@ pub struct Writer {
     /// Touched chunks, not yet read back, in the order of writing.
     behind: VecDeque<usize>,
     tasks: JoinSet<Done>,
+    /// How many of the tasks read back.
+    reading: usize,
     /// The ranges of the tasks; no two overlap.
     active: Vec<Extent>,
     broken: bool,
@@ -74,6 +79,7 @@ pub struct Writer {
 
 struct Done {
     extent: Extent,
+    reads_back: bool,
     outcome: Result<Outcome, CopyError>,
 }
 
@@ -101,7 +107,8 @@ impl Writer {
             received: ExtentSet::new(),
             behind: VecDeque::with_capacity(READ_BACK_DISTANCE + 2),
             tasks: JoinSet::new(),
-            active: Vec::with_capacity(WRITE_WINDOW),
+            reading: 0,
+            active: Vec::with_capacity(WRITE_WINDOW + READ_BACK_WINDOW),
             broken: false,
             unflushed: false,
             statistics: WriteStatistics::default(),
@@ -127,7 +134,7 @@ impl Writer {
         self.check_sound()?;
         let extent = self.check(&block)?;
         self.collect_finished()?;
-        while self.active.len() >= WRITE_WINDOW || self.is_active(extent) {
+        while self.active.len() - self.reading >= WRITE_WINDOW || self.is_active(extent) {
             self.complete_one().await?;
         }
         self.table.mark_stale(extent);
@@ -216,7 +223,7 @@ impl Writer {
         self.recognise_zeroes().await?;
         let mut next = 0;
         while let Some(index) = self.table.next_unknown(next) {
-            while self.active.len() >= WRITE_WINDOW {
+            while self.reading >= READ_BACK_WINDOW {
                 self.complete_one().await?;
             }
             self.start_read_back(index);
@@ -310,7 +317,7 @@ impl Writer {
 
     fn start(&mut self, extent: Extent, operation: impl Future<Output = Result<Outcome, CopyError>> + Send + 'static) {
         self.active.push(extent);
-        self.tasks.spawn(async move { Done { extent, outcome: operation.await } });
+        self.tasks.spawn(async move { Done { extent, reads_back: false, outcome: operation.await } });
     }
 
     /// Notes that data touched these chunks, and reads back those that are far enough behind.
@@ -320,7 +327,7 @@ impl Writer {
                 self.behind.push_back(index);
             }
         }
-        while self.behind.len() > READ_BACK_DISTANCE && self.active.len() < WRITE_WINDOW {
+        while self.behind.len() > READ_BACK_DISTANCE && self.reading < READ_BACK_WINDOW {
             let Some(index) = self.behind.pop_front() else { return };
             let busy = self.table.extent(index).is_none_or(|chunk| self.is_active(chunk));
             // A chunk that is still busy is left to a later touch, or to `verify`.
@@ -337,7 +344,12 @@ impl Writer {
     fn start_read_back(&mut self, index: usize) {
         let Some(extent) = self.table.extent(index) else { return };
         let (client, disk) = (self.client.clone(), self.disk);
-        self.start(extent, async move { read_back(&client, disk, extent).await.map(Outcome::ReadBack) });
+        self.reading += 1;
+        self.active.push(extent);
+        self.tasks.spawn(async move {
+            let outcome = read_back(&client, disk, extent).await.map(Outcome::ReadBack);
+            Done { extent, reads_back: true, outcome }
+        });
     }
 
     /// Makes known, without reading, the unknown chunks that block status says are zeroes.
@@ -392,6 +404,7 @@ impl Writer {
         let disk = self.disk;
         let done = joined.map_err(|source| CopyError::Task { disk, source }).and_then(|done| {
             self.active.retain(|active| *active != done.extent);
+            self.reading -= usize::from(done.reads_back);
             done.outcome.map(|outcome| (done.extent, outcome))
         });
         match done {

@@ -15,13 +15,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::wire::{self, Command, ReplyHeader};
 use super::{BYTES_IN_FLIGHT_MAX, CLOSE_MAX, Failure, NbdError, Piece, REQUESTS_IN_FLIGHT_MAX, SILENCE_MAX, Violation};
+use crate::buffers::Pool;
 
 /// Permits for bytes are counted in this unit, since a semaphore counts to 2³² at most.
 const BYTE_PERMIT_UNIT: u32 = 4 << 10;
@@ -69,8 +70,8 @@ impl Connection {
         let (registry, registrations) = mpsc::channel(REQUESTS_IN_FLIGHT_MAX);
         let (alive, writer_ended) = oneshot::channel();
         let (end, ended) = watch::channel(None);
-        let reader =
-            Reader { input: BufReader::with_capacity(HEADER_BUFFER, reader), registrations, pending: HashMap::new() };
+        let input = BufReader::with_capacity(HEADER_BUFFER, reader);
+        let reader = Reader { input, registrations, pending: HashMap::new(), pool: Pool::default() };
         tokio::spawn(reader.run(writer_ended, end));
         tokio::spawn(write(writer, orders, registry, alive));
         Self {
@@ -277,6 +278,7 @@ struct Reader<R> {
     input: BufReader<R>,
     registrations: mpsc::Receiver<Pending>,
     pending: HashMap<u64, Pending>,
+    pool: Pool,
 }
 
 impl<R: AsyncRead + Unpin> Reader<R> {
@@ -398,16 +400,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         Ok(())
     }
 
-    /// Reads a payload whose length was checked, into memory that is not cleared first.
+    /// Reads a payload whose length was checked. Each part of it may take [`SILENCE_MAX`].
     async fn read_data(&mut self, length: usize) -> Result<Bytes, Failure> {
-        let mut data = BytesMut::with_capacity(length);
-        let mut rest = (&mut self.input).take(length as u64);
-        while data.len() < length {
-            let count = timeout(SILENCE_MAX, rest.read_buf(&mut data)).await.map_err(|_| Failure::Silent)??;
-            if count == 0 {
-                return Err(Failure::Ended);
+        let mut data = self.pool.take(length);
+        let mut filled = 0;
+        while filled < length {
+            let read = self.input.read(&mut data[filled..length]);
+            match timeout(SILENCE_MAX, read).await.map_err(|_| Failure::Silent)?? {
+                0 => return Err(Failure::Ended),
+                count => filled += count,
             }
         }
-        Ok(data.freeze())
+        Ok(data.freeze(length))
     }
 }
