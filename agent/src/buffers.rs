@@ -25,7 +25,14 @@ const LENGTH_MIN: usize = 64 << 10;
 /// Buffers that nobody uses at the moment. It has one owner; its buffers go anywhere.
 #[derive(Debug)]
 pub(crate) struct Pool {
-    shelves: [(SyncSender<Vec<u8>>, Receiver<Vec<u8>>); CLASSES.len()],
+    shelves: [Shelf; CLASSES.len()],
+}
+
+/// The free buffers of one length, and their way back.
+#[derive(Debug)]
+struct Shelf {
+    home: SyncSender<Vec<u8>>,
+    free: Receiver<Vec<u8>>,
 }
 
 /// Some memory to read into, of at least the length it was taken for. Its content is left over from earlier.
@@ -38,7 +45,11 @@ pub(crate) struct Buffer {
 
 impl Default for Pool {
     fn default() -> Self {
-        Self { shelves: CLASSES.map(|(_, kept)| sync_channel(kept)) }
+        let shelf = |(_, kept)| {
+            let (home, free) = sync_channel(kept);
+            Shelf { home, free }
+        };
+        Self { shelves: CLASSES.map(shelf) }
     }
 }
 
@@ -47,7 +58,7 @@ impl Pool {
     pub(crate) fn take(&self, length: usize) -> Buffer {
         let class = CLASSES.iter().position(|(most, _)| length <= *most).filter(|_| length >= LENGTH_MIN);
         let Some(class) = class else { return Buffer { bytes: vec![0; length], home: None } };
-        let (home, free) = &self.shelves[class];
+        let Shelf { home, free } = &self.shelves[class];
         let bytes = free.try_recv().unwrap_or_else(|_| vec![0; CLASSES[class].0]);
         Buffer { bytes, home: Some(home.clone()) }
     }
@@ -131,7 +142,7 @@ mod tests {
         let pool = Pool::default();
         let buffers: Vec<Buffer> = (0..40).map(|_| pool.take(1 << 20)).collect();
         drop(buffers);
-        assert_eq!(pool.shelves[1].1.try_iter().count(), CLASSES[1].1);
+        assert_eq!(pool.shelves[1].free.try_iter().count(), CLASSES[1].1);
         let late = pool.take(1 << 20);
         drop(pool);
         drop(late);
