@@ -16,11 +16,22 @@ use crate::command::{find_program, output, run, say, succeeds};
 /// A program and where it comes from.
 #[derive(Debug)]
 pub(crate) struct Package {
+    /// What it is missed by: a program, or the path of a file.
     program: &'static str,
     package: &'static str,
     why: &'static str,
     /// Newer from backports, where offered.
     backports: bool,
+}
+
+impl Package {
+    fn is_there(&self) -> bool {
+        if self.program.starts_with('/') {
+            Path::new(self.program).exists()
+        } else {
+            find_program(self.program).is_some()
+        }
+    }
 }
 
 /// QEMU and its disk tools.
@@ -50,6 +61,14 @@ pub(crate) const NETWORK: [Package; 2] = [
     },
     Package { program: "tc", package: "iproute2", why: "shapes the links between them", backports: false },
 ];
+
+/// Starts guests that want UEFI.
+pub(crate) const FIRMWARE: [Package; 1] = [Package {
+    program: "/usr/share/OVMF/OVMF_CODE_4M.fd",
+    package: "ovmf",
+    why: "is the firmware of a UEFI guest that a test moves",
+    backports: false,
+}];
 
 /// Makes the volume groups that disks are moved into.
 pub(crate) const VOLUMES: [Package; 1] = [Package {
@@ -106,7 +125,7 @@ const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 
 /// Installs the packages whose programs are missing, saying what and why.
 pub(crate) fn install<'a>(packages: impl IntoIterator<Item = &'a Package>) -> anyhow::Result<()> {
-    let missing: Vec<&Package> = packages.into_iter().filter(|need| find_program(need.program).is_none()).collect();
+    let missing: Vec<&Package> = packages.into_iter().filter(|need| !need.is_there()).collect();
     if missing.is_empty() {
         return Ok(());
     }

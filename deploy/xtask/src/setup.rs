@@ -14,6 +14,8 @@ pub(crate) enum Need {
     Qemu,
     /// Network namespaces, bridges and shaping.
     Network,
+    /// UEFI.
+    Firmware,
     /// Volume groups.
     Volumes,
     /// A nats-server that is new enough.
@@ -33,12 +35,14 @@ impl Need {
     /// For guests that move between hosts on this machine.
     pub(crate) const MOVES: [Self; 4] = [Self::Qemu, Self::Network, Self::Nats, Self::Guest];
     /// For every test.
-    pub(crate) const ALL: [Self; 5] = [Self::Qemu, Self::Network, Self::Volumes, Self::Nats, Self::Guest];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Qemu, Self::Network, Self::Firmware, Self::Volumes, Self::Nats, Self::Guest];
 
     fn packages(self) -> &'static [Package] {
         match self {
             Self::Qemu => &packages::QEMU,
             Self::Network => &packages::NETWORK,
+            Self::Firmware => &packages::FIRMWARE,
             Self::Volumes => &packages::VOLUMES,
             Self::Nats => &packages::PYTHON,
             Self::Guest => &[],
