@@ -18,17 +18,22 @@ use crate::fleet::Fleet;
 
 /// How long one request may take.
 const ASK_WAIT: Duration = Duration::from_secs(60);
+/// How long an agent that is just starting may take over one: what it does not answer then is asked again.
+const START_ASK_WAIT: Duration = Duration::from_secs(5);
 /// Who speaks.
 const SENDER: &str = "main";
 
 impl Fleet {
     /// Asks an agent as a coordinator does.
     pub async fn ask_agent(&self, host: &str, request: &AgentRequest) -> anyhow::Result<AgentReply> {
+        self.ask_agent_within(host, request, ASK_WAIT).await
+    }
+
+    async fn ask_agent_within(&self, host: &str, request: &AgentRequest, wait: Duration) -> anyhow::Result<AgentReply> {
         let request = Envelope::seal("agent_request", SENDER, Epoch(0), request)?;
         let host: HostId = host.parse()?;
-        let answer = self
-            .as_coordinator(async move |bus| bus.ask(&host, request, ASK_WAIT).await.map_err(io::Error::other))
-            .await?;
+        let answer =
+            self.as_coordinator(async move |bus| bus.ask(&host, request, wait).await.map_err(io::Error::other)).await?;
         Ok(Envelope::open(&answer)?.message("agent_reply")?)
     }
 
@@ -44,7 +49,7 @@ impl Fleet {
     pub async fn wait_for_agent(&self, host: &str, limit: Duration) -> anyhow::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            match self.inventory(host).await {
+            match self.ask_agent_within(host, &AgentRequest::Inventory, START_ASK_WAIT).await {
                 Ok(_) => return Ok(()),
                 Err(error) => ensure!(Instant::now() < deadline, "the agent of {host} does not answer: {error:#}"),
             }
