@@ -173,9 +173,12 @@ impl Cell {
             && (!self.is_taken_back() || self.blackout_ms <= BLACKOUT_TAKEN_BACK_MS)
     }
 
-    /// Before the cede a paused guest waits for a link no longer than the move's limit allows.
+    /// Before the cede a paused guest waits for a link no longer than the move's limit allows. The cede may be on its way
+    /// by the time of the cut, whatever moment was meant: operators are told then that it is waited for.
     fn is_taken_back(&self) -> bool {
-        matches!(self.fault, Fault::LinkCut5s | Fault::LinkCut60s) && !["ceding", "ceded"].contains(&self.moment)
+        matches!(self.fault, Fault::LinkCut5s | Fault::LinkCut60s)
+            && !["ceding", "ceded"].contains(&self.moment)
+            && !self.told.contains("the VM was offered to")
     }
 
     /// A short cut while things are copied costs time, and not the move.
