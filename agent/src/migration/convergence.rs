@@ -9,9 +9,9 @@
 //!                 much was dirtied since                                          └─┘
 //! ```
 //!
-//! QEMU pauses a guest when the rest of its memory would fit into a time that we set. While a pass is made memory is held
-//! back, so that the pass has the link, and so that the pause falls neither into it nor on disks of which much is dirty; then
-//! that time grows, step by step, to what the blackout's limit leaves to memory.
+//! QEMU pauses a guest when the rest of its memory would fit into a time that we set. While a pass is made that time is next to
+//! nothing, so that the pause falls neither into it nor on disks of which much is dirty; then it grows, step by step, to
+//! what the blackout's limit leaves to memory.
 
 use std::time::Duration;
 

@@ -27,11 +27,6 @@ const LATE_BLOCK_ACTIVATE: &str = "late-block-activate";
 const DOWNTIME_MAX_MS: u64 = 2_000_000;
 /// The shortest time that QEMU reckons with.
 const HELD_MS: u64 = 1;
-/// About a page in a second.
-const HELD_BYTES_PER_SECOND: u64 = 4096;
-/// By how many percent auto-converge slows a guest's processors at first, and at most: QEMU's own figures.
-const THROTTLE_INITIAL: u8 = 20;
-const THROTTLE_MAX: u8 = 99;
 
 /// How a migration is run. Both sides must be given the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,32 +169,17 @@ impl Machine {
     /// # Errors
     /// [`MachineError`].
     pub async fn migration_go_on(&self, bandwidth: Option<Bandwidth>, limit: Duration) -> Result<(), MachineError> {
-        self.tell(
-            "migrate-set-parameters",
-            json!({
-                "max-bandwidth": rate(bandwidth), "downtime-limit": milliseconds(limit),
-                "cpu-throttle-initial": THROTTLE_INITIAL, "max-cpu-throttle": THROTTLE_MAX,
-            }),
-        )
-        .await
+        let parameters = json!({ "max-bandwidth": rate(bandwidth), "downtime-limit": milliseconds(limit) });
+        self.tell("migrate-set-parameters", parameters).await
     }
 
-    /// Holds memory back, so that the link is free for something else and QEMU is most unlikely to pause the guest: it looks
-    /// whether it may only where it has sent something, and that is once in 100 ms now.
+    /// Has memory go on without an end in sight: QEMU pauses the guest only where next to nothing of it is left.
     ///
     /// # Errors
     /// [`MachineError`].
-    pub async fn migration_hold(&self) -> Result<(), MachineError> {
+    pub async fn migration_hold(&self, bandwidth: Option<Bandwidth>) -> Result<(), MachineError> {
         // Never a downtime of 0: QEMU then no longer looks at what is dirty before it pauses the guest.
-        // Nor may it slow the guest's processors for memory that does not shrink: that is our doing.
-        self.tell(
-            "migrate-set-parameters",
-            json!({
-                "max-bandwidth": HELD_BYTES_PER_SECOND, "downtime-limit": HELD_MS,
-                "cpu-throttle-initial": 1, "max-cpu-throttle": 1,
-            }),
-        )
-        .await
+        self.migration_go_on(bandwidth, Duration::from_millis(HELD_MS)).await
     }
 
     /// Starts to send this guest to the UNIX socket at `path`, once for the main channel and once for each of multifd's.

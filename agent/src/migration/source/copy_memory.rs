@@ -85,7 +85,7 @@ impl Source {
                 Next::Wait => {}
                 Next::Open(time) => machine.migration_go_on(self.context.limiter.rate(), time).await?,
                 Next::Pass => {
-                    machine.migration_hold().await?;
+                    machine.migration_hold(self.context.limiter.rate()).await?;
                     self.measured_pass(machine, &mut convergence, paused).await?;
                 }
             }
