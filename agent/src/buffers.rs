@@ -11,6 +11,7 @@
 //! connection of the NBD client, a migration channel) and goes with it, so that an idle agent keeps nothing.
 
 use std::ops::{Deref, DerefMut};
+use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
@@ -21,6 +22,16 @@ use sterna_shared::peer::frame::PAYLOAD_LENGTH_MAX;
 const CLASSES: [(usize, usize); 2] = [(256 << 10, 16), (PAYLOAD_LENGTH_MAX, 16)];
 /// What is shorter is allocated, as is what is longer than the last class: keeping it would gain nothing, or too much.
 const LENGTH_MIN: usize = 64 << 10;
+
+/// What a socket to a QEMU should hold of what is written to it. The system allows less, unless it was told otherwise
+/// (`net.core.wmem_max`), and twice its default even then.
+const SOCKET_LENGTH: usize = 2 << 20;
+
+/// Lets a socket to a QEMU hold more: each time that it is full costs a change of process, twice.
+pub(crate) fn widen(socket: impl AsFd) {
+    // In vain where the system does not allow it: then it is slower, and no less right.
+    let _ = rustix::net::sockopt::set_socket_send_buffer_size(socket, SOCKET_LENGTH);
+}
 
 /// Buffers that nobody uses at the moment. It has one owner; its buffers go anywhere.
 #[derive(Debug)]

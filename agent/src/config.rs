@@ -52,6 +52,10 @@ pub struct Config {
     /// For how long the images of a move that was cut are kept for the next, in seconds; 0 keeps none.
     #[serde(default = "keep_partial_seconds")]
     pub keep_partial_seconds: u32,
+    /// Whether the copy of a stopped VM is written past the host's page cache and so read back from the medium. It is
+    /// slower where one device does both; without it the proof is of what the kernel gives back, and is flushed.
+    #[serde(default)]
+    pub prove_on_medium: bool,
     /// What the host takes on at once.
     #[serde(default)]
     pub limits: Limits,

@@ -10,13 +10,14 @@ use sterna_shared::host::{Inventory, PartialReport, Pool as PoolReport, VmReport
 use sterna_shared::id::{HostId, JobId, PoolName, VmId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport};
 use sterna_shared::units::ByteCount;
-use sterna_shared::vm::{BootFile, DiskSpec, Firmware, VmSpec};
+use sterna_shared::vm::{BootFile, CacheMode, DiskFormat, DiskSpec, Firmware, VmSpec};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
 
 use crate::clock;
 use crate::config::Config;
 use crate::disk::copy::target::Origin;
+use crate::disk::page_cache::PageCache;
 use crate::disk::pool::{Pool, PoolError};
 use crate::guest::tap;
 use crate::hypervisor::qemu::command_line::{Image, Placement, UefiPlacement};
@@ -133,6 +134,20 @@ impl Host {
     pub fn image(&self, vm: VmId, disk: &DiskSpec) -> Result<Image, PlacementError> {
         let pool = self.pool(disk)?;
         Ok(Image { path: pool.image_path(vm, &disk.name, disk.format), kind: pool.kind() })
+    }
+
+    /// How a storage daemon caches the raw files that it fills.
+    #[must_use]
+    pub fn cache_of_copies(&self) -> CacheMode {
+        if self.config.prove_on_medium { CacheMode::None } else { CacheMode::Writeback }
+    }
+
+    /// The place in the page cache of an image that a storage daemon fills; none where it has none, or cannot be had.
+    #[must_use]
+    pub fn page_cache(&self, vm: VmId, disk: &DiskSpec) -> Option<PageCache> {
+        let through = self.cache_of_copies() == CacheMode::Writeback && disk.format == DiskFormat::Raw;
+        let pool = self.pool(disk).ok().filter(|_| through)?;
+        pool.open_image(vm, &disk.name, disk.format).map(PageCache::of)
     }
 
     /// What a disk's image holds that was made to be filled.

@@ -19,7 +19,7 @@ use sterna_agent::hypervisor::qemu::{
 };
 use sterna_shared::host::Accelerator;
 use sterna_shared::units::{Bandwidth, ByteCount};
-use sterna_shared::vm::{DiskBus, DiskSpec, Firmware};
+use sterna_shared::vm::{CacheMode, DiskBus, DiskSpec, Firmware};
 
 const BITMAP: BitmapOptions = BitmapOptions { granularity: 65536, persistent: false };
 
@@ -285,7 +285,11 @@ async fn a_storage_daemon_serves_what_a_machine_would() {
     let disks = [(&bench.vm.disks[0], bench.image("source", 0)), (&bench.vm.disks[1], bench.image("source", 1))];
     let program = "qemu-storage-daemon".as_ref();
     let unit = || format!("sterna-test-{}-daemon", std::process::id());
-    let daemon = Guard::new(serve(program, &disks, Access::Write, &runtime, unit(), WAIT).await.expect("a daemon"));
+    let daemon = Guard::new(
+        serve(program, &disks, Access::Write { raw_files: CacheMode::Writeback }, &runtime, unit(), WAIT)
+            .await
+            .expect("a daemon"),
+    );
     let node = format_node(&disks[1].0.name);
     let socket = runtime.nbd_socket();
     daemon.machine.nbd_server_start(&socket).await.expect("a server");

@@ -14,6 +14,7 @@ mod directory;
 mod program;
 mod volume_group;
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -437,6 +438,12 @@ impl Pool {
             Place::Directory(directory) => directory.allocated(vm, disk, format),
             Place::VolumeGroup(_) => ByteCount(0),
         }
+    }
+
+    /// A disk's image, to read; nothing where there is none, or the pool is a volume group.
+    #[must_use]
+    pub fn open_image(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> Option<File> {
+        self.files().ok()?.open_image(vm, disk, format).ok()
     }
 
     /// Frees what a QEMU that was killed has allocated in a qcow2 image and not come to use.

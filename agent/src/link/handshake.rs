@@ -15,7 +15,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::lane::{Chain, Supply};
-use super::tls::{Stream, Tls};
+use super::records::Records;
+use super::tls::{Stream, Tls, into_records};
 use super::{LinkError, Timing};
 
 /// Between two rounds over the addresses, at first and at most.
@@ -38,9 +39,9 @@ pub(super) struct Dialer {
 }
 
 impl Supply for Dialer {
-    type Connection = Stream;
+    type Connection = Records<TcpStream>;
 
-    async fn next(&mut self, received: u64) -> Result<(Stream, u64), LinkError> {
+    async fn next(&mut self, received: u64) -> Result<(Records<TcpStream>, u64), LinkError> {
         let mut last = None;
         let Some(limit) = self.timing.outage_max else { return self.dial(received, &mut last).await };
         let lane = self.attach.lane;
@@ -57,7 +58,11 @@ impl Supply for Dialer {
 }
 
 impl Dialer {
-    async fn dial(&mut self, received: u64, last: &mut Option<LinkError>) -> Result<(Stream, u64), LinkError> {
+    async fn dial(
+        &mut self,
+        received: u64,
+        last: &mut Option<LinkError>,
+    ) -> Result<(Records<TcpStream>, u64), LinkError> {
         let limit = self.timing.handshake_max;
         let mut pause = PAUSE_MIN;
         loop {
@@ -91,7 +96,7 @@ impl Dialer {
         }
     }
 
-    async fn attempt(&mut self, address: SocketAddr, received: u64) -> Result<(Stream, u64), LinkError> {
+    async fn attempt(&mut self, address: SocketAddr, received: u64) -> Result<(Records<TcpStream>, u64), LinkError> {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         if self.attach.lane != 0 {
@@ -100,10 +105,7 @@ impl Dialer {
             // a session, which may still be on its way then.
             tcp.set_zero_linger()?;
         }
-        let mut stream = self.tls.connect(&self.peer, tcp).await.map_err(|error| match error {
-            super::TlsError::Handshake(source) => LinkError::Io(source),
-            other => LinkError::Tls(other),
-        })?;
+        let mut stream = self.tls.connect(&self.peer, tcp).await?;
         stream.write_all(&hello::encode_offer(SUPPORTED)).await?;
         self.attach.received = received;
         self.attach.instance = self.instance.get().copied();
@@ -116,7 +118,7 @@ impl Dialer {
             Answer::Refused(refusal) => Err(LinkError::Refused(refusal)),
             Answer::Attached { received, instance } => {
                 if *self.instance.get_or_init(|| instance) == instance {
-                    Ok((stream, received))
+                    Ok((into_records(stream)?, received))
                 } else {
                     Err(LinkError::StateLost)
                 }
@@ -143,15 +145,17 @@ pub(super) struct Acceptor {
 }
 
 impl Supply for Acceptor {
-    type Connection = Stream;
+    type Connection = Records<TcpStream>;
 
-    async fn next(&mut self, received: u64) -> Result<(Stream, u64), LinkError> {
+    async fn next(&mut self, received: u64) -> Result<(Records<TcpStream>, u64), LinkError> {
         loop {
             let Incoming { mut stream, peer_received } = self.take().await?;
             let answer = Answer::Attached { received, instance: self.instance };
             let written = timeout(self.timing.handshake_max, write_message(&mut stream, &answer)).await;
-            if matches!(written, Ok(Ok(()))) {
-                return Ok((stream, peer_received));
+            if matches!(written, Ok(Ok(())))
+                && let Ok(records) = into_records(stream)
+            {
+                return Ok((records, peer_received));
             }
         }
     }

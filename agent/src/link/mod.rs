@@ -21,6 +21,7 @@ mod lane;
 pub mod limiter;
 pub mod listener;
 mod outbox;
+mod records;
 pub mod session;
 pub mod tls;
 
@@ -152,7 +153,13 @@ impl LinkError {
 
 impl From<io::Error> for LinkError {
     fn from(error: io::Error) -> Self {
-        match tls::classify(error) {
+        tls::classify(error).into()
+    }
+}
+
+impl From<TlsError> for LinkError {
+    fn from(error: TlsError) -> Self {
+        match error {
             TlsError::Handshake(source) => Self::Io(source),
             other => Self::Tls(other),
         }

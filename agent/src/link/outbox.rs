@@ -13,8 +13,8 @@ use super::lane::{Command, Frame, PREFIX_LENGTH_MAX};
 
 /// Slices given to one vectored write.
 const SLICES_MAX: usize = 64;
-/// Bytes given to one vectored write: what rustls takes at a time.
-const BATCH_BYTES_MAX: usize = 512 << 10;
+/// Bytes given to one vectored write: what is sealed at a time, and a frame more.
+const BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// What was handed to a lane and is not yet acknowledged, and how much of it is written to the connection of now.
 /// Bounded by the windows: a flow's frames are let in only where the peer has room for them.

@@ -24,24 +24,46 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use sterna_shared::host::Certificate;
 use sterna_shared::id::{HostId, InvalidId};
 use sterna_shared::time::Timestamp;
-use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+
+use super::records::{Cork, Records};
 
 /// The application protocol that both ends insist on.
 pub const ALPN: &[u8] = b"sterna/1";
 /// The most bytes of a certificate or key file.
 const FILE_LENGTH_MAX: u64 = 1 << 20;
-/// Bytes read from the socket at a time. rustls by itself reads 4 KiB at a time.
-const READ_LENGTH: usize = 256 << 10;
-/// Bytes of records that rustls may hold before they are in the socket: what one `writev` can take.
-const WRITE_LENGTH: usize = 512 << 10;
 /// The mode bits of a key file that must not be set.
 const MODE_OTHERS: u32 = 0o077;
 
-/// An encrypted connection whose peer's chain has been verified.
-pub type Stream = TlsStream<BufReader<TcpStream>>;
+/// An encrypted connection whose peer's chain has been verified, for what comes before the frames.
+pub type Stream = TlsStream<Cork<TcpStream>>;
+
+/// The same connection for frames. What was read of it before must end where a record does.
+///
+/// # Errors
+/// The peer has sent more than it may at this point.
+pub(super) fn into_records<S>(stream: TlsStream<Cork<S>>) -> Result<Records<S>, TlsError> {
+    let of = |error| TlsError::Handshake(Arc::new(error));
+    let early = || of(io::Error::new(io::ErrorKind::InvalidData, "the peer sent more than its attachment"));
+    let (cork, mut connection) = match stream {
+        TlsStream::Client(stream) => {
+            let (cork, connection) = stream.into_inner();
+            (cork, rustls::Connection::from(connection))
+        }
+        TlsStream::Server(stream) => {
+            let (cork, connection) = stream.into_inner();
+            (cork, rustls::Connection::from(connection))
+        }
+    };
+    let state = connection.process_new_packets().map_err(TlsError::of)?;
+    if state.plaintext_bytes_to_read() > 0 || state.tls_bytes_to_write() > 0 {
+        return Err(early());
+    }
+    let secrets = connection.dangerous_extract_secrets().map_err(TlsError::of)?;
+    Records::new(cork, secrets).map_err(of)
+}
 
 /// Where the certificates are, in PEM.
 #[derive(Debug, Clone)]
@@ -259,9 +281,7 @@ impl Tls {
         let address = tcp.peer_addr().map_err(|source| TlsError::Handshake(Arc::new(source)))?;
         // The name is only sent where it is a DNS name, and is not what the peer is known by.
         let name = ServerName::IpAddress(address.ip().into());
-        let tcp = BufReader::with_capacity(READ_LENGTH, tcp);
-        let stream = connector.connect_with(name, tcp, |tls| tls.set_buffer_limit(Some(WRITE_LENGTH)));
-        let stream = stream.await.map_err(classify)?;
+        let stream = connector.connect(name, Cork::new(tcp)).await.map_err(classify)?;
         check_alpn(stream.get_ref().1.alpn_protocol())?;
         Ok(TlsStream::Client(stream))
     }
@@ -273,9 +293,7 @@ impl Tls {
     /// Where it has no such certificate, or the connection breaks.
     pub async fn accept(&self, tcp: TcpStream) -> Result<(Stream, Result<HostId, TlsError>), TlsError> {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.loaded().server));
-        let tcp = BufReader::with_capacity(READ_LENGTH, tcp);
-        let stream = acceptor.accept_with(tcp, |tls| tls.set_buffer_limit(Some(WRITE_LENGTH)));
-        let stream = stream.await.map_err(classify)?;
+        let stream = acceptor.accept(Cork::new(tcp)).await.map_err(classify)?;
         check_alpn(stream.get_ref().1.alpn_protocol())?;
         let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
         let host = host_of(leaf);
@@ -319,6 +337,7 @@ impl Loaded {
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
+        server.enable_secret_extraction = true;
         Ok(Self { host, certificate, server: Arc::new(server), client: ClientParts { provider, roots, chain, key } })
     }
 }
@@ -337,6 +356,7 @@ impl ClientParts {
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
         client.enable_sni = false;
+        client.enable_secret_extraction = true;
         Ok(client)
     }
 }

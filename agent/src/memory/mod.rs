@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tracing::debug;
 
 use self::pace::Pace;
-use crate::buffers::Pool;
+use crate::buffers::{Pool, widen};
 use crate::link::{LinkError, Receiver, Sender, Session};
 
 /// Bytes read from QEMU at a time, and so the most in one frame: a little more than a UNIX socket holds.
@@ -144,6 +144,7 @@ async fn carry(
         let _ = main.wait_for(|up| *up).await;
     }
     let stream = UnixStream::connect(&path).await.map_err(socket)?;
+    widen(&stream);
     let (reader, mut writer) = stream.into_split();
     // QEMU knows the main channel by its first bytes, and takes no more of it until the others are there: to wait until
     // all of `first` is written would be to wait for ever.

@@ -222,7 +222,8 @@ pub async fn serve_source(host: &Host, plan: &Plan) -> Result<Launched, ImageErr
 /// # Errors
 /// [`ImageError`].
 pub async fn serve_target(host: &Host, plan: &Plan) -> Result<Launched, ImageError> {
-    serve(host, plan, plan.disks.iter().map(|disk| &disk.target), Access::Write, TARGET).await
+    let access = Access::Write { raw_files: host.cache_of_copies() };
+    serve(host, plan, plan.disks.iter().map(|disk| &disk.target), access, TARGET).await
 }
 
 /// Ends storage daemons that an earlier agent has left of a job.

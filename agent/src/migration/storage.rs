@@ -135,7 +135,8 @@ impl Storage {
             let client = Client::connect(&socket, &name, &[BASE_ALLOCATION], CONNECTIONS).await;
             let client = client.map_err(|source| TargetDiskError::Open { disk: index, source })?;
             let number = u16::try_from(index).unwrap_or(u16::MAX);
-            self.writers.push(Writer::new(client, number, disk.size.0, host.origin(disk))?);
+            let writer = Writer::new(client, number, disk.size.0, host.origin(disk))?;
+            self.writers.push(writer.through(host.page_cache(plan.vm.id, disk)));
         }
         self.target = Some(target);
         self.machine = context.keeper.machine().await?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::id::Generation;
-use sterna_shared::job::{FailureCode, FailureReport, MoveMode};
+use sterna_shared::job::{DiskMove, FailureCode, FailureReport, MoveMode};
 use sterna_shared::ownership::{Input, Move, Record};
 use sterna_shared::peer::message::Message;
 use sterna_shared::vm::DiskSpec;
@@ -266,7 +266,10 @@ impl Target {
         }
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
         let ledger = Ledger { journal: context.host.journal.clone(), vm: plan.vm.id, job: plan.job };
-        let images = Images { held, origin: |disk: &DiskSpec| context.host.origin(disk), ledger };
+        // A QEMU that waits for its guest caches images as the guest will have it.
+        let through = |disk: &DiskMove| context.host.page_cache(plan.vm.id, &disk.target).filter(|_| !runs);
+        let page_caches = plan.disks.iter().map(through).collect();
+        let images = Images { held, origin: |disk: &DiskSpec| context.host.origin(disk), page_caches, ledger };
         self.disks = Some(TargetDisks::open(&socket, &plan.disks, images, blocks).await?);
         Ok(held_bytes)
     }

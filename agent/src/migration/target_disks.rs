@@ -30,6 +30,7 @@ use crate::disk::copy::{Block, Body, CopyError};
 use crate::disk::digest::{Chunk, Digest};
 use crate::disk::extent::ExtentSet;
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError};
+use crate::disk::page_cache::PageCache;
 use crate::journal::Journal;
 use crate::link::{BlockFrame, Content, LinkError, Receiver};
 
@@ -67,6 +68,8 @@ pub struct Images<F> {
     pub held: Vec<Option<ExtentSet>>,
     /// What a new image holds.
     pub origin: F,
+    /// The place of each in the page cache, in the plan's order, where they are written through it.
+    pub page_caches: Vec<Option<PageCache>>,
     /// Where it is written down.
     pub ledger: Ledger,
 }
@@ -134,15 +137,17 @@ impl TargetDisks {
     ) -> Result<Self, TargetDiskError> {
         let mut writers = Vec::with_capacity(disks.len());
         let mut held = images.held.into_iter();
+        let mut page_caches = images.page_caches.into_iter();
         for (index, disk) in disks.iter().enumerate() {
             let client = Client::connect(socket, &export_name(index), &[BASE_ALLOCATION], CONNECTIONS).await;
             let client = client.map_err(|source| TargetDiskError::Open { disk: index, source })?;
             let number = u16::try_from(index).unwrap_or(u16::MAX);
             let size = disk.target.size.0;
-            writers.push(match held.next().flatten() {
+            let writer = match held.next().flatten() {
                 Some(received) => Writer::resume(client, number, size, received)?,
                 None => Writer::new(client, number, size, (images.origin)(&disk.target))?,
-            });
+            };
+            writers.push(writer.through(page_caches.next().flatten()));
         }
         let (questions, receiver) = mpsc::channel(QUESTIONS_MAX);
         let saved = received_bytes(&writers);

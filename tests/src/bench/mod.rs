@@ -4,7 +4,8 @@
 //!   one fleet:   alpha ═══ bravo     Sterna, as an operator runs it       each side has hosts of its own on the same
 //!                peera ═══ peerb     QEMU by QMP · nbdcopy …              two bridges, so its processor time is its own
 //!
-//!   each case:   Sterna · peer · peer · Sterna · peer · peer · …          medians; a machine that is busy is so for all
+//!   each case:   Sterna · peer · peer · peer · peer · Sterna · …          medians; a machine that is busy is so for all,
+//!                                                                         and who comes first pays for what comes after
 //! ```
 //!
 //! What is measured, on both sides alike:
@@ -181,15 +182,19 @@ impl Bench {
         let mut theirs = vec![Vec::new(); peers.len()];
         let mut here = "alpha";
         for run in 1..=self.parameters.runs {
-            let there = other(here);
-            let sample = self.sterna_live(guest.name, there, address, blackout).await?;
-            here = there;
-            say(&line(case, run, "sterna", sample));
-            sterna.push(sample);
-            for (samples, (name, tls)) in theirs.iter_mut().zip(peers) {
-                let sample = pair.migrate(&self.fleet, self.parameters.lanes, *tls, blackout).await?;
+            for turn in turns(run, peers.len()) {
+                let Some(peer) = turn else {
+                    let there = other(here);
+                    let sample = self.sterna_live(guest.name, there, address, blackout).await?;
+                    here = there;
+                    say(&line(case, run, "sterna", sample));
+                    sterna.push(sample);
+                    continue;
+                };
+                let (name, tls) = peers[peer];
+                let sample = pair.migrate(&self.fleet, self.parameters.lanes, tls, blackout).await?;
                 say(&line(case, run, name, sample));
-                samples.push(sample);
+                theirs[peer].push(sample);
             }
         }
         for (samples, (name, _)) in theirs.iter().zip(peers) {
@@ -265,22 +270,25 @@ impl Bench {
         let mut theirs = vec![Vec::new(); programs.len()];
         let mut here = "alpha";
         for run in 1..=self.parameters.runs {
-            let there = other(here);
-            out_of_cache(&self.image(here)?)?;
-            let (job, cpu_seconds) = self.migrate(wish.name, there).await?;
-            let seconds = job.seconds(StepKind::CopyDisks, StepKind::Prove)?;
-            here = there;
-            let sample = Sample { seconds, cpu_seconds, outside_seconds: None };
-            say(&line("disk", run, "sterna", sample));
-            sterna.push(sample);
-            for (samples, program) in theirs.iter_mut().zip(&programs) {
+            for turn in turns(run, programs.len()) {
+                let Some(peer) = turn else {
+                    let there = other(here);
+                    out_of_cache(&self.image(here)?)?;
+                    let (job, cpu_seconds) = self.migrate(wish.name, there).await?;
+                    let seconds = job.seconds(StepKind::CopyDisks, StepKind::Prove)?;
+                    here = there;
+                    let sample = Sample { seconds, cpu_seconds, outside_seconds: None };
+                    say(&line("disk", run, "sterna", sample));
+                    sterna.push(sample);
+                    continue;
+                };
                 out_of_cache(&source)?;
-                let sample = peers.copy(*program).await?;
-                say(&line("disk", run, program.name(), sample));
-                samples.push(sample);
+                let sample = peers.copy(programs[peer]).await?;
+                say(&line("disk", run, programs[peer].name(), sample));
+                theirs[peer].push(sample);
             }
         }
-        let measured = "a raw image of 4 GiB with 1 GiB of data, direct I/O, from the beginning of its copy until it is \
+        let measured = "a raw image of 4 GiB with 1 GiB of data, in no cache, from the beginning of its copy until it is \
                         whole and flushed at the other host; Sterna's is encrypted and proven, rsync's encrypted";
         for (samples, program) in theirs.iter().zip(&programs) {
             report.cases.extend(Case::of("disk", program.name(), measured, &sterna, samples));
@@ -352,6 +360,12 @@ fn other(host: &str) -> &'static str {
     if host == "alpha" { "bravo" } else { "alpha" }
 }
 
+/// Whose turn it is in a run: Sterna's is none, a peer's is its place. The order turns round with the runs, since it counts:
+/// who runs after a guest has ended finds memory that is still there.
+fn turns(run: usize, peers: usize) -> impl Iterator<Item = Option<usize>> {
+    (0..=peers).map(move |turn| ((turn + run - 1) % (peers + 1)).checked_sub(1))
+}
+
 fn line(case: &str, run: usize, who: &str, sample: Sample) -> String {
     let outside =
         sample.outside_seconds.map_or_else(String::new, |seconds| format!(", seen {:.0} ms", seconds * 1000.0));
@@ -396,6 +410,15 @@ mod tests {
         let job: Job = serde_json::from_value(json!({ "blackout_ms": 1.5, "steps": steps })).expect("a job");
         assert_eq!(job.seconds(StepKind::CopyDisks, StepKind::Prove).expect("seconds"), 2.25);
         assert!(job.seconds(StepKind::CopyDisks, StepKind::Handover).is_err());
+    }
+
+    #[test]
+    fn everybody_has_one_turn_a_run_and_all_are_first_in_turn() {
+        let runs: Vec<Vec<Option<usize>>> = (1..=4).map(|run| turns(run, 2).collect()).collect();
+        assert_eq!(runs[0], [None, Some(0), Some(1)]);
+        assert_eq!(runs[1], [Some(0), Some(1), None]);
+        assert_eq!(runs[2], [Some(1), None, Some(0)]);
+        assert_eq!(runs[3], runs[0]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use super::super::digest::{CHUNK_SIZE, Chunk, DigestTable};
 use super::super::extent::{Extent, ExtentSet};
 use super::super::nbd::{BASE_ALLOCATION, Client, NbdError, Piece, ZeroMode};
+use super::super::page_cache::PageCache;
 use super::{BLOCK_DATA_MAX, Block, Body, CopyError, digest_of};
 
 /// The writes in flight at a time, so also at most that many MiB of blocks held.
@@ -26,6 +27,8 @@ pub const READ_BACK_WINDOW: usize = 8;
 const STATUS_CHUNKS_MIN: usize = 8;
 /// How many chunks reading back stays behind writing: the blocks of one chunk come together, and this is when they have.
 pub const READ_BACK_DISTANCE: usize = 16;
+/// Of the chunks that are due, how many are looked at: more than can be busy with writes.
+const READ_BACK_LOOK: usize = 2 * (WRITE_WINDOW + READ_BACK_WINDOW);
 
 /// What the target image held before the copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +67,7 @@ pub struct Writer {
     /// Where data was ever written to a fresh image.
     written: ExtentSet,
     received: ExtentSet,
-    /// Touched chunks, not yet read back, in the order of writing.
+    /// Touched chunks, not yet read back, in the order of writing; each but the last once, so no more than the disk has.
     behind: VecDeque<usize>,
     tasks: JoinSet<Done>,
     /// How many of the tasks read back.
@@ -74,6 +77,8 @@ pub struct Writer {
     broken: bool,
     /// Whether something was given to the server since it was last flushed.
     unflushed: bool,
+    /// Where the image lies in the host's page cache; none where it is written past it.
+    page_cache: Option<PageCache>,
     statistics: WriteStatistics,
 }
 
@@ -105,12 +110,13 @@ impl Writer {
             table: DigestTable::new(size),
             written: ExtentSet::new(),
             received: ExtentSet::new(),
-            behind: VecDeque::with_capacity(READ_BACK_DISTANCE + 2),
+            behind: VecDeque::new(),
             tasks: JoinSet::new(),
             reading: 0,
             active: Vec::with_capacity(WRITE_WINDOW + READ_BACK_WINDOW),
             broken: false,
             unflushed: false,
+            page_cache: None,
             statistics: WriteStatistics::default(),
         })
     }
@@ -122,6 +128,12 @@ impl Writer {
     pub fn resume(client: Client, disk: u16, size: u64, received: ExtentSet) -> Result<Self, CopyError> {
         let writer = Self::new(client, disk, size, Origin::Used)?;
         Ok(Self { received, ..writer })
+    }
+
+    /// The same writer, of an image that is written through the host's page cache: it is kept from filling it.
+    #[must_use]
+    pub fn through(self, page_cache: Option<PageCache>) -> Self {
+        Self { page_cache, ..self }
     }
 
     /// Accepts a block: checks it, waits for a place, and starts writing it. A future dropped before it is done has not
@@ -136,6 +148,7 @@ impl Writer {
         self.collect_finished()?;
         while self.active.len() - self.reading >= WRITE_WINDOW || self.is_active(extent) {
             self.complete_one().await?;
+            self.read_back_due();
         }
         self.table.mark_stale(extent);
         let (client, disk) = (self.client.clone(), self.disk);
@@ -327,17 +340,19 @@ impl Writer {
                 self.behind.push_back(index);
             }
         }
-        while self.behind.len() > READ_BACK_DISTANCE && self.reading < READ_BACK_WINDOW {
-            let Some(index) = self.behind.pop_front() else { return };
-            let busy = self.table.extent(index).is_none_or(|chunk| self.is_active(chunk));
-            // A chunk that is still busy is left to a later touch, or to `verify`.
-            if !busy && self.table.chunk(index) == Chunk::Unknown {
+        self.read_back_due();
+    }
+
+    /// Reads back chunks that are far enough behind and not written at the moment, as many as there is room for.
+    fn read_back_due(&mut self) {
+        while self.reading < READ_BACK_WINDOW {
+            let due = self.behind.len().saturating_sub(READ_BACK_DISTANCE).min(READ_BACK_LOOK);
+            let idle = |index: &usize| self.table.extent(*index).is_some_and(|chunk| !self.is_active(chunk));
+            let Some(place) = self.behind.iter().take(due).position(idle) else { return };
+            let Some(index) = self.behind.remove(place) else { return };
+            if self.table.chunk(index) == Chunk::Unknown {
                 self.start_read_back(index);
             }
-        }
-        // Where there was no room for so long, it is left to `verify` too.
-        while self.behind.len() > 2 * READ_BACK_DISTANCE {
-            self.behind.pop_front();
         }
     }
 
@@ -424,6 +439,9 @@ impl Writer {
                 self.statistics.read_back_bytes += length;
                 // No write to the chunk can have started since: it would have waited for this.
                 self.table.touched(extent).for_each(|index| self.table.set(index, *chunk));
+                if let Some(page_cache) = &mut self.page_cache {
+                    page_cache.done_with(extent);
+                }
                 return;
             }
             Outcome::Data => self.statistics.data_bytes += length,

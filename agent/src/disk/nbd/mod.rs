@@ -34,6 +34,7 @@ use self::connection::{Connection, Reply, Request};
 use self::negotiate::Terms;
 use self::wire::{Command, can, flag};
 use super::extent::Extent;
+use crate::buffers::widen;
 
 pub use self::error::{Failure, NbdError, Violation};
 
@@ -415,6 +416,7 @@ async fn connect_one(socket: &Path, export: &str, contexts: &[&str]) -> Result<L
         let mut stream = UnixStream::connect(socket)
             .await
             .map_err(|source| NbdError::Connect { socket: socket.to_owned(), source })?;
+        widen(&stream);
         let terms = negotiate::negotiate(&mut stream, export, contexts).await?;
         let (reader, writer) = stream.into_split();
         Ok(Line { connection: Connection::start(reader, writer), terms })

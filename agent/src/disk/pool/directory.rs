@@ -153,6 +153,11 @@ impl Directory {
         opened.map_or(ByteCount(0), |(_, status)| allocated(&status))
     }
 
+    /// A disk's image, to read.
+    pub(super) fn open_image(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> Result<File, PoolError> {
+        self.open_file(&image_name(vm, disk, format)).map(|(file, _)| file)
+    }
+
     /// Frees what a QEMU that was killed has allocated in a qcow2 image and not come to use.
     pub(super) async fn free_leaks(&self, vm: VmId, disk: &DiskName) -> Result<(), PoolError> {
         let name = image_name(vm, disk, DiskFormat::Qcow2);
