@@ -11,7 +11,7 @@
 //!      ▼                                                      ▼                abort, or resolve(n)
 //!    Ceding(n) ───────────── cede(n) ──────────────────▶    Incoming(n) ─────────────────┐ before any cede
 //!      │    │ ▲                                               │ cede(n)                  │
-//!      │    │ └─ tick: resolve(n), for ever                   ▼       the only cont      ▼
+//!      │    │ └─ tick: cede(n) again, for ever               ▼       the only cont      ▼
 //!      │    │                                               Activating(n) ─────────▶ Absent(seen n)
 //!      │    │                                                 │ cont, and    failed;    never runs n
 //!      │    │                                                 │ it runs      it never ran   │
@@ -59,7 +59,7 @@
 //! | success | `Absent`, its copy released after the target's guest ran | `Owner(n)`, running |
 //! | failure before `Ceding` | `Owner(g)`: runs on | `Absent` after an abort; `Incoming` until then |
 //! | target refuses, or cannot run the guest | `Owner(n+1)`: same guest, memory included | `Absent`: never runs *n* |
-//! | target silent | `Ceding(n)`: paused, asks for ever | as its journal says, found when it comes back |
+//! | target silent | `Ceding(n)`: paused, offers it again for ever | as its journal says, found when it comes back |
 //! | target fenced | `Owner(n+1)` | not believed any more; see below |
 //!
 //! # What fencing means

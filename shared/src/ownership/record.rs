@@ -120,8 +120,9 @@ impl Record {
         match self {
             Self::Absent { .. } => Some(Action::Destroy),
             Self::Activating { .. } => Some(Action::Cont),
+            // Offered again, and not asked about: a target that is only slow takes it, one that has given up refuses it.
             Self::Ceding { generation, to, .. } => {
-                Some(Action::Send { to: to.peer.clone(), message: Message::Resolve { generation: *generation } })
+                Some(Action::Send { to: to.peer.clone(), message: Message::Cede { generation: *generation } })
             }
             Self::Ceded { .. } => Some(Action::Release),
             Self::Incoming { .. } | Self::Owner { .. } => None,

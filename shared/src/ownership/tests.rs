@@ -169,7 +169,7 @@ fn a_guest_that_may_have_run_stays() {
 fn a_restart_goes_on() {
     stays(activating(), &Input::Tick, &[Action::Cont]);
     stays(taken_back(), &Input::Tick, &[Action::Cont]);
-    stays(ceding(), &Input::Tick, &[send("a", resolve(7))]);
+    stays(ceding(), &Input::Tick, &[send("a", cede(7))]);
     stays(ceded(), &Input::Tick, &[Action::Release]);
     stays(absent(2, 7), &Input::Tick, &[Action::Destroy]);
     stays(incoming(), &Input::Tick, &[]);

@@ -1,0 +1,256 @@
+//! Jobs in this agent's hands: from a plan to the task that carries it out, and from a session to its job.
+//!
+//! A plan is compared with what is here and journalled before anything is done by it; what will not do is told, and
+//! remembered, so that the same plan is not tried again.
+
+use std::sync::Arc;
+
+use sterna_shared::id::{HostId, JobId, TOKEN_LENGTH, Token};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan};
+use sterna_shared::ownership::Record;
+use sterna_shared::peer::attach::{Admitted, Attach, Refusal, RefusalCode, SessionId};
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use super::{Job, Service};
+use crate::admission;
+use crate::clock;
+use crate::host::Host;
+use crate::journal::{JobRecord, JournalError, Role, Stage, VmRecord};
+use crate::link::{Admission, Limiter, Session};
+use crate::migration::context::{Context, Outcome};
+use crate::migration::gate::CancelGate;
+use crate::migration::progress::ProgressBoard;
+use crate::migration::source::Source;
+use crate::migration::storage::Storage;
+use crate::migration::target::Target;
+
+/// Sessions that wait for their job.
+const SESSIONS_MAX: usize = 4;
+
+impl Service {
+    /// Journals a plan and begins with it. A plan that is known already changes nothing.
+    pub(super) async fn take_plan(&mut self, plan: Plan) -> Result<(), JournalError> {
+        let (here, job) = (self.host.id().clone(), plan.job);
+        if !plan.involves(&here) || self.host.journal.job(job)?.is_some() {
+            return Ok(());
+        }
+        if self.host.journal.may_be_forgotten(&plan)? {
+            warn!(%job, planned_at = %plan.planned_at, "a plan as old as jobs that were forgotten is taken for a repeat");
+            return Ok(());
+        }
+        let role = match (plan.source.id == here, plan.target.id == here) {
+            (true, true) => Role::Storage,
+            (true, false) => Role::Source,
+            _ => Role::Target,
+        };
+        let fault = self.fault_of(&plan, role);
+        let blanked = Plan { token: Token::from_bytes([0; TOKEN_LENGTH]), ..plan.clone() };
+        let admitted = (role == Role::Source).then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
+        let mut record = JobRecord { admitted, ..JobRecord::new(plan, role, clock::now()) };
+        if fault.is_some() {
+            (record.stage, record.over_at, record.settled) = (Stage::Over, Some(record.accepted_at), true);
+        }
+        self.host.journal.put_job(record.clone()).await?;
+        self.tell(job, EventBody::Accepted { plan: Box::new(blanked) }).await;
+        match fault {
+            None => {
+                if role == Role::Target {
+                    self.make_room(&record.plan).await;
+                }
+                self.begin(record, false).await
+            }
+            // The source speaks for the job; a target that will not take it says so when the source comes.
+            Some(message) if role != Role::Target => {
+                let failure = FailureReport {
+                    code: FailureCode::PlanStale,
+                    message,
+                    causes: Vec::new(),
+                    remedy: "look at the VM with `sterna vm show` and plan the move again".to_owned(),
+                    host: Some(here),
+                };
+                self.tell(job, EventBody::Failed { failure }).await;
+                Ok(())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// What keeps this host from its part in a plan: the world may have changed since it was made.
+    fn fault_of(&self, plan: &Plan, role: Role) -> Option<String> {
+        let vm = plan.vm.id;
+        if let Some(job) = self.job_of(vm) {
+            return Some(format!("VM {} is in job {job}", plan.vm.name));
+        }
+        let record = self.keepers.get(&vm).map(|keeper| keeper.record());
+        match (role, record) {
+            (Role::Target, None) => None,
+            (Role::Target, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => None,
+            (Role::Target, Some(record)) => {
+                Some(format!("VM {} is here already, as {}", plan.vm.name, record.ownership.name()))
+            }
+            (_, Some(VmRecord { ownership: Record::Owner { generation }, spec, .. }))
+                if generation == plan.generation && spec == plan.vm =>
+            {
+                None
+            }
+            (_, Some(_)) => Some(format!("VM {} is not what it was when the job was planned", plan.vm.name)),
+            (_, None) => Some(format!("VM {} is not on this host", plan.vm.name)),
+        }
+    }
+
+    /// Starts the task of a job.
+    pub(super) async fn begin(&mut self, record: JobRecord, recovered: bool) -> Result<(), JournalError> {
+        let JobRecord { plan, role, admitted, .. } = record;
+        let (job, vm) = (plan.job, plan.vm.id);
+        let keeper = match self.keepers.get(&vm) {
+            Some(keeper) => keeper.clone(),
+            None => {
+                let record =
+                    VmRecord { spec: plan.vm_at_target.clone(), ownership: Record::default(), wanted_running: false };
+                self.host.journal.put_vm(record.clone()).await?;
+                let keeper = self.keep(record, None);
+                self.keepers.insert(vm, keeper.clone());
+                keeper
+            }
+        };
+        let context = Arc::new(Context {
+            host: Arc::clone(&self.host),
+            limiter: Arc::new(Limiter::new(plan.bandwidth)),
+            gate: CancelGate::default(),
+            progress: ProgressBoard::start(self.bus.clone(), job, self.host.id().clone(), role != Role::Target),
+            plan,
+            keeper,
+        });
+        let (session_sender, sessions) = mpsc::channel(SESSIONS_MAX);
+        let admitted = match (role, admitted) {
+            (Role::Source, Some(admitted)) if recovered => {
+                let incarnation = self.host.journal.raise_incarnation(job).await?;
+                Some(Admitted { incarnation, ..admitted })
+            }
+            (_, admitted) => admitted,
+        };
+        let task = run_job(Arc::clone(&context), role, admitted, sessions, recovered);
+        let (host, tell_over) = (Arc::clone(&self.host), self.tell_over.clone());
+        tokio::spawn(async move {
+            let outcome = task.await;
+            if outcome != Outcome::Stopping {
+                conclude(&host, job, outcome).await;
+                let _ = tell_over.send(job).await;
+            }
+        });
+        self.jobs.insert(job, Job { context, role, sessions: session_sender });
+        Ok(())
+    }
+
+    pub(super) async fn cancel(&mut self, job: JobId) {
+        let Some(Job { context, role, .. }) = self.jobs.get(&job) else { return self.drop_left_by(job).await };
+        if *role == Role::Target {
+            // The source leads, and has been told too; a target that still waits for it need not wait longer.
+            let _ = context.gate.cancel();
+            return;
+        }
+        let accepted = context.gate.cancel();
+        info!(%job, "cancel {}", if accepted { "accepted" } else { "refused" });
+        let body = match accepted {
+            true => EventBody::CancelAccepted,
+            false => EventBody::CancelRefused {
+                reason: format!(
+                    "the VM has been offered to {}: from here on the move can only be completed, or refused by it",
+                    context.plan.target.id
+                ),
+            },
+        };
+        self.tell(job, body).await;
+    }
+
+    pub(super) async fn admit(&mut self, peer: &HostId, attach: &Attach) -> Admission {
+        let record = match self.host.journal.job(attach.job) {
+            Ok(record) => record,
+            Err(error) => return Admission::Refuse(unreadable(&error)),
+        };
+        match admission::admit(record.as_ref(), peer, attach) {
+            Ok(admitted) => match record {
+                Some(record) if record.admitted != Some(admitted) => {
+                    let noted = self.host.journal.note_admitted(record.plan.job, admitted).await;
+                    noted.map_or_else(|error| Admission::Refuse(unreadable(&error)), |()| Admission::Admit)
+                }
+                _ => Admission::Admit,
+            },
+            Err(refusal) => Admission::Refuse(refusal),
+        }
+    }
+
+    pub(super) async fn take_session(&mut self, session: Session) {
+        let job = session.job();
+        let Some(Job { context, sessions, .. }) = self.jobs.get(&job) else {
+            self.answer_late(session).await;
+            return;
+        };
+        if let Err(mpsc::error::TrySendError::Full(session) | mpsc::error::TrySendError::Closed(session)) =
+            sessions.try_send(session)
+        {
+            tokio::spawn(Target::answer(Arc::clone(context), session));
+        }
+    }
+
+    /// A source that comes for a job that is over here still has a handover to settle, or a preparation to give up.
+    async fn answer_late(&mut self, session: Session) {
+        let Ok(Some(record)) = self.host.journal.job(session.job()) else { return };
+        let Some(keeper) = self.keepers.get(&record.plan.vm.id).cloned() else { return };
+        let (bus, id) = (self.bus.clone(), self.host.id().clone());
+        let context = Arc::new(Context {
+            host: Arc::clone(&self.host),
+            limiter: Arc::new(Limiter::new(None)),
+            gate: CancelGate::default(),
+            progress: ProgressBoard::start(bus, record.plan.job, id, false),
+            plan: record.plan,
+            keeper,
+        });
+        tokio::spawn(Target::answer(context, session));
+    }
+}
+
+fn unreadable(error: &JournalError) -> Refusal {
+    Refusal::new(RefusalCode::Busy, format!("the target's journal cannot be used: {error}"))
+}
+
+async fn run_job(
+    context: Arc<Context>,
+    role: Role,
+    admitted: Option<Admitted>,
+    sessions: mpsc::Receiver<Session>,
+    recovered: bool,
+) -> Outcome {
+    match (role, recovered) {
+        (Role::Source, _) => {
+            let Some(admitted) = admitted else { return Outcome::Stopping };
+            let source = Source::new(context, admitted.session, admitted.incarnation);
+            if recovered { source.recover().await } else { source.run().await }
+        }
+        (Role::Target, false) => Target::new(context).run(sessions).await,
+        (Role::Target, true) => Target::new(context).recover(sessions).await,
+        (Role::Storage, false) => Storage::new(context).run().await,
+        (Role::Storage, true) => Storage::new(context).recover().await,
+    }
+}
+
+/// Tells how a job ended, and remembers that it did.
+async fn conclude(host: &Host, job: JobId, outcome: Outcome) {
+    let body = match outcome {
+        Outcome::Completed { blackout_us } => Some(EventBody::Completed { blackout_us }),
+        Outcome::Terminated => Some(EventBody::Terminated),
+        Outcome::Failed(failure) => Some(EventBody::Failed { failure }),
+        Outcome::Followed | Outcome::Stopping => None,
+    };
+    if let Some(body) = body
+        && let Err(error) = host.tell(job, body).await
+    {
+        warn!(%job, %error, "an event was lost");
+    }
+    host.flush().await;
+    if let Err(error) = host.journal.conclude(job, clock::now()).await {
+        warn!(%job, error = &error as &dyn std::error::Error, "the job will be concluded again");
+    }
+}
