@@ -145,15 +145,19 @@ async fn end_by_cancel(fleet: &Fleet, job: &str) -> anyhow::Result<(Value, Durat
     Ok((over, since.elapsed()))
 }
 
-/// A cancel after the cede comes too late. The target's agent stands still meanwhile, so that the job is not over.
+/// A cancel after the cede comes too late. The target's agent stands still meanwhile, so that the job is not over; and for so
+/// long that the lanes are given up and the cede is repeated over NATS: whichever it reads first, it takes the guest.
 async fn refused_after_the_cede(fleet: &mut Fleet, guest: &mut Guest) -> anyhow::Result<()> {
     let job = guest.begin_move(fleet, "bravo", &["--max-blackout", BLACKOUT_MAX_MS]).await?;
     begins(fleet, "alpha", &job, "ceding").await?;
     let target = fleet.agent("bravo")?.process().context("the target's agent runs")?;
     target.signal(Signal::STOP)?;
     let refused = refused_by_both(fleet, &job).await;
+    let source = fleet.agent("alpha")?.process().context("the source's agent runs")?;
+    let given_up = source.wait_for_line("the lane is down lane=0 reason=nothing was heard", WAIT).await;
     target.signal(Signal::CONT)?;
     refused?;
+    given_up?;
     let over = ended(fleet, &job, WAIT).await?;
     ensure!(over["state"] == "completed", "a move that was ceded is completed: {over:#}");
     let notices = over["notices"].to_string();

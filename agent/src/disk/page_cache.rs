@@ -23,6 +23,7 @@ pub struct PageCache {
     /// What was read back since the last step, and in the step before.
     now: ExtentSet,
     before: ExtentSet,
+    step: u64,
     telling: Option<JoinHandle<()>>,
 }
 
@@ -30,13 +31,14 @@ impl PageCache {
     /// That of an image; any handle of it will do.
     #[must_use]
     pub fn of(image: File) -> Self {
-        Self { image: Arc::new(image), now: ExtentSet::new(), before: ExtentSet::new(), telling: None }
+        let (now, before) = (ExtentSet::new(), ExtentSet::new());
+        Self { image: Arc::new(image), now, before, step: STEP, telling: None }
     }
 
     /// Notes that nobody has a use any more for what is cached of a range.
     pub(super) fn done_with(&mut self, extent: Extent) {
         self.now.insert(extent);
-        if self.now.total() < STEP || self.telling.as_ref().is_some_and(|telling| !telling.is_finished()) {
+        if self.now.total() < self.step || self.telling.as_ref().is_some_and(|telling| !telling.is_finished()) {
             return;
         }
         let before = std::mem::replace(&mut self.before, std::mem::take(&mut self.now));
@@ -48,5 +50,41 @@ impl PageCache {
                 let _ = fadvise(&*image, range.offset(), NonZeroU64::new(range.length()), Advice::DontNeed);
             }
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::path::Path;
+    use std::process::Command;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// Bytes of a file that are in the page cache.
+    fn cached(path: &Path) -> u64 {
+        let output = Command::new("fincore").args(["--bytes", "--noheadings", "--output", "RES"]).arg(path).output();
+        let output = output.expect("fincore, of util-linux, runs");
+        String::from_utf8_lossy(&output.stdout).trim().parse().expect("a number")
+    }
+
+    #[tokio::test]
+    async fn what_was_read_back_does_not_stay() {
+        // Not in a temporary file system, which is nothing but cache.
+        let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_MANIFEST_DIR")).expect("a file");
+        file.write_all(&vec![7; 16 << 20]).expect("written");
+        file.as_file().sync_all().expect("flushed");
+        assert_eq!(cached(file.path()), 16 * MIB);
+        let mut page_cache = PageCache { step: 4 * MIB, ..PageCache::of(file.reopen().expect("another handle")) };
+        for chunk in 0..12 {
+            page_cache.done_with(Extent::new(chunk * MIB, MIB).expect("a chunk"));
+            if let Some(telling) = page_cache.telling.take() {
+                telling.await.expect("told");
+            }
+        }
+        // What nobody is done with stays.
+        assert_eq!(cached(file.path()), 4 * MIB);
     }
 }

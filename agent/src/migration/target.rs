@@ -158,7 +158,8 @@ impl Target {
             let answer = match obeyed {
                 Ok(Some(answer)) => answer,
                 Ok(None) => {
-                    let _ = session.close(FINISH_WAIT).await;
+                    // The source ends the session: did both, each would find its lanes broken, and dial them again.
+                    let _ = tokio::time::timeout(FINISH_WAIT, session.ended()).await;
                     return;
                 }
                 Err(error) => {
