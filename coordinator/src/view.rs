@@ -190,7 +190,7 @@ impl JobView {
     /// The view of a status, with the latest progress where there is one. Progress of a job that is over is left out.
     #[must_use]
     pub fn new(status: &JobStatus, progress: Option<&Progress>) -> Self {
-        let progress = progress.filter(|progress| progress.job == status.job && !status.state.is_final());
+        let progress = status.latest(progress);
         Self {
             job: status.job,
             state: status.state,
@@ -199,7 +199,7 @@ impl JobView {
             source: status.plan.source.id.clone(),
             target: status.plan.target.id.clone(),
             mode: status.plan.mode,
-            percent: percent(status, progress),
+            percent: status.percent(progress),
             steps: status.steps.iter().map(StepView::new).collect(),
             progress: progress.map(ProgressView::new),
             failure: status.failure.clone(),
@@ -278,7 +278,7 @@ impl PlanView {
             target: plan.target.id.clone(),
             mode: plan.mode,
             disks: plan.disks.iter().map(DiskMoveView::new).collect(),
-            memory_bytes: memory_bytes(plan),
+            memory_bytes: plan.memory_bytes().0,
             disk_bytes: plan.disk_bytes().0,
             generation: plan.generation,
             lanes: plan.lanes,
@@ -301,58 +301,6 @@ impl DiskMoveView {
             target_format: disk.target.format,
         }
     }
-}
-
-/// What the copying is worth; the steps around it share the rest.
-const COPY_FROM_PERCENT: f64 = 2.0;
-const COPY_TO_PERCENT: f64 = 95.0;
-
-/// Percent of a job. Copying is weighed by what the plan says there is to carry, and not by what a progress message
-/// says its totals are, so that memory joining in later does not throw the number back; steps that have begun set a
-/// floor. What is dirtied anew does not count.
-fn percent(status: &JobStatus, progress: Option<&Progress>) -> f64 {
-    if status.state == JobState::Completed {
-        return 100.0;
-    }
-    let finished = |kind| status.steps.iter().any(|step| step.kind == kind && step.state == StepState::Finished);
-    let floor = status
-        .steps
-        .iter()
-        .filter(|step| step.state != StepState::Waiting)
-        .map(|step| floor_percent(step.kind))
-        .fold(0.0, f64::max);
-    let share = |kind, volume: Option<Volume>| {
-        if finished(kind) { 1.0 } else { volume.map_or(0.0, |volume| ratio(volume.done, volume.total)) }
-    };
-    let disk = share(StepKind::CopyDisks, progress.map(|progress| progress.disk));
-    let memory = share(StepKind::CopyMemory, progress.map(|progress| progress.memory));
-    let (disk_weight, memory_weight) = (status.plan.disk_bytes().0, memory_bytes(&status.plan));
-    let whole = float(disk_weight) + float(memory_weight);
-    let copied =
-        if whole > 0.0 { disk.mul_add(float(disk_weight), memory * float(memory_weight)) / whole } else { 0.0 };
-    let copying =
-        if copied > 0.0 { copied.mul_add(COPY_TO_PERCENT - COPY_FROM_PERCENT, COPY_FROM_PERCENT) } else { 0.0 };
-    // One digit behind the point: more would be noise.
-    (copying.max(floor) * 10.0).floor() / 10.0
-}
-
-const fn floor_percent(kind: StepKind) -> f64 {
-    match kind {
-        StepKind::Prepare => 0.0,
-        StepKind::CopyDisks | StepKind::CopyMemory => COPY_FROM_PERCENT,
-        StepKind::Switchover => COPY_TO_PERCENT,
-        StepKind::Prove => 97.0,
-        StepKind::Handover => 98.0,
-        StepKind::Release => 99.0,
-    }
-}
-
-fn memory_bytes(plan: &Plan) -> u64 {
-    if plan.mode == MoveMode::Live { plan.vm.memory.0 } else { 0 }
-}
-
-fn ratio(part: u64, whole: u64) -> f64 {
-    if whole == 0 { 0.0 } else { (float(part) / float(whole)).min(1.0) }
 }
 
 fn rate(bytes: u64, seconds: f64) -> Option<u64> {
@@ -483,10 +431,10 @@ mod tests {
             progress(1536 * MIB, done),
         ] {
             let percent = JobView::new(&running, Some(&progress)).percent;
-            assert!(percent >= last && percent <= COPY_TO_PERCENT, "{percent} after {last}");
+            assert!(percent >= last && percent <= 95.0, "{percent} after {last}");
             last = percent;
         }
-        assert!((last - COPY_TO_PERCENT).abs() < 0.11, "{last}");
+        assert!((last - 95.0).abs() < 0.11, "{last}");
     }
 
     #[test]

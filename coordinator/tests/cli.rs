@@ -177,6 +177,52 @@ fn help_is_a_result_and_a_wrong_command_line_is_2() {
 }
 
 #[test]
+fn cim_is_refused_where_there_is_none_before_anybody_is_asked() {
+    for (output, command) in [
+        ("cim", &["job", "list"][..]),
+        ("cim-xml", &["job", "watch", JOB]),
+        ("cim", &["host", "list"]),
+        ("cim-xml", &["migrate", "web", "--to", "beta"]),
+        ("cim", &["vm", "stop", "web"]),
+        ("cim-xml", &["pki", "init", "--dir", "/nonexistent/pki"]),
+        ("cim", &["completions", "bash"]),
+    ] {
+        let ended = sterna(&[&["--server", "nats://127.0.0.1:1", "--output", output], command].concat());
+        assert_eq!(ended.status.code(), Some(2), "{command:?}: {}", text(&ended.stderr));
+        assert!(ended.stdout.is_empty(), "{command:?}");
+        let error: serde_json::Value = serde_json::from_slice(&ended.stderr).expect("JSON");
+        let message = error["error"]["message"].as_str().expect("a message");
+        assert!(message.contains(&format!("--output {output} is for sterna job show")), "{message}");
+        let hint = error["error"]["hints"][0].as_str().expect("a hint");
+        assert!(hint.contains("use --output json here"), "{hint}");
+    }
+}
+
+#[test]
+fn a_job_is_shown_as_cim_has_it_with_the_contact_to_its_hosts() {
+    let finished = status(EventBody::Unresolved { reason: "beta is silent".into() });
+    let answer = move |request| match request {
+        ApiRequest::JobShow { .. } => ApiReply::Job { status: Box::new(finished.clone()), progress: None },
+        ApiRequest::HostList => ApiReply::Hosts { hosts: vec![] },
+        other => panic!("{other:?} was not expected"),
+    };
+    with_coordinator(answer, |url| {
+        let ended = sterna(&["--server", url, "job", "show", JOB, "--output", "cim"]);
+        assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+        let job: serde_json::Value = serde_json::from_slice(&ended.stdout).expect("JSON");
+        assert_eq!((&job["JobState"], &job["JobType"]), (&12.into(), &305.into()));
+        assert_eq!(job["InstanceID"], format!("Sterna:{JOB}"));
+        assert_eq!(job["OperationalStatus"], serde_json::json!([6, 16, 12]));
+        assert_eq!(job["StatusDescriptions"][2], "alpha, beta: never heard of");
+        let ended = sterna(&["--server", url, "--output", "cim-xml", "job", "show", JOB]);
+        assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+        let xml = text(&ended.stdout);
+        assert!(xml.starts_with("<INSTANCE CLASSNAME=\"Msvm_MigrationJob\">"), "{xml}");
+        assert!(xml.contains("<PROPERTY NAME=\"JobState\" TYPE=\"uint16\"><VALUE>12</VALUE></PROPERTY>"), "{xml}");
+    });
+}
+
+#[test]
 fn a_broker_out_of_reach_is_5_also_for_programs() {
     let ended = sterna(&["--server", "nats://127.0.0.1:1", "--output", "json", "vm", "list"]);
     assert_eq!(ended.status.code(), Some(5), "{}", text(&ended.stderr));

@@ -10,6 +10,7 @@
 //!   job/                   request → plan → events → status
 //!   bus/                   subjects, envelope, and the messages that cross NATS
 //!   peer/                  hello, messages and frames that cross between two agents
+//!   view/                  a job as programs of other products expect it
 //! ```
 
 pub mod bus;
@@ -20,4 +21,5 @@ pub mod ownership;
 pub mod peer;
 pub mod time;
 pub mod units;
+pub mod view;
 pub mod vm;

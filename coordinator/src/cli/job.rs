@@ -6,12 +6,14 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::id::JobId;
+use sterna_shared::job::{JobStatus, Progress};
 use sterna_shared::units::{Bandwidth, ByteCount};
+use sterna_shared::view::cim::{Contacts, MigrationJob};
 
 use super::bus::Bus;
 use super::error::{CliError, Exit};
-use super::output::{Output, moment, or_dash, pairs, table};
-use super::{unexpected, watch};
+use super::output::{Format, Output, moment, or_dash, pairs, table};
+use super::{host, now, unexpected, watch};
 use crate::view::JobView;
 
 #[derive(Debug, Subcommand)]
@@ -19,7 +21,7 @@ pub(super) enum JobCommand {
     /// List all jobs, newest first
     #[command(visible_alias = "ls")]
     List,
-    /// Show one job with its steps
+    /// Show one job with its steps; also as CIM has it, with --output cim or cim-xml
     Show {
         /// Its id
         job: JobId,
@@ -75,8 +77,14 @@ pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Resu
             other => Err(unexpected(&other)),
         },
         JobCommand::Show { job } => {
-            let view = ask(bus, *job).await?;
-            output.result(&view, || show(&view))?;
+            match output.format {
+                Format::Table | Format::Json => {
+                    let view = ask(bus, *job).await?;
+                    output.result(&view, || show(&view))?;
+                }
+                Format::Cim => output.json(&migration_job(bus, *job).await?)?,
+                Format::CimXml => output.document(&migration_job(bus, *job).await?.to_xml())?,
+            }
             Ok(Exit::Ok)
         }
         JobCommand::Watch { job } => {
@@ -98,10 +106,22 @@ pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Resu
 }
 
 pub(super) async fn ask(bus: &Bus, job: JobId) -> Result<JobView, CliError> {
+    let (status, progress) = status(bus, job).await?;
+    Ok(JobView::new(&status, progress.as_ref()))
+}
+
+async fn status(bus: &Bus, job: JobId) -> Result<(Box<JobStatus>, Option<Progress>), CliError> {
     match bus.ask(&ApiRequest::JobShow { job }).await? {
-        ApiReply::Job { status, progress } => Ok(JobView::new(&status, progress.as_ref())),
+        ApiReply::Job { status, progress } => Ok((status, progress)),
         other => Err(unexpected(&other)),
     }
+}
+
+/// A job as CIM has it, which also says whether its hosts are heard of.
+async fn migration_job(bus: &Bus, job: JobId) -> Result<MigrationJob, CliError> {
+    let (status, progress) = status(bus, job).await?;
+    let hosts = host::ask(bus, &ApiRequest::HostList).await?;
+    Ok(MigrationJob::of(&status, progress.as_ref(), Contacts::of(&status.plan, &hosts), now()))
 }
 
 async fn done(bus: &Bus, request: &ApiRequest, told: String, output: Output) -> Result<Exit, CliError> {

@@ -120,6 +120,11 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
     let global = &cli.global;
+    if let Some(face) = output.format.face().filter(|_| !has_faces(&cli.command)) {
+        let message = format!("--output {face} is for sterna job show alone: only a job has it");
+        let hint = format!("use --output json here, or sterna job show JOB --output {face}");
+        return Err(CliError::new(Exit::Usage, message).hint(hint));
+    }
     // What needs no fleet is done without one.
     match cli.command {
         Command::Pki(command) => return pki::run(&command, output),
@@ -142,6 +147,11 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),
         }
     })
+}
+
+/// Whether a command's result is also there as other products have it.
+const fn has_faces(command: &Command) -> bool {
+    matches!(command, Command::Job(job::JobCommand::Show { .. }))
 }
 
 async fn connect(global: &Global) -> Result<Bus, CliError> {

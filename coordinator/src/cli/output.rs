@@ -1,4 +1,5 @@
-//! Where output goes: results to stdout, everything else to stderr; tables for people, JSON for programs.
+//! Where output goes: results to stdout, everything else to stderr; tables for people, JSON for programs, and CIM for
+//! programs that know Hyper-V's jobs.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -16,6 +17,22 @@ pub(super) enum Format {
     Table,
     /// JSON: one document, or one a line where a command goes on telling.
     Json,
+    /// Of a job: the properties of CIM's `Msvm_MigrationJob`, in JSON.
+    Cim,
+    /// Of a job: the same as a CIM-XML instance.
+    CimXml,
+}
+
+impl Format {
+    /// Its name on the command line, if it is one that only some commands have.
+    #[must_use]
+    pub(super) const fn face(self) -> Option<&'static str> {
+        match self {
+            Self::Table | Self::Json => None,
+            Self::Cim => Some("cim"),
+            Self::CimXml => Some("cim-xml"),
+        }
+    }
 }
 
 /// The two streams.
@@ -28,14 +45,14 @@ pub(super) struct Output {
 impl Output {
     /// Whether programs read the results.
     #[must_use]
-    pub(super) fn is_json(self) -> bool {
-        self.format == Format::Json
+    pub(super) fn for_programs(self) -> bool {
+        self.format != Format::Table
     }
 
     /// Whether a person sees stderr as it is written, so that lines may be drawn over.
     #[must_use]
     pub(super) fn draws(self) -> bool {
-        !self.is_json() && io::stderr().is_terminal()
+        !self.for_programs() && io::stderr().is_terminal()
     }
 
     /// A result: `value` for programs, `text` for people.
@@ -47,11 +64,23 @@ impl Output {
         value: &T,
         text: impl FnOnce() -> String,
     ) -> Result<(), CliError> {
-        let text = if self.is_json() {
-            serde_json::to_string_pretty(value).map_err(|error| CliError::from_source(Exit::Failed, &error))?
-        } else {
-            text()
-        };
+        if self.for_programs() { self.json(value) } else { self.document(&text()) }
+    }
+
+    /// A result that is JSON whoever reads it.
+    ///
+    /// # Errors
+    /// When stdout cannot be written to.
+    pub(super) fn json<T: Serialize + ?Sized>(self, value: &T) -> Result<(), CliError> {
+        let text = serde_json::to_string_pretty(value).map_err(|error| CliError::from_source(Exit::Failed, &error))?;
+        self.document(&text)
+    }
+
+    /// A result that is text already.
+    ///
+    /// # Errors
+    /// When stdout cannot be written to.
+    pub(super) fn document(self, text: &str) -> Result<(), CliError> {
         write_out(format!("{text}\n").as_bytes())
     }
 
@@ -60,7 +89,7 @@ impl Output {
     /// # Errors
     /// When stdout cannot be written to.
     pub(super) fn json_line<T: Serialize>(self, value: &T) -> Result<(), CliError> {
-        if !self.is_json() {
+        if !self.for_programs() {
             return Ok(());
         }
         let text = serde_json::to_string(value).map_err(|error| CliError::from_source(Exit::Failed, &error))?;
@@ -74,7 +103,7 @@ impl Output {
 
     /// An error, in the form that was asked for.
     pub(super) fn error(self, error: &CliError) {
-        self.remark(&if self.is_json() { error.json().to_string() } else { error.text() });
+        self.remark(&if self.for_programs() { error.json().to_string() } else { error.text() });
     }
 }
 

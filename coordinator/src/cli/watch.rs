@@ -91,7 +91,7 @@ impl Watch {
             return Ok(self.percent);
         }
         self.output.json_line(&view)?;
-        if !self.output.is_json() {
+        if !self.output.for_programs() {
             self.tell(&view);
         }
         self.last = Some(view);
@@ -141,7 +141,7 @@ impl Watch {
     /// The result, on stdout for people; programs had it as the last document.
     fn finish(&self, view: &JobView, exit: Exit) -> Result<(), CliError> {
         self.clear();
-        if !self.output.is_json() {
+        if !self.output.for_programs() {
             self.output.result(view, || summary(view))?;
             if exit == Exit::Failed
                 && let Some(failure) = &view.failure

@@ -9,6 +9,7 @@
 
 mod event;
 mod failure;
+mod percent;
 mod plan;
 mod progress;
 mod request;

@@ -92,6 +92,12 @@ impl Plan {
         self.source.id == *host || self.target.id == *host
     }
 
+    /// Memory that is copied: none unless live.
+    #[must_use]
+    pub fn memory_bytes(&self) -> ByteCount {
+        if self.mode == MoveMode::Live { self.vm.memory } else { ByteCount(0) }
+    }
+
     /// What the disks to be copied hold at most.
     #[must_use]
     pub fn disk_bytes(&self) -> ByteCount {

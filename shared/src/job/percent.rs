@@ -1,0 +1,67 @@
+//! How far a job is, in one number, for every face of it.
+
+use super::{JobState, JobStatus, Progress, StepKind, StepState, Volume};
+
+/// What the copying is worth; the steps around it share the rest.
+const COPY_FROM_PERCENT: f64 = 2.0;
+const COPY_TO_PERCENT: f64 = 95.0;
+
+impl JobStatus {
+    /// Progress that still says something: of this job, and while it is not over.
+    #[must_use]
+    pub fn latest<'a>(&self, progress: Option<&'a Progress>) -> Option<&'a Progress> {
+        progress.filter(|progress| progress.job == self.job && !self.state.is_final())
+    }
+
+    /// Percent of the job, 0 to 100, to a tenth. Copying is weighed by what the plan says there is to carry, and not by
+    /// what a progress message says its totals are, so that memory joining in later does not throw the number back; steps
+    /// that have begun set a floor. What is dirtied anew does not count. 100 is for completed jobs only.
+    #[must_use]
+    pub fn percent(&self, progress: Option<&Progress>) -> f64 {
+        if self.state == JobState::Completed {
+            return 100.0;
+        }
+        let progress = self.latest(progress);
+        let finished = |kind| self.steps.iter().any(|step| step.kind == kind && step.state == StepState::Finished);
+        let floor = self
+            .steps
+            .iter()
+            .filter(|step| step.state != StepState::Waiting)
+            .map(|step| floor_percent(step.kind))
+            .fold(0.0, f64::max);
+        let share = |kind, volume: Option<Volume>| {
+            if finished(kind) { 1.0 } else { volume.map_or(0.0, |volume| ratio(volume.done, volume.total)) }
+        };
+        let disk = share(StepKind::CopyDisks, progress.map(|progress| progress.disk));
+        let memory = share(StepKind::CopyMemory, progress.map(|progress| progress.memory));
+        let (disk_weight, memory_weight) = (self.plan.disk_bytes().0, self.plan.memory_bytes().0);
+        let whole = float(disk_weight) + float(memory_weight);
+        let copied =
+            if whole > 0.0 { disk.mul_add(float(disk_weight), memory * float(memory_weight)) / whole } else { 0.0 };
+        let copying =
+            if copied > 0.0 { copied.mul_add(COPY_TO_PERCENT - COPY_FROM_PERCENT, COPY_FROM_PERCENT) } else { 0.0 };
+        // One digit behind the point: more would be noise.
+        (copying.max(floor) * 10.0).floor() / 10.0
+    }
+}
+
+const fn floor_percent(kind: StepKind) -> f64 {
+    match kind {
+        StepKind::Prepare => 0.0,
+        StepKind::CopyDisks | StepKind::CopyMemory => COPY_FROM_PERCENT,
+        StepKind::Switchover => COPY_TO_PERCENT,
+        StepKind::Prove => 97.0,
+        StepKind::Handover => 98.0,
+        StepKind::Release => 99.0,
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { (float(part) / float(whole)).min(1.0) }
+}
+
+/// Counts of bytes are below 2^53 wherever a fraction of them is shown.
+#[allow(clippy::cast_precision_loss)]
+fn float(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,280 @@
+//! `Msvm_MigrationJob`: every property, in the order of its published description, and where Sterna takes each from.
+
+use serde::{Serialize, Serializer};
+
+use crate::id::VmId;
+use crate::job::{DiskMove, JobState, JobStatus, MoveMode, Plan, Progress};
+use crate::time::Timestamp;
+use crate::units::Bandwidth;
+
+use super::condition::{Condition, Contacts, Fault};
+use super::values::{
+    CommunicationStatus, DayOfWeek, DetailedStatus, ErrorCode, HealthState, JobType, LocalOrUtcTime, MigrationType,
+    OperatingStatus, OperationalStatus, PrimaryStatus, RecoveryAction, RunMonth,
+};
+use super::xml;
+use super::{CimDateTime, CimInterval};
+
+/// The longest caption, in characters.
+pub const CAPTION_LENGTH_MAX: usize = 64;
+
+/// A job, as CIM has it. `None` is CIM's NULL. Where Sterna has nothing to say, the field says why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct MigrationJob {
+    /// What the job does, in at most [`CAPTION_LENGTH_MAX`] characters.
+    pub caption: String,
+    /// The plan in a sentence.
+    pub description: String,
+    /// For people: the VM, and from where to where.
+    pub element_name: String,
+    /// None: nothing is installed.
+    pub install_date: Option<CimDateTime>,
+    /// How the job is doing, the most important first. Of its state, and of the contact with its hosts.
+    pub operational_status: Vec<OperationalStatus>,
+    /// What there is to say to each of these.
+    pub status_descriptions: Vec<String>,
+    /// The first of these as a word; deprecated there.
+    pub status: &'static str,
+    /// Whether the job can still do what it is for, by its state.
+    pub health_state: HealthState,
+    /// Whether its hosts are heard of; not told once it is over.
+    pub communication_status: CommunicationStatus,
+    /// What there is to add to the primary status.
+    pub detailed_status: DetailedStatus,
+    /// What the job is doing, by its state.
+    pub operating_status: OperatingStatus,
+    /// How it is doing, in one word.
+    pub primary_status: PrimaryStatus,
+    /// The state as Sterna spells it, with the step under way, the blackout, or the reason.
+    pub job_status: String,
+    /// When it was planned.
+    pub time_submitted: CimDateTime,
+    /// None while it is new, since there are no schedules and the agents take it on at once; then the word for "is past it".
+    pub scheduled_start_time: Option<CimDateTime>,
+    /// When its first step began.
+    pub start_time: Option<CimDateTime>,
+    /// From its start to its end, or to now.
+    pub elapsed_time: CimInterval,
+    /// Once: a plan is carried out a single time.
+    pub job_run_times: u32,
+    /// None: there are no schedules.
+    pub run_month: Option<RunMonth>,
+    /// None: there are no schedules.
+    pub run_day: Option<i8>,
+    /// None: there are no schedules.
+    pub run_day_of_week: Option<DayOfWeek>,
+    /// None: there are no schedules.
+    pub run_start_interval: Option<CimInterval>,
+    /// UTC, as all of Sterna's times.
+    pub local_or_utc_time: LocalOrUtcTime,
+    /// For ever: a job has no date by which it must be over.
+    pub until_time: CimDateTime,
+    /// None: nobody is notified; the feed is there for who wants to know.
+    pub notify: Option<String>,
+    /// None: a plan does not say who asked for it.
+    pub owner: Option<String>,
+    /// None: jobs have no priorities.
+    pub priority: Option<u32>,
+    /// 0 to 100, rounded down. Never 101, CIM's word for "cannot be told".
+    pub percent_complete: u16,
+    /// No: what became of a job can be asked afterwards.
+    pub delete_on_completion: bool,
+    /// Why it failed or waits; 0 while nothing is wrong.
+    pub error_code: ErrorCode,
+    /// The failure with its causes, its host and its remedy.
+    pub error_description: Option<String>,
+    /// The job ends and says so: what agents do when one fails.
+    pub recovery_action: RecoveryAction,
+    /// None: that is for actions that have no number.
+    pub other_recovery_action: Option<String>,
+    /// `Sterna:` and the job's id.
+    #[serde(rename = "InstanceID")]
+    pub instance_id: String,
+    /// The VM's name, so that jobs can be sought by it.
+    pub name: String,
+    /// The state's number.
+    #[serde(serialize_with = "number")]
+    pub job_state: JobState,
+    /// When the state last changed; no time at all while it never has.
+    pub time_of_last_state_change: CimDateTime,
+    /// The longest there is: jobs go by what coordinators keep, of which a job knows nothing, and not by their age. CIM's
+    /// default, five minutes, would be untrue.
+    pub time_before_removal: CimInterval,
+    /// Whether a cancel can still be honoured.
+    pub cancellable: bool,
+    /// The failure in one sentence.
+    pub error_summary_description: Option<String>,
+    /// What moves: by the plan's mode and whether disks are copied.
+    pub migration_type: MigrationType,
+    /// The VM's id in capitals, as Hyper-V writes GUIDs: who has its `Msvm_ComputerSystem.Name` compares with that. Sterna's
+    /// own programs have the JSON of the job.
+    pub virtual_system_name: String,
+    /// The target; none where disks move within their host.
+    pub destination_host: Option<String>,
+    /// None: a VM has no files but its disks and what goes with them, and no roots to put them under.
+    pub new_system_setting_data: Option<String>,
+    /// Of a storage move the disks, each an instance of `Msvm_StorageAllocationSettingData` in CIM-XML, whose `Connection`
+    /// is the pool it goes to and its name. None of other moves, as CIM has it.
+    pub new_resource_setting_data: Option<Vec<String>>,
+    /// What the job does, as a number: by the plan's mode and whether disks are copied.
+    pub job_type: JobType,
+}
+
+impl MigrationJob {
+    /// The job with that status. Progress of another job, or of one that is over, is left out; `now` is for the time it has
+    /// taken so far.
+    #[must_use]
+    pub fn of(status: &JobStatus, progress: Option<&Progress>, contacts: Contacts, now: Timestamp) -> Self {
+        let plan = &status.plan;
+        let (job_type, migration_type) = kind(plan);
+        let (fault_code, summary, fault_description) = match Fault::of(status) {
+            Some(fault) => (fault.code, Some(fault.summary), Some(fault.description)),
+            None => (ErrorCode::None, None, None),
+        };
+        let job_status = told(status, status.latest(progress), summary.as_deref());
+        let condition = Condition::of(status, contacts, &job_status);
+        let (operational_status, status_descriptions): (Vec<_>, Vec<_>) = condition.indicators.into_iter().unzip();
+        let is_new = status.state == JobState::New;
+        Self {
+            caption: caption(plan, job_type),
+            description: description(plan),
+            element_name: element_name(plan),
+            install_date: None,
+            status: operational_status.first().map_or(OperationalStatus::Unknown.status(), |first| first.status()),
+            operational_status,
+            status_descriptions,
+            health_state: condition.health,
+            communication_status: condition.communication,
+            detailed_status: condition.detailed,
+            operating_status: condition.operating,
+            primary_status: condition.primary,
+            job_status,
+            time_submitted: plan.planned_at.into(),
+            scheduled_start_time: (!is_new).then_some(CimDateTime::ALREADY_EXECUTING),
+            start_time: status.started_at.map(CimDateTime::from),
+            elapsed_time: status
+                .started_at
+                .map_or(CimInterval::ZERO, |started| CimInterval::between(started, status.finished_at.unwrap_or(now))),
+            job_run_times: 1,
+            run_month: None,
+            run_day: None,
+            run_day_of_week: None,
+            run_start_interval: None,
+            local_or_utc_time: LocalOrUtcTime::Utc,
+            until_time: CimDateTime::FOREVER,
+            notify: None,
+            owner: None,
+            priority: None,
+            percent_complete: percent(status.percent(progress)),
+            delete_on_completion: false,
+            error_code: fault_code,
+            error_description: fault_description,
+            recovery_action: RecoveryAction::DoNotContinue,
+            other_recovery_action: None,
+            instance_id: format!("Sterna:{}", status.job),
+            name: plan.vm.name.to_string(),
+            job_state: status.state,
+            time_of_last_state_change: if is_new { CimDateTime::UNCHANGED } else { status.changed_at.into() },
+            time_before_removal: CimInterval::MAX,
+            cancellable: status.cancellable(),
+            error_summary_description: summary,
+            migration_type,
+            virtual_system_name: plan.vm.id.to_string().to_uppercase(),
+            destination_host: (plan.mode != MoveMode::Storage).then(|| plan.target.id.to_string()),
+            new_system_setting_data: None,
+            new_resource_setting_data: (plan.mode == MoveMode::Storage)
+                .then(|| plan.disks.iter().map(|disk| allocation(plan.vm.id, disk)).collect()),
+            job_type,
+        }
+    }
+
+    /// The same as a CIM-XML instance.
+    #[must_use]
+    pub fn to_xml(&self) -> String {
+        xml::of(self)
+    }
+}
+
+fn number<S: Serializer>(state: &JobState, serializer: S) -> Result<S::Ok, S::Error> {
+    state.number().serialize(serializer)
+}
+
+/// A storage move is one of disks; any other one of the VM, with its disks where any are copied.
+fn kind(plan: &Plan) -> (JobType, MigrationType) {
+    match plan.mode {
+        MoveMode::Storage => (JobType::MovingStorage, MigrationType::Storage),
+        MoveMode::Live | MoveMode::Cold if plan.disks.is_empty() => {
+            (JobType::MovingVirtualMachine, MigrationType::VirtualSystem)
+        }
+        MoveMode::Live | MoveMode::Cold => {
+            (JobType::MovingVirtualMachineAndStorage, MigrationType::VirtualSystemAndStorage)
+        }
+    }
+}
+
+fn caption(plan: &Plan, job_type: JobType) -> String {
+    let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
+    let whole = match job_type {
+        JobType::MovingStorage => format!("Moving disks of VM {vm} on {source}"),
+        JobType::MovingVirtualMachineAndStorage => format!("Moving VM {vm} and its disks from {source} to {target}"),
+        _ => format!("Moving VM {vm} from {source} to {target}"),
+    };
+    whole.chars().take(CAPTION_LENGTH_MAX).collect()
+}
+
+fn element_name(plan: &Plan) -> String {
+    let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
+    if plan.mode == MoveMode::Storage {
+        format!("{vm}: disks on {source}")
+    } else {
+        format!("{vm}: {source} to {target}")
+    }
+}
+
+fn description(plan: &Plan) -> String {
+    let mut parts = Vec::new();
+    if plan.mode == MoveMode::Live {
+        parts.push(format!("{} of memory", plan.memory_bytes()));
+    }
+    parts.extend(plan.disks.iter().map(|disk| {
+        let DiskMove { source, target } = disk;
+        format!("disk {} of {} from pool {} to pool {}", source.name, source.size, source.pool, target.pool)
+    }));
+    let mode = match plan.mode {
+        MoveMode::Live => "live",
+        MoveMode::Cold => "cold",
+        MoveMode::Storage => "storage",
+    };
+    let rate = plan.bandwidth.map_or_else(|| "no rate limit".to_owned(), |rate| format!("at most {rate}"));
+    let carried = if parts.is_empty() { "nothing to copy".to_owned() } else { parts.join(", ") };
+    format!(
+        "{mode} move of VM {} from {} to {}: {carried}; {} lanes, {rate}, blackout of at most {} ms",
+        plan.vm.name, plan.source.id, plan.target.id, plan.lanes, plan.blackout_max_ms
+    )
+}
+
+/// The state, and what there is to say in it.
+fn told(status: &JobStatus, progress: Option<&Progress>, fault: Option<&str>) -> String {
+    let detail = match (fault, progress, status.blackout_us) {
+        (Some(fault), _, _) => Some(fault.to_owned()),
+        (None, Some(progress), _) => {
+            Some(format!("{}, pass {}, {}", progress.step, progress.pass, Bandwidth(progress.bytes_per_second)))
+        }
+        (None, None, Some(blackout_us)) => Some(format!("blackout of {} ms", blackout_us.div_ceil(1000))),
+        (None, None, None) => status.current_step().map(|step| step.kind.to_string()),
+    };
+    detail.map_or_else(|| status.state.to_string(), |detail| format!("{}: {detail}", status.state))
+}
+
+fn percent(percent: f64) -> u16 {
+    // It is between 0 and 100.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let whole = percent.floor() as u16;
+    whole.min(100)
+}
+
+fn allocation(vm: VmId, disk: &DiskMove) -> String {
+    let name = disk.source.name.as_str();
+    xml::allocation(&format!("Sterna:{vm}/{name}"), name, &format!("{}/{name}", disk.target.pool))
+}

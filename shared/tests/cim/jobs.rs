@@ -1,0 +1,142 @@
+//! Jobs to look at, each told by the events that make it what it is. All times are fixed.
+
+use serde_json::json;
+use sterna_shared::id::{Generation, Token};
+use sterna_shared::job::{
+    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobStatus, MoveMode, Plan, Progress, Reporter,
+    StepFigures, StepKind, Volume,
+};
+use sterna_shared::time::Timestamp;
+use sterna_shared::units::Bandwidth;
+use sterna_shared::view::cim::{Contact, Contacts};
+use sterna_shared::vm::VmSpec;
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+pub(crate) const ONLINE: Contacts = Contacts { source: Contact::Online, target: Contact::Online };
+
+/// So many seconds after the plan.
+pub(crate) fn at(second: i64) -> Timestamp {
+    Timestamp::from_unix_microseconds((1_795_300_000 + second) * 1_000_000)
+}
+
+fn spec(pool: &str) -> VmSpec {
+    serde_json::from_value(json!({
+        "name": "web",
+        "id": "0197c0de-0000-7000-8000-00000000abcd",
+        "memory": "512 MiB",
+        "disk": [{ "name": "root", "pool": pool, "size": "1536 MiB" }],
+    }))
+    .expect("a specification")
+}
+
+pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
+    let host = |name: &str| Host { id: name.parse().expect("a name"), addresses: vec![] };
+    let (vm, vm_at_target) = (spec("fast"), spec(if copies_disks { "slow" } else { "fast" }));
+    let moved = |source: &VmSpec, target: &VmSpec| DiskMove {
+        source: source.disks[0].clone(),
+        target: target.disks[0].clone(),
+    };
+    Plan {
+        job: "0197c0de-0000-7000-8000-00000000000a".parse().expect("a UUID"),
+        planned_at: at(0),
+        mode,
+        disks: if copies_disks { vec![moved(&vm, &vm_at_target)] } else { vec![] },
+        vm,
+        vm_at_target,
+        source: host("alpha"),
+        target: host(if mode == MoveMode::Storage { "alpha" } else { "bravo" }),
+        generation: Generation(3),
+        token: Token::from_bytes([9; 32]),
+        lanes: 4,
+        bandwidth: Some(Bandwidth(100 * MIB)),
+        blackout_max_ms: 2000,
+        steps: Plan::steps_of(mode, copies_disks),
+    }
+}
+
+/// The source accepts the plan and then tells these, one a second.
+pub(crate) fn told(plan: Plan, bodies: Vec<EventBody>) -> JobStatus {
+    let mut status = JobStatus::planned(plan);
+    let accepted = EventBody::Accepted { plan: Box::new(status.plan.clone()) };
+    for (sequence, body) in (1..).zip(std::iter::once(accepted).chain(bodies)) {
+        let reporter = Reporter::Host("alpha".parse().expect("a name"));
+        let second = i64::try_from(sequence).expect("small");
+        let event = Event { job: status.job, reporter, sequence, at: at(second), body };
+        status.apply(&event).expect("a legal event");
+    }
+    status
+}
+
+/// What a live move tells until that step has begun.
+fn until(last: StepKind) -> Vec<EventBody> {
+    let mut bodies = Vec::new();
+    for step in Plan::steps_of(MoveMode::Live, true) {
+        bodies.push(EventBody::StepStarted { step });
+        if step == last {
+            break;
+        }
+        bodies.push(EventBody::StepFinished { step, figures: StepFigures::default() });
+    }
+    bodies
+}
+
+fn live(step: StepKind, more: impl IntoIterator<Item = EventBody>) -> JobStatus {
+    told(plan(MoveMode::Live, true), until(step).into_iter().chain(more).collect())
+}
+
+pub(crate) fn planned() -> JobStatus {
+    JobStatus::planned(plan(MoveMode::Live, true))
+}
+
+pub(crate) fn running() -> JobStatus {
+    live(StepKind::CopyDisks, [])
+}
+
+pub(crate) fn progress() -> Progress {
+    Progress {
+        job: plan(MoveMode::Live, true).job,
+        host: "alpha".parse().expect("a name"),
+        at: at(9),
+        step: StepKind::CopyDisks,
+        pass: 1,
+        disk: Volume { total: 1536 * MIB, done: 768 * MIB, dirtied: 8 * MIB, ..Volume::default() },
+        memory: Volume::default(),
+        bytes_per_second: 5 * MIB,
+        remaining_seconds: Some(12),
+    }
+}
+
+pub(crate) fn completed() -> JobStatus {
+    live(StepKind::Release, [EventBody::Completed { blackout_us: 12_345 }])
+}
+
+pub(crate) fn failure(message: &str) -> FailureReport {
+    FailureReport {
+        code: FailureCode::LinkLost,
+        message: message.to_owned(),
+        causes: vec!["no answer for 120 s".to_owned()],
+        remedy: "look at the network, then move it again".to_owned(),
+        host: Some("alpha".parse().expect("a name")),
+    }
+}
+
+pub(crate) fn unwinding(message: &str) -> JobStatus {
+    let step = StepKind::CopyMemory;
+    live(step, [EventBody::StepFailed { step, failure: failure(message) }])
+}
+
+pub(crate) fn failed(message: &str) -> JobStatus {
+    let step = StepKind::CopyMemory;
+    let failure = failure(message);
+    live(step, [EventBody::StepFailed { step, failure: failure.clone() }, EventBody::Failed { failure }])
+}
+
+pub(crate) fn terminated() -> JobStatus {
+    live(StepKind::CopyDisks, [EventBody::CancelAccepted, EventBody::Terminated])
+}
+
+pub(crate) fn query_pending() -> JobStatus {
+    let reason = "bravo does not answer whether it has taken web".to_owned();
+    live(StepKind::Handover, [EventBody::Unresolved { reason }])
+}

@@ -1,0 +1,294 @@
+//! The CIM face of a job: what it says of six jobs, letter by letter; that JSON, XML, the class's published description and
+//! docs/job-model.md name the same properties; and that whatever a job says stays text.
+//!
+//! The six jobs are in `snapshots/`. After a change that is meant, `INSTA_UPDATE=always` writes them anew.
+
+mod jobs;
+mod reader;
+
+use std::path::Path;
+
+use serde_json::Value;
+use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, Progress};
+use sterna_shared::view::cim::{
+    CAPTION_LENGTH_MAX, CimDateTime, Contact, Contacts, ErrorCode, MigrationJob, OperationalStatus,
+};
+
+use jobs::{ONLINE, at};
+use reader::Element;
+
+fn face(status: &JobStatus, progress: Option<&Progress>) -> MigrationJob {
+    MigrationJob::of(status, progress, ONLINE, at(60))
+}
+
+fn json(job: &MigrationJob) -> Value {
+    serde_json::to_value(job).expect("JSON")
+}
+
+/// A job of each kind that there is something to say about.
+fn all() -> Vec<MigrationJob> {
+    let storage = jobs::told(jobs::plan(MoveMode::Storage, true), vec![]);
+    let cold = jobs::told(jobs::plan(MoveMode::Cold, false), vec![]);
+    let cancelled = jobs::told(jobs::plan(MoveMode::Live, false), vec![EventBody::CancelAccepted]);
+    let statuses = [
+        jobs::planned(),
+        jobs::running(),
+        jobs::completed(),
+        jobs::failed("the link was lost"),
+        jobs::unwinding("the link was lost"),
+        jobs::terminated(),
+        jobs::query_pending(),
+        storage,
+        cold,
+        cancelled,
+    ];
+    statuses.iter().map(|status| face(status, Some(&jobs::progress()))).collect()
+}
+
+#[test]
+fn six_jobs_read_as_promised() {
+    let lost = Contacts { target: Contact::Lost, ..ONLINE };
+    let progress = jobs::progress();
+    for (name, status, progress, contacts) in [
+        ("planned", jobs::planned(), None, ONLINE),
+        ("running", jobs::running(), Some(&progress), ONLINE),
+        ("completed", jobs::completed(), None, ONLINE),
+        ("failed", jobs::failed("the link to bravo was lost"), None, ONLINE),
+        ("terminated", jobs::terminated(), None, ONLINE),
+        ("query_pending", jobs::query_pending(), None, lost),
+    ] {
+        let job = MigrationJob::of(&status, progress, contacts, at(60));
+        insta::assert_snapshot!(format!("{name}.json"), serde_json::to_string_pretty(&job).expect("JSON"));
+        insta::assert_snapshot!(format!("{name}.xml"), job.to_xml());
+    }
+}
+
+#[test]
+fn json_and_xml_say_the_same() {
+    for job in all() {
+        let xml = reader::read(&job.to_xml()).expect("well-formed");
+        assert_eq!((xml.name.as_str(), xml.attribute("CLASSNAME")), ("INSTANCE", Some("Msvm_MigrationJob")));
+        let json = json(&job);
+        let json = json.as_object().expect("an object");
+        let names: Vec<&str> = xml.elements.iter().filter_map(|element| element.attribute("NAME")).collect();
+        assert_eq!(names, json.keys().map(String::as_str).collect::<Vec<_>>());
+        for element in &xml.elements {
+            let name = element.attribute("NAME").expect("a name");
+            assert_eq!(value_of(element), json[name], "{name}");
+        }
+    }
+}
+
+/// What a property's element says, as the JSON has it.
+fn value_of(element: &Element) -> Value {
+    let cim_type = element.attribute("TYPE").expect("a type");
+    let scalar = |value: &Element| {
+        assert_eq!(value.name, "VALUE");
+        match cim_type {
+            "string" | "datetime" => Value::from(value.text.clone()),
+            "boolean" => Value::from(value.text == "TRUE"),
+            _ => Value::from(value.text.parse::<i64>().expect("a number")),
+        }
+    };
+    match (element.name.as_str(), element.elements.as_slice()) {
+        (_, []) => Value::Null,
+        ("PROPERTY", [value]) => scalar(value),
+        ("PROPERTY.ARRAY", [array]) if array.name == "VALUE.ARRAY" => array.elements.iter().map(scalar).collect(),
+        other => panic!("{other:?} is no property"),
+    }
+}
+
+#[test]
+fn every_datetime_is_one() {
+    for job in all() {
+        for element in &reader::read(&job.to_xml()).expect("well-formed").elements {
+            if let ("datetime", Value::String(text)) = (element.attribute("TYPE").expect("a type"), value_of(element)) {
+                assert_eq!(text.parse::<CimDateTime>().map(|value| value.to_string()), Ok(text));
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_a_job_says_stays_text() {
+    let hostile = "<&\">'</VALUE></PROPERTY>]]>\u{0}\u{1b}[2J\r\n\u{fffe}&amp;";
+    let job = face(&jobs::failed(hostile), None);
+    let xml = reader::read(&job.to_xml()).expect("well-formed");
+    let said = |name: &str| xml.elements.iter().find(|element| element.attribute("NAME") == Some(name)).map(value_of);
+    let kept = hostile.replace(['\u{0}', '\u{1b}', '\u{fffe}'], "\u{fffd}");
+    assert_eq!(said("ErrorSummaryDescription"), Some(Value::from(kept)));
+    assert_eq!(json(&job)["ErrorSummaryDescription"], hostile);
+    let text = serde_json::to_string(&job).expect("JSON");
+    assert!(!text.contains(|character: char| character < ' '), "JSON escapes what a terminal would obey");
+}
+
+#[test]
+fn type_and_destination_follow_the_plan() {
+    for (mode, copies_disks, job_type, migration_type) in [
+        (MoveMode::Live, false, 305, 32768),
+        (MoveMode::Cold, false, 305, 32768),
+        (MoveMode::Live, true, 306, 32771),
+        (MoveMode::Cold, true, 306, 32771),
+        (MoveMode::Storage, true, 307, 32769),
+    ] {
+        let job = json(&face(&JobStatus::planned(jobs::plan(mode, copies_disks)), None));
+        assert_eq!((&job["JobType"], &job["MigrationType"]), (&job_type.into(), &migration_type.into()));
+        let stays = mode == MoveMode::Storage;
+        assert_eq!(job["DestinationHost"], if stays { Value::Null } else { "bravo".into() });
+        assert_eq!(job["NewResourceSettingData"].is_array(), stays);
+    }
+}
+
+#[test]
+fn a_storage_move_embeds_its_disks() {
+    let job = face(&JobStatus::planned(jobs::plan(MoveMode::Storage, true)), None);
+    let disks = job.new_resource_setting_data.expect("disks");
+    let disk = reader::read(&disks[0]).expect("well-formed");
+    assert_eq!(disk.attribute("CLASSNAME"), Some("Msvm_StorageAllocationSettingData"));
+    let values: Vec<Value> = disk.elements.iter().map(value_of).collect();
+    let id = "Sterna:0197c0de-0000-7000-8000-00000000abcd/root";
+    assert_eq!(values, [Value::from("root"), id.into(), vec!["slow/root"].into()]);
+}
+
+/// Every state, also those that no event leads to yet: what stands together agrees.
+#[test]
+fn in_every_state_the_conditions_agree() {
+    let contacts = [Contact::Online, Contact::Lost, Contact::Never];
+    let contacts = contacts.iter().flat_map(|source| contacts.map(|target| Contacts { source: *source, target }));
+    for (state, contacts) in JobState::ALL.into_iter().flat_map(|state| contacts.clone().map(move |it| (state, it))) {
+        for mut status in [jobs::planned(), jobs::running(), jobs::unwinding("no"), jobs::failed("no")] {
+            status.state = state;
+            let job = MigrationJob::of(&status, None, contacts, at(60));
+            let first = job.operational_status[0];
+            assert_eq!(job.operational_status.len(), job.status_descriptions.len());
+            assert!(job.status_descriptions.iter().all(|text| !text.is_empty()));
+            assert_eq!(job.status, first.status());
+            assert!(job.status != "Unknown" && job.status.len() <= 10, "{state}: {}", job.status);
+            use OperationalStatus as Indicator;
+            let well = matches!(first, Indicator::Ok | Indicator::Degraded | Indicator::InService);
+            // A job that failed always has a report; these were made without events.
+            if state != JobState::Exception || status.failure.is_some() {
+                assert_eq!(job.error_code == ErrorCode::None, well, "{state}");
+            }
+            assert_eq!(job.error_description.is_some(), job.error_code != ErrorCode::None);
+            assert_eq!(job.error_summary_description.is_some(), job.error_code != ErrorCode::None);
+            let reachable = contacts == ONLINE;
+            let told = [Indicator::LostCommunication, Indicator::NoContact];
+            let told = job.operational_status.iter().any(|indicator| told.contains(indicator));
+            assert_eq!(told, !reachable && !state.is_final(), "{state}");
+            assert_eq!(job.communication_status.number() == 1, state.is_final(), "{state}");
+            assert_eq!(job.communication_status.number() == 2, reachable && !state.is_final(), "{state}");
+        }
+    }
+}
+
+#[test]
+fn silence_of_one_host_is_told_once_and_by_name() {
+    let contacts = Contacts { source: Contact::Never, target: Contact::Lost };
+    let job = MigrationJob::of(&jobs::running(), None, contacts, at(60));
+    assert_eq!(
+        job.operational_status,
+        [OperationalStatus::Degraded, OperationalStatus::LostCommunication, OperationalStatus::NoContact]
+    );
+    assert_eq!(job.status_descriptions[1..], ["bravo: not heard of lately", "alpha: never heard of"]);
+    assert_eq!((job.communication_status.number(), job.status), (3, "Degraded"));
+    let both = Contacts { source: Contact::Lost, target: Contact::Lost };
+    let job = MigrationJob::of(&jobs::running(), None, both, at(60));
+    assert_eq!(job.status_descriptions[1..], ["alpha, bravo: not heard of lately"]);
+    let stays = jobs::told(jobs::plan(MoveMode::Storage, true), vec![]);
+    assert_eq!(MigrationJob::of(&stays, None, both, at(60)).status_descriptions[2..], ["alpha: not heard of lately"]);
+}
+
+#[test]
+fn a_caption_is_cut_at_its_limit() {
+    let mut status = jobs::planned();
+    let longest = "a-name-of-24-characters-";
+    status.plan.vm.name = longest.parse().expect("a name");
+    status.plan.target.id = longest.parse().expect("a name");
+    let job = face(&status, None);
+    assert_eq!(job.caption.chars().count(), CAPTION_LENGTH_MAX);
+    assert!(job.caption.starts_with("Moving VM a-name-of-24-characters- and its disks"), "{}", job.caption);
+}
+
+#[test]
+fn time_passes_from_the_first_step_to_the_end() {
+    let elapsed = |status: &JobStatus| face(status, None).elapsed_time.microseconds() / 1_000_000;
+    assert_eq!(elapsed(&jobs::planned()), 0);
+    // Its first step began in second 2, and it is second 60.
+    assert_eq!(elapsed(&jobs::running()), 58);
+    // Its end was in second 15.
+    assert_eq!(elapsed(&jobs::completed()), 13);
+}
+
+fn names() -> Vec<String> {
+    json(&face(&jobs::planned(), None)).as_object().expect("an object").keys().cloned().collect()
+}
+
+fn page() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/job-model.md");
+    std::fs::read_to_string(path).expect("docs/job-model.md")
+}
+
+#[test]
+fn every_property_has_its_row_in_the_documents() {
+    let page = page();
+    let rows: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let missing: Vec<String> = names().into_iter().filter(|name| !rows.contains(&name.as_str())).collect();
+    assert_eq!(missing, Vec::<String>::new(), "docs/job-model.md has no row of these");
+    let codes = ErrorCode::ALL.iter().map(|code| format!("| {} | `{code:?}` |", code.number()));
+    let missing: Vec<String> = codes.filter(|row| !page.contains(row)).collect();
+    assert_eq!(missing, Vec::<String>::new(), "docs/job-model.md has no row of these codes");
+}
+
+#[test]
+fn the_documents_tell_every_state_as_it_is() {
+    let page = page();
+    let failed = jobs::failed("no");
+    let unwinding = jobs::unwinding("no");
+    let mut rows = vec![("shutting_down, failed".to_owned(), unwinding)];
+    rows.extend(JobState::ALL.into_iter().map(|state| {
+        let mut status = if state == JobState::Exception { failed.clone() } else { jobs::running() };
+        status.state = state;
+        let name =
+            if state == JobState::ShuttingDown { "shutting_down, cancelled".to_owned() } else { state.to_string() };
+        (name, status)
+    }));
+    for (name, status) in rows {
+        let row = page.lines().find_map(|line| line.strip_prefix(&format!("| {name} | "))).expect(&name);
+        let told: Vec<u16> = row.split([' ', ',', '|']).filter_map(|word| word.parse().ok()).collect();
+        let job = face(&status, None);
+        let mut is: Vec<u16> = job.operational_status.iter().map(|indicator| indicator.number()).collect();
+        is.extend([job.health_state.number(), job.detailed_status.number()]);
+        is.extend([job.operating_status.number(), job.primary_status.number()]);
+        assert_eq!(told, is, "{name}");
+    }
+}
+
+/// Where the class's published description lies beside the workspace, its properties, their order and their types are held
+/// to it. Elsewhere there is nothing to compare with.
+#[test]
+fn properties_are_those_of_the_published_class() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/seeds");
+    let Ok(entries) = std::fs::read_dir(seeds) else { return };
+    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    let Some(page) = texts.into_iter().find(|text| text.contains("class Msvm_MigrationJob :")) else { return };
+    let (_, class) = page.split_once("class Msvm_MigrationJob :").expect("the class");
+    let (_, body) = class.split_once('{').expect("a beginning");
+    let (body, _) = body.split_once("};").expect("an end");
+    let published: Vec<String> = body
+        .lines()
+        .filter_map(|line| {
+            let (cim_type, rest) = line.trim().split_once(' ')?;
+            let name = rest.trim().split([' ', ';', '[']).next()?;
+            let array = if rest.contains("[]") { "[]" } else { "" };
+            Some(format!("{cim_type} {name}{array}"))
+        })
+        .collect();
+    let xml = reader::read(&face(&jobs::planned(), None).to_xml()).expect("well-formed");
+    let ours = xml.elements.iter().map(|element| {
+        let array = if element.name == "PROPERTY.ARRAY" { "[]" } else { "" };
+        let attribute = |name| element.attribute(name).expect("an attribute");
+        format!("{} {}{array}", attribute("TYPE"), attribute("NAME"))
+    });
+    assert_eq!(ours.collect::<Vec<_>>(), published);
+}
