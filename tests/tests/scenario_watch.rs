@@ -65,6 +65,18 @@ async fn watched_move(fleet: &mut Fleet) -> anyhow::Result<()> {
     ensure!(STEPS.iter().all(|step| shown.contains(step)), "{shown}");
     eprintln!("{shown}");
 
+    // The same job as CIM has it, by the numbers of its class; in XML it is one instance.
+    let cim = fleet.try_sterna(&["--output", "cim", "job", "show", &job]).await?;
+    let cim: Value = serde_json::from_slice(&cim.stdout).context("the CIM face is JSON")?;
+    ensure!(
+        cim["JobState"] == 7 && cim["JobType"] == 306 && cim["PercentComplete"] == 100 && cim["ErrorCode"] == 0,
+        "{cim:#}"
+    );
+    ensure!(cim["DestinationHost"] == "bravo" && cim["InstanceID"] == format!("Sterna:{job}"), "{cim:#}");
+    let xml = fleet.try_sterna(&["--output", "cim-xml", "job", "show", &job]).await?;
+    let xml = String::from_utf8(xml.stdout)?;
+    ensure!(xml.starts_with("<INSTANCE CLASSNAME=\"Msvm_MigrationJob\">") && xml.contains(&job), "{xml}");
+
     let said = feed
         .wait_for("the end of the job", |said| said.of_job(&job).any(|message| message["body"]["state"] == "completed"))
         .await?;
