@@ -199,6 +199,10 @@ impl Lane {
                 return self.shared.finish(reason);
             }
             let Some(error) = broken else { continue };
+            if self.index != 0 && self.shared.closing.load(Ordering::Acquire) {
+                // The peer, which has everything, was the first to let go; the end of the session is a moment away.
+                return std::future::pending().await;
+            }
             self.breaches += u32::from(error.breach());
             if self.breaches >= BREACHES_MAX {
                 return self.shared.finish(error);

@@ -32,7 +32,7 @@ use crate::migration::conversation::Conversation;
 use crate::migration::images;
 use crate::migration::partial;
 use crate::migration::source::settings;
-use crate::migration::target_disks::{Images, Ledger, TargetDisks, export_name};
+use crate::migration::target_disks::{Images, Ledger, TargetDiskError, TargetDisks, export_name};
 
 /// How long the source may take to come after the plan did.
 const SOURCE_WAIT: Duration = Duration::from_secs(120);
@@ -133,8 +133,21 @@ impl Target {
         let keeper = context.keeper.clone();
         let mut conversation =
             Conversation::open(session.peer().clone(), context.plan.job, session.sender(), control, keeper).await;
+        let mut failed = false;
         loop {
-            let message = match conversation.next().await {
+            let next = tokio::select! {
+                biased;
+                next = conversation.next() => next,
+                error = fault_of(self.disks.as_ref()), if !failed => {
+                    failed = true;
+                    let failure = self.cannot_go_on("writing", error.into());
+                    match conversation.say(&Message::Failed { failure }).await {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
+            };
+            let message = match next {
                 Ok(message) => message,
                 Err(error) => {
                     info!(job = %context.plan.job, %error, "the source is gone");
@@ -163,10 +176,8 @@ impl Target {
                     return;
                 }
                 Err(error) => {
-                    warn!(job = %context.plan.job, message = name, %error, "the target cannot go on");
-                    let failure = error.report(&context.host);
-                    self.cause = Some(failure.code);
-                    Message::Failed { failure }
+                    failed = true;
+                    Message::Failed { failure: self.cannot_go_on(name, error) }
                 }
             };
             let over = matches!(answer, Message::Aborted);
@@ -183,6 +194,14 @@ impl Target {
                 return;
             }
         }
+    }
+
+    /// What the source is told of an error in something that it asked for, or that goes on meanwhile.
+    fn cannot_go_on(&mut self, what: &str, error: MoveError) -> FailureReport {
+        warn!(job = %self.context.plan.job, what, error = &error as &dyn std::error::Error, "the target cannot go on");
+        let failure = error.report(&self.context.host);
+        self.cause = Some(failure.code);
+        failure
     }
 
     /// Does what the source asks; nothing is answered to what ends the job.
@@ -337,6 +356,14 @@ impl Target {
         if let Err(error) = settled {
             warn!(job = %context.plan.job, error = &error as &dyn std::error::Error, "what became of the images is not noted");
         }
+    }
+}
+
+/// Why the disks of a target can no longer be written, once they cannot.
+async fn fault_of(disks: Option<&TargetDisks>) -> TargetDiskError {
+    match disks {
+        Some(disks) => disks.failed().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -20,7 +20,7 @@ use futures_util::future::try_join_all;
 use sterna_shared::id::{JobId, VmId};
 use sterna_shared::job::DiskMove;
 use sterna_shared::vm::DiskSpec;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{debug, warn};
@@ -51,6 +51,7 @@ pub fn export_name(index: usize) -> String {
 #[derive(Debug)]
 pub struct TargetDisks {
     questions: mpsc::Sender<Question>,
+    failed: watch::Receiver<bool>,
     task: JoinHandle<()>,
 }
 
@@ -151,17 +152,28 @@ impl TargetDisks {
         }
         let (questions, receiver) = mpsc::channel(QUESTIONS_MAX);
         let saved = received_bytes(&writers);
+        let (tell_failed, failed) = watch::channel(false);
         let task = Task {
             writers,
             applied: 0,
             fault: None,
+            tell_failed,
             ledger: images.ledger,
             saved,
             saving: JoinSet::new(),
             pass_0: true,
         };
         let task = tokio::spawn(task.run(blocks, receiver));
-        Ok(Self { questions, task })
+        Ok(Self { questions, failed, task })
+    }
+
+    /// Waits until no more can be written, and says why. A source whose blocks nobody takes any more would wait for room, and
+    /// never come to ask.
+    pub async fn failed(&self) -> TargetDiskError {
+        let mut failed = self.failed.clone();
+        let _ = failed.wait_for(|failed| *failed).await;
+        // To whoever asked first the reason was told then.
+        self.applied(0).await.err().unwrap_or(TargetDiskError::Gone)
     }
 
     /// Waits until that many blocks of the session are written.
@@ -213,6 +225,7 @@ struct Task {
     writers: Vec<Writer>,
     applied: u64,
     fault: Option<TargetDiskError>,
+    tell_failed: watch::Sender<bool>,
     ledger: Ledger,
     /// How many bytes the journal has as received, or will have once `saving` is done.
     saved: u64,
@@ -241,19 +254,19 @@ impl Task {
                     let _ = reply.send(outcome);
                     // The source now reads for the next pass; what was written is proven meanwhile.
                     if sound && let Err(error) = self.secure().await {
-                        self.fault = Some(error);
+                        self.fail(error);
                     }
                 }
             }
             tokio::select! {
                 block = blocks.recv(), if open && self.fault.is_none() => match block {
                     Ok(Some(frame)) => if let Err(error) = self.apply(frame).await {
-                        self.fault = Some(error);
+                        self.fail(error);
                     },
                     Ok(None) => open = false,
                     Err(error) => {
                         open = false;
-                        self.fault = Some(error.into());
+                        self.fail(error.into());
                     }
                 },
                 question = questions.recv() => match question {
@@ -274,6 +287,11 @@ impl Task {
                 _ = ticks.tick(), if self.pass_0 => self.begin_to_save(),
             }
         }
+    }
+
+    fn fail(&mut self, fault: TargetDiskError) {
+        self.fault = Some(fault);
+        self.tell_failed.send_replace(true);
     }
 
     async fn apply(&mut self, frame: BlockFrame) -> Result<(), TargetDiskError> {

@@ -1,0 +1,96 @@
+//! A pool that fills up in the middle of a move: the guest runs on where it was, everybody is told why, and once there is
+//! room again it moves.
+#![allow(clippy::print_stderr, reason = "figures are for whoever runs the test")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::ensure;
+use sterna_tests::fleet::WitnessWish;
+use sterna_tests::moves::{Guest, begins, ended};
+use sterna_tests::namespace::Link;
+use sterna_tests::scenario::{eventually, on_fleet};
+
+/// What the file system of the small pool has, which is enough for the disks and little more.
+const POOL_MIB: u64 = 320;
+const BALLAST_MIB: u64 = 128;
+/// So slow that the pool is full before the disks are there.
+const SLOW_MEGABITS: u32 = 200;
+const WAIT: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn a_pool_that_fills_up_in_the_middle_of_a_move_harms_nobody() {
+    on_fleet(async |fleet| {
+        fleet.stop_agent("bravo").await?;
+        let pool = SmallPool::mount(&fleet.folder().join("small.img"), &fleet.agent("bravo")?.pool("fast"))?;
+        fleet.start_agent("bravo").await?;
+        let ballast = vec![("stones", "fast", "raw", BALLAST_MIB)];
+        let wish = WitnessWish { rewrite_mib: 1, records: 10, ballast, ..WitnessWish::small("witness") };
+        let mut guest = Guest::start(fleet, ["alpha", "bravo"], &wish).await?;
+        guest.hosts_online(fleet, WAIT).await?;
+
+        let target = &fleet.agent("bravo")?.host;
+        target.shape(Link::Data, SLOW_MEGABITS)?;
+        let job = guest.begin_move(fleet, "bravo", &[]).await?;
+        begins(fleet, "alpha", &job, "copy_disks").await?;
+        let somebody_elses = pool.fill()?;
+        let over = ended(fleet, &job, WAIT).await?;
+        target.unshape(Link::Data)?;
+        eprintln!("{:#}", over["failure"]);
+        ensure!(over["state"] == "exception", "a move into a full pool fails: {over:#}");
+        let told = over["failure"].to_string();
+        ensure!(told.to_lowercase().contains("space"), "the reason is told: {told}");
+        ensure!(over["failure"]["host"] == "bravo", "and where: {told}");
+        ensure!(guest.settled_at(fleet, WAIT).await? == "alpha", "the guest is elsewhere");
+        let left = guest.left_without_owner(fleet, "alpha", SOON).await?;
+        ensure!(left.iter().all(|left| left.contains("somebody_elses")), "left behind: {left:?}");
+        guest.expect_whole().await?;
+
+        std::fs::remove_file(somebody_elses)?;
+        eventually("the fleet knows of the room", SOON, async || {
+            let plan = fleet.try_sterna(&["migrate", guest.name, "--to", "bravo", "--dry-run"]).await?;
+            Ok(plan.status.success().then_some(()))
+        })
+        .await?;
+        guest.move_to(fleet, "bravo").await?;
+        guest.expect_whole().await
+    })
+    .await;
+}
+
+/// A file system of its own under a pool's directory. Dropping it takes it away.
+struct SmallPool {
+    directory: PathBuf,
+}
+
+impl SmallPool {
+    fn mount(image: &Path, directory: &Path) -> anyhow::Result<Self> {
+        std::fs::File::create(image)?.set_len(POOL_MIB << 20)?;
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(directory))?;
+        Ok(Self { directory: directory.to_owned() })
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) -> anyhow::Result<PathBuf> {
+        let path = self.directory.join("somebody_elses");
+        let mut file = std::fs::File::create(&path)?;
+        let bytes = vec![1; 1 << 20];
+        while std::io::Write::write_all(&mut file, &bytes).is_ok() {}
+        Ok(path)
+    }
+}
+
+impl Drop for SmallPool {
+    fn drop(&mut self) {
+        let _ = run(Command::new("umount").arg("--lazy").arg(&self.directory));
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let output = command.output()?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
