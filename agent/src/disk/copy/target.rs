@@ -27,6 +27,9 @@ pub const READ_BACK_WINDOW: usize = 8;
 const STATUS_CHUNKS_MIN: usize = 8;
 /// How many chunks reading back stays behind writing: the blocks of one chunk come together, and this is when they have.
 pub const READ_BACK_DISTANCE: usize = 16;
+/// How many touched chunks are remembered for reading back: what reading may be behind by, and a bound on what a peer that
+/// touches the same chunks for ever makes us keep. The others are left to [`Writer::verify`].
+const BEHIND_MAX: usize = 4096;
 /// Of the chunks that are due, how many are looked at: more than can be busy with writes.
 const READ_BACK_LOOK: usize = 2 * (WRITE_WINDOW + READ_BACK_WINDOW);
 
@@ -67,7 +70,8 @@ pub struct Writer {
     /// Where data was ever written to a fresh image.
     written: ExtentSet,
     received: ExtentSet,
-    /// Touched chunks, not yet read back, in the order of writing; each but the last once, so no more than the disk has.
+    /// Touched chunks, not yet read back, in the order of writing, at most [`BEHIND_MAX`]. A chunk that is touched again
+    /// later may be there twice.
     behind: VecDeque<usize>,
     tasks: JoinSet<Done>,
     /// How many of the tasks read back.
@@ -336,9 +340,13 @@ impl Writer {
     /// Notes that data touched these chunks, and reads back those that are far enough behind.
     fn read_back_behind(&mut self, extent: Extent) {
         for index in self.table.touched(extent) {
-            if self.behind.back() != Some(&index) {
-                self.behind.push_back(index);
+            if self.behind.back() == Some(&index) {
+                continue;
             }
+            if self.behind.len() >= BEHIND_MAX {
+                self.behind.pop_front();
+            }
+            self.behind.push_back(index);
         }
         self.read_back_due();
     }
