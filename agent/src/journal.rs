@@ -417,6 +417,7 @@ pub(crate) mod tests {
         let plan = Plan {
             job: "0197c0de-0000-7000-8000-000000000001".parse().expect("a UUID"),
             planned_at: Timestamp::from_unix_microseconds(0),
+            attempt: 0,
             mode: MoveMode::Live,
             vm_at_target: vm.clone(),
             vm,

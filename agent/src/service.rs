@@ -37,6 +37,7 @@ use crate::host::Host;
 use crate::journal::{JournalError, Role, Stage, VmRecord};
 use crate::link::{AdmissionRequest, Listener, Session, Timing};
 use crate::migration::context::Context;
+use crate::migration::gate::Wish;
 use crate::migration::images;
 use crate::migration::keeper::Keeper;
 use crate::requests::{self, Handler};
@@ -252,7 +253,15 @@ impl Service {
         match command {
             Command::Run { plan } => self.take_plan(*plan).await,
             Command::Cancel { job } => {
-                self.cancel(job).await;
+                self.end(job, Wish::Cancel, None).await;
+                Ok(())
+            }
+            Command::Suspend { job, attempt } => {
+                self.end(job, Wish::Suspend, Some(attempt)).await;
+                Ok(())
+            }
+            Command::Kill { job } => {
+                self.end(job, Wish::Kill, None).await;
                 Ok(())
             }
             Command::SetBandwidth { job, bandwidth } => {

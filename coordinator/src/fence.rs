@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use sterna_shared::id::{HostId, JobId};
-use sterna_shared::job::{JobState, JobStatus};
+use sterna_shared::job::JobStatus;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
@@ -124,7 +124,7 @@ impl Fence {
 impl Fencing {
     /// Takes note of where a job stands. The time counts from when this coordinator first sees it wait.
     pub fn observe(&mut self, status: &JobStatus, clock: Duration, after: Duration) {
-        if status.state == JobState::QueryPending {
+        if status.is_unresolved() {
             self.due.entry(status.job).or_insert(Some(clock + after));
         } else {
             self.due.remove(&status.job);

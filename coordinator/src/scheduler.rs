@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_shared::id::JobId;
-use sterna_shared::job::{FailureCode, FailureReport, JobState, JobStatus};
+use sterna_shared::job::{Dispatch, FailureCode, FailureReport, JobStatus};
 
 /// How long a planned job may wait for an agent to accept it.
 pub const ACCEPT_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -19,7 +19,7 @@ impl Scheduler {
     /// Takes note of where a job stands. A job first seen waiting is given the whole of [`ACCEPT_WAIT_MAX`] from now,
     /// also by a coordinator that has just taken over: nobody's wall clock decides.
     pub fn observe(&mut self, status: &JobStatus, clock: Duration) {
-        if status.state == JobState::New {
+        if status.dispatch == Dispatch::Sent {
             self.deadlines.entry(status.job).or_insert(clock + ACCEPT_WAIT_MAX);
         } else {
             self.deadlines.remove(&status.job);

@@ -15,7 +15,9 @@
 
 mod desk;
 mod keeper;
+mod methods;
 mod perform;
+mod queue;
 mod request;
 mod resolve;
 mod state;

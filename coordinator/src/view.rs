@@ -60,6 +60,26 @@ pub struct JobView {
     pub finished_at: Option<Timestamp>,
     /// When its state last changed.
     pub changed_at: Timestamp,
+    /// Who submitted it.
+    pub owner: Option<String>,
+    /// Which jobs go first where not all can: lower numbers.
+    pub priority: u32,
+    /// How often it was begun before: a suspended job goes on as the next attempt.
+    pub attempt: u32,
+    /// Bytes of payload that it has put on the link, all attempts together.
+    pub bytes_sent: u64,
+    /// What it waits for while it is `query_pending`.
+    pub question: Option<Question>,
+}
+
+/// What a job waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Question {
+    /// Which of its hosts may run the VM: that the target answers, or that it is fenced.
+    Handover,
+    /// What to do, since the target cannot take the VM as planned: `failure` says why.
+    Target,
 }
 
 /// A VM, named both ways.
@@ -206,10 +226,18 @@ impl JobView {
             blackout_ms: status.blackout_us.map(milliseconds),
             hypervisor_blackout_ms: status.hypervisor_blackout_ms(),
             notices: status.notices.clone(),
-            submitted_at: status.plan.planned_at,
+            submitted_at: status.submitted_at,
             started_at: status.started_at,
             finished_at: status.finished_at,
             changed_at: status.changed_at,
+            owner: status.policy.owner.clone(),
+            priority: status.policy.priority,
+            attempt: status.plan.attempt,
+            bytes_sent: status.figures().bytes_sent,
+            question: (status.state == JobState::QueryPending).then(|| match status.is_unresolved() {
+                true => Question::Handover,
+                false => Question::Target,
+            }),
         }
     }
 }
@@ -346,6 +374,7 @@ mod tests {
         Plan {
             job: "0197c0de-0000-7000-8000-00000000000a".parse().expect("a UUID"),
             planned_at: at(0),
+            attempt: 0,
             mode: MoveMode::Live,
             disks: vec![DiskMove { source: spec.disks[0].clone(), target: spec.disks[0].clone() }],
             vm: spec.clone(),

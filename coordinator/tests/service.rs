@@ -234,7 +234,7 @@ fn planned() -> Box<Plan> {
     for host in [inventory("alpha", true), inventory("beta", false)] {
         fleet.heard(host, now, Duration::ZERO);
     }
-    let seeds = planner::Seeds { job: job(), token: Token::from_bytes([0; 32]), now };
+    let seeds = planner::Seeds { job: job(), token: Token::from_bytes([0; 32]), attempt: 0, now };
     Box::new(planner::plan(&fleet, [], &request(), seeds).expect("a plan"))
 }
 
@@ -268,7 +268,7 @@ async fn a_job_is_planned_sent_followed_and_rebuilt() {
         ApiReply::JobStarted { status } => Some(*status),
         _ => None,
     };
-    let migrate = ApiRequest::Migrate { request: request(), dry_run: false, job: job() };
+    let migrate = ApiRequest::Migrate { request: request(), dry_run: false, job: job(), policy: Box::default() };
     let status = until(&client, &migrate, started).await;
     assert_eq!(status.state, JobState::New);
     assert!(ask(&client, &migrate).await.and_then(started).is_some(), "asked twice, made once");

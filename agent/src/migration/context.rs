@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tracing::info;
 
 use crate::disk::copy::CopyError;
+use crate::disk::nbd::NbdError;
 use crate::host::Host;
 use crate::hypervisor::qemu::MachineError;
 use crate::hypervisor::qemu::runtime::RuntimeError;
@@ -16,12 +17,15 @@ use crate::link::{LaneStatus, Limiter, LinkError};
 use crate::memory::RelayError;
 use crate::migration::conversation::ConversationError;
 use crate::migration::disks::DiskError;
-use crate::migration::gate::CancelGate;
+use crate::migration::gate::{Gate, Wish};
 use crate::migration::images::ImageError;
 use crate::migration::keeper::{Keeper, KeeperError, Stopping};
 use crate::migration::progress::ProgressBoard;
 use crate::migration::target_disks::TargetDiskError;
 use crate::teller::NotTold;
+
+/// NBD's number of a server that has no room.
+const NBD_NO_SPACE: u32 = 28;
 
 /// What every part of a job needs.
 #[derive(Debug)]
@@ -34,8 +38,8 @@ pub struct Context {
     pub keeper: Keeper,
     /// The job's rate.
     pub limiter: Arc<Limiter>,
-    /// Until when it can be cancelled.
-    pub gate: CancelGate,
+    /// Until when it can be ended.
+    pub gate: Gate,
     /// How far it is.
     pub progress: ProgressBoard,
 }
@@ -50,6 +54,20 @@ pub enum Outcome {
     },
     /// It was cancelled; the VM is as it was.
     Terminated,
+    /// It was killed, which everybody knows already; the VM is as it was.
+    Killed,
+    /// It was suspended; the VM is as it was, and what the target has received is kept.
+    Suspended {
+        /// What was done.
+        figures: StepFigures,
+    },
+    /// The target cannot take the VM as planned, and an operator may know better; the VM is as it was.
+    Asked {
+        /// Why not.
+        failure: FailureReport,
+        /// What was done.
+        figures: StepFigures,
+    },
     /// It failed; the VM is as it was.
     Failed(FailureReport),
     /// This host followed, and its part is over; the source tells the end.
@@ -84,8 +102,11 @@ impl Context {
         let _ = self.host.tell(self.plan.job, body).await;
     }
 
-    /// Tells that the job is being undone.
+    /// Tells that the job is being undone; one that is suspended or waits for an answer has not failed in its step.
     pub async fn unwinding(&self, error: &MoveError) {
+        if matches!(error, MoveError::Ended(Wish::Suspend | Wish::Kill)) || error.can_be_answered() {
+            return;
+        }
         if let Some(step) = self.progress.current_step() {
             self.tell(EventBody::StepFailed { step, failure: error.report(&self.host) }).await;
         }
@@ -120,9 +141,9 @@ impl Context {
 /// Why a move was given up. The VM is unharmed in each case.
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
-    /// An operator cancelled it.
-    #[error("the job was cancelled")]
-    Cancelled,
+    /// An operator ended it, for good or for now.
+    #[error("the job was {}", match .0 { Wish::Suspend => "suspended", Wish::Cancel => "cancelled", Wish::Kill => "killed" })]
+    Ended(Wish),
     /// The agent was restarted while disks or memory were copied.
     #[error("the agent was restarted in the middle of the move")]
     AgentRestarted,
@@ -221,12 +242,34 @@ impl From<Stopping> for MoveError {
 }
 
 impl MoveError {
+    /// Whether an operator may know what to do: the target would take the VM if it had the room.
+    #[must_use]
+    pub fn can_be_answered(&self) -> bool {
+        match self {
+            Self::Conversation(ConversationError::Failed { failure, .. }) => failure.code == FailureCode::PoolFull,
+            _ => false,
+        }
+    }
+
+    /// How a job ends that ended so.
+    #[must_use]
+    pub fn outcome(&self, host: &Host, figures: StepFigures) -> Outcome {
+        match self {
+            Self::Ended(Wish::Cancel) => Outcome::Terminated,
+            Self::Ended(Wish::Kill) => Outcome::Killed,
+            Self::Ended(Wish::Suspend) => Outcome::Suspended { figures },
+            error if error.can_be_answered() => Outcome::Asked { failure: error.report(host), figures },
+            error => Outcome::Failed(error.report(host)),
+        }
+    }
+
     /// As everybody is told.
     #[must_use]
     pub fn report(&self, host: &Host) -> FailureReport {
         use FailureCode as F;
         let (code, remedy) = match self {
-            Self::Cancelled => (F::Cancelled, "nothing is left to do"),
+            Self::Ended(Wish::Suspend) => (F::Suspended, "let it go on with `sterna job state JOB start`"),
+            Self::Ended(Wish::Cancel | Wish::Kill) => (F::Cancelled, "nothing is left to do"),
             Self::AgentRestarted => (F::AgentRestarted, "start the move again"),
             Self::Stale { .. } => (F::PlanStale, "look at the VM and plan the move again"),
             Self::NotConnected => (F::Internal, "report this with the agent's log"),
@@ -243,6 +286,9 @@ impl MoveError {
             Self::NotTold(_) => (F::AgentRestarted, "start the move again"),
             Self::TargetDisk(TargetDiskError::Link(_)) => {
                 (F::LinkLost, "check the network between the two hosts, then start the move again")
+            }
+            Self::TargetDisk(_) | Self::Copy(_) | Self::Image(_) if no_room(self) => {
+                (F::PoolFull, "make room in the pool, or give its disks another: `sterna job answer JOB`")
             }
             Self::TargetDisk(_) => (F::DiskWrite, "check the free space and the health of the target's pool"),
             Self::Copy(CopyError::Write { .. } | CopyError::Flush { .. }) => {
@@ -262,4 +308,13 @@ impl MoveError {
         };
         host.failure(code, self, remedy)
     }
+}
+
+/// Whether it came to this because a file system or a volume group is full.
+fn no_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull);
+        io || matches!(cause.downcast_ref::<NbdError>(), Some(NbdError::Server { errno: NBD_NO_SPACE, .. }))
+    })
 }

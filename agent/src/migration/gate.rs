@@ -1,45 +1,75 @@
-//! Until when a job can be cancelled: one atomic decision between an operator's wish and the point of no return.
+//! Until when a job can be ended: one atomic decision between an operator's wish and the point of no return.
+
+use std::fmt;
 
 use tokio::sync::watch;
+
+/// What an operator wants of a job under way. A later one counts for more: who suspends and then cancels has cancelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Wish {
+    /// Stop, and go on later.
+    Suspend,
+    /// End, and put everything back.
+    Cancel,
+    /// End at once, and put everything back afterwards.
+    Kill,
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Suspend => "suspend",
+            Self::Cancel => "cancel",
+            Self::Kill => "kill",
+        })
+    }
+}
 
 /// Where a job stands between the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Open,
-    Cancelled,
+    Ended(Wish),
     Closed,
 }
 
-/// A gate that either a cancel or the handover passes, and never both. Clones are the same gate.
+/// A gate that either an operator's wish or the handover passes, and never both. Clones are the same gate.
 #[derive(Debug, Clone)]
-pub struct CancelGate {
+pub struct Gate {
     state: watch::Sender<State>,
 }
 
-impl Default for CancelGate {
+impl Default for Gate {
     fn default() -> Self {
         Self { state: watch::Sender::new(State::Open) }
     }
 }
 
-impl CancelGate {
-    /// Asks for a cancel; whether it will be honoured.
+impl Gate {
+    /// Asks for the job's end; whether it will be honoured.
     #[must_use]
-    pub fn cancel(&self) -> bool {
+    pub fn end(&self, wish: Wish) -> bool {
         self.state.send_if_modified(|state| {
-            let open = *state == State::Open;
-            if open {
-                *state = State::Cancelled;
+            let stronger = match *state {
+                State::Open => true,
+                State::Ended(before) => wish > before,
+                State::Closed => false,
+            };
+            if stronger {
+                *state = State::Ended(wish);
             }
-            open
+            stronger
         });
-        *self.state.borrow() == State::Cancelled
+        self.wish().is_some_and(|ended| ended >= wish)
     }
 
-    /// Whether a cancel was asked for and is honoured.
+    /// What was asked for and is honoured.
     #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        *self.state.borrow() == State::Cancelled
+    pub fn wish(&self) -> Option<Wish> {
+        match *self.state.borrow() {
+            State::Ended(wish) => Some(wish),
+            State::Open | State::Closed => None,
+        }
     }
 
     /// Passes the point of no return; whether that was still possible.
@@ -55,11 +85,16 @@ impl CancelGate {
         *self.state.borrow() == State::Closed
     }
 
-    /// Waits for a cancel, for ever where none comes.
-    pub async fn cancelled(&self) {
+    /// Waits until the job's end is asked for, for ever where it is not.
+    pub async fn ended(&self) -> Wish {
         let mut state = self.state.subscribe();
-        if state.wait_for(|state| *state == State::Cancelled).await.is_err() {
-            std::future::pending::<()>().await;
+        loop {
+            if let State::Ended(wish) = *state.borrow_and_update() {
+                return wish;
+            }
+            if state.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -70,12 +105,22 @@ mod tests {
 
     #[test]
     fn only_one_passes() {
-        let gate = CancelGate::default();
-        assert!(gate.cancel());
-        assert!(gate.cancel(), "a repeated cancel is the same cancel");
+        let gate = Gate::default();
+        assert!(gate.end(Wish::Cancel));
+        assert!(gate.end(Wish::Cancel), "a repeated cancel is the same cancel");
         assert!(!gate.close());
-        let gate = CancelGate::default();
+        let gate = Gate::default();
         assert!(gate.close());
-        assert!(!gate.cancel());
+        assert!(!gate.end(Wish::Kill));
+    }
+
+    #[test]
+    fn who_wants_more_gets_it_and_nobody_takes_it_back() {
+        let gate = Gate::default();
+        assert!(gate.end(Wish::Suspend));
+        assert!(gate.end(Wish::Cancel));
+        assert_eq!(gate.wish(), Some(Wish::Cancel));
+        assert!(gate.end(Wish::Suspend), "what was asked for is more than that");
+        assert_eq!(gate.wish(), Some(Wish::Cancel));
     }
 }

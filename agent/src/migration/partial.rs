@@ -31,14 +31,24 @@ const KEPT_BYTES_MIN: u64 = 1 << 20;
 pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
     use FailureCode as F;
     match cause {
-        None | Some(F::LinkLost | F::AgentRestarted | F::MemoryCopy | F::BlackoutExceeded | F::Hypervisor) => true,
-        // Nobody wants it, or the target's disk or its journal is at fault, or one end does not do as it should.
+        None
+        | Some(
+            F::Suspended
+            | F::LinkLost
+            | F::AgentRestarted
+            | F::MemoryCopy
+            | F::BlackoutExceeded
+            | F::Hypervisor,
+        ) => true,
+        // Nobody wants it, or the room is needed, or the target's disk or its journal is at fault, or one end does not do as it
+        // should.
         Some(
             F::Cancelled
             | F::TargetRefused
             | F::PeerMisbehaved
             | F::DiskRead
             | F::DiskWrite
+            | F::PoolFull
             | F::DigestMismatch
             | F::Journal
             | F::PlanStale

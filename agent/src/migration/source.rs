@@ -149,7 +149,7 @@ impl Source {
         let context = Arc::clone(&self.context);
         tokio::select! {
             biased;
-            () = context.gate.cancelled() => Err(MoveError::Cancelled),
+            wish = context.gate.ended() => Err(MoveError::Ended(wish)),
             done = self.phases() => done,
         }
     }
@@ -388,7 +388,7 @@ impl Source {
             self.blackout.part("QEMU has sent all");
         }
         if !context.gate.close() {
-            return Err(MoveError::Cancelled);
+            return Err(MoveError::Ended(context.gate.ended().await));
         }
         let to = Move { job: context.plan.job, peer: context.plan.target.id.clone() };
         context.keeper.feed(Input::BeginCede { generation: self.generation, to }).await?;

@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::job::{DiskMove, StepFigures, StepKind};
+use sterna_shared::job::{DiskMove, StepFigures, StepKind, Volume};
 use sterna_shared::vm::{DiskSpec, Firmware, VmSpec};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -79,12 +79,12 @@ impl Storage {
         let context = Arc::clone(&self.context);
         let copied = tokio::select! {
             biased;
-            () = context.gate.cancelled() => Err(MoveError::Cancelled),
+            wish = context.gate.ended() => Err(MoveError::Ended(wish)),
             copied = self.copy() => copied,
         };
         let done = match copied {
             Ok(()) if context.gate.close() => self.release().await,
-            Ok(()) => Err(MoveError::Cancelled),
+            Ok(()) => Err(MoveError::Ended(context.gate.ended().await)),
             Err(error) => Err(error),
         };
         match done {
@@ -246,6 +246,9 @@ impl Storage {
         let context = Arc::clone(&self.context);
         info!(job = %context.plan.job, reason = %error, "unwinding");
         context.unwinding(&error).await;
+        let volume = self.disks.as_ref().map_or_else(Volume::default, |disks| *disks.volume().borrow());
+        // What is made of a new image goes with it: nothing crosses a link, and the next try copies it anew.
+        let figures = StepFigures { bytes_total: volume.done, bytes_sent: volume.sent, ..StepFigures::default() };
         if let Err(error) = self.put_away().await {
             warn!(job = %context.plan.job, %error, "exports or bitmaps are left over until the guest ends");
         }
@@ -261,10 +264,8 @@ impl Storage {
         if self.made && !self.new_images_open().await {
             images::remove_incoming(&context.host, &context.plan).await;
         }
-        match error {
-            MoveError::Cancelled => Outcome::Terminated,
-            error => Outcome::Failed(error.report(&context.host)),
-        }
+        let error = context.gate.wish().map_or(error, MoveError::Ended);
+        error.outcome(&context.host, figures)
     }
 
     /// One pass, written when this returns.

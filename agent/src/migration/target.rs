@@ -29,6 +29,7 @@ use crate::link::Session;
 use crate::memory::TargetRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
+use crate::migration::gate::Wish;
 use crate::migration::images;
 use crate::migration::partial;
 use crate::migration::source::settings;
@@ -73,7 +74,7 @@ impl Target {
                 Some(session) => self.follow(session).await,
                 None => return Outcome::Stopping,
             },
-            () = context.gate.cancelled() => info!(job = %context.plan.job, "cancelled before the source came"),
+            _ = context.gate.ended() => info!(job = %context.plan.job, "ended before the source came"),
             () = tokio::time::sleep(SOURCE_WAIT) => info!(job = %context.plan.job, "the source did not come"),
         }
         self.undo().await;
@@ -331,7 +332,8 @@ impl Target {
             settled(&context).await;
         }
         let keeps = context.host.config.keep_partial_seconds > 0;
-        let wanted = keeps && !context.gate.is_cancelled() && partial::worth_keeping(self.cause);
+        let ended = context.gate.wish().is_some_and(|wish| wish > Wish::Suspend);
+        let wanted = keeps && !ended && partial::worth_keeping(self.cause);
         if let Some(disks) = self.disks.as_ref().filter(|_| wanted) {
             // In vain where the disk does not do; then what was written down before is what there is.
             let _ = tokio::time::timeout(SAVE_WAIT, disks.save()).await;

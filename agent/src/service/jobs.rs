@@ -20,7 +20,7 @@ use crate::host::Host;
 use crate::journal::{JobRecord, JournalError, Role, Stage, VmRecord};
 use crate::link::{Admission, Limiter, Session};
 use crate::migration::context::{Context, Outcome};
-use crate::migration::gate::CancelGate;
+use crate::migration::gate::{Gate, Wish};
 use crate::migration::progress::ProgressBoard;
 use crate::migration::source::Source;
 use crate::migration::storage::Storage;
@@ -30,10 +30,13 @@ use crate::migration::target::Target;
 const SESSIONS_MAX: usize = 4;
 
 impl Service {
-    /// Journals a plan and begins with it. A plan that is known already changes nothing.
+    /// Journals a plan and begins with it. A plan that is known already changes nothing; one that goes on with a job that
+    /// was suspended takes the older one's place.
     pub(super) async fn take_plan(&mut self, plan: Plan) -> Result<(), JournalError> {
         let (here, job) = (self.host.id().clone(), plan.job);
-        if !plan.involves(&here) || self.host.journal.job(job)?.is_some() {
+        let goes_on =
+            |known: &JobRecord| known.stage == Stage::Over && plan.attempt > known.plan.attempt && !self.jobs.contains_key(&job);
+        if !plan.involves(&here) || self.host.journal.job(job)?.is_some_and(|known| !goes_on(&known)) {
             return Ok(());
         }
         if self.host.journal.may_be_forgotten(&plan)? {
@@ -118,7 +121,7 @@ impl Service {
         let context = Arc::new(Context {
             host: Arc::clone(&self.host),
             limiter: Arc::new(Limiter::new(plan.bandwidth)),
-            gate: CancelGate::default(),
+            gate: Gate::default(),
             progress: ProgressBoard::start(self.bus.clone(), job, self.host.id().clone(), role != Role::Target),
             plan,
             keeper,
@@ -144,18 +147,30 @@ impl Service {
         Ok(())
     }
 
-    pub(super) async fn cancel(&mut self, job: JobId) {
-        let Some(Job { context, role, .. }) = self.jobs.get(&job) else { return self.drop_left_by(job).await };
-        if *role == Role::Target {
-            // The source leads, and has been told too; a target that still waits for it need not wait longer.
-            let _ = context.gate.cancel();
+    /// Carries out what an operator wants of a job under way. `attempt` is the plan that he means, where it matters.
+    pub(super) async fn end(&mut self, job: JobId, wish: Wish, attempt: Option<u32>) {
+        let Some(Job { context, role, .. }) = self.jobs.get(&job) else {
+            // What it has left here is wanted no more, unless it is to go on.
+            if wish != Wish::Suspend {
+                self.drop_left_by(job).await;
+            }
+            return;
+        };
+        if attempt.is_some_and(|attempt| attempt != context.plan.attempt) {
             return;
         }
-        let accepted = context.gate.cancel();
-        info!(%job, "cancel {}", if accepted { "accepted" } else { "refused" });
-        let body = match accepted {
-            true => EventBody::CancelAccepted,
-            false => EventBody::CancelRefused {
+        if *role == Role::Target {
+            // The source leads, and has been told too; a target that still waits for it need not wait longer.
+            let _ = context.gate.end(wish);
+            return;
+        }
+        let accepted = context.gate.end(wish);
+        info!(%job, "{wish} {}", if accepted { "accepted" } else { "refused" });
+        let body = match (accepted, wish) {
+            (true, Wish::Cancel) => EventBody::CancelAccepted,
+            (true, Wish::Suspend) => EventBody::Notice { text: "suspend accepted; the copying stops".to_owned() },
+            (true, Wish::Kill) => EventBody::Killed,
+            (false, _) => EventBody::CancelRefused {
                 reason: format!(
                     "the VM has been offered to {}: from here on the move can only be completed, or refused by it",
                     context.plan.target.id
@@ -203,7 +218,7 @@ impl Service {
         let context = Arc::new(Context {
             host: Arc::clone(&self.host),
             limiter: Arc::new(Limiter::new(None)),
-            gate: CancelGate::default(),
+            gate: Gate::default(),
             progress: ProgressBoard::start(bus, record.plan.job, id, false),
             plan: record.plan,
             keeper,
@@ -242,7 +257,9 @@ async fn conclude(host: &Host, job: JobId, outcome: Outcome) {
         Outcome::Completed { blackout_us } => Some(EventBody::Completed { blackout_us }),
         Outcome::Terminated => Some(EventBody::Terminated),
         Outcome::Failed(failure) => Some(EventBody::Failed { failure }),
-        Outcome::Followed | Outcome::Stopping => None,
+        Outcome::Suspended { figures } => Some(EventBody::Suspended { figures }),
+        Outcome::Asked { failure, figures } => Some(EventBody::Asked { failure, figures }),
+        Outcome::Killed | Outcome::Followed | Outcome::Stopping => None,
     };
     if let Some(body) = body
         && let Err(error) = host.tell(job, body).await

@@ -188,6 +188,11 @@ impl Bus {
         Ok(Self { client, sender: sender.to_owned(), timeout, complaint })
     }
 
+    /// Who asks, as he calls himself.
+    pub(super) fn sender(&self) -> &str {
+        &self.sender
+    }
+
     /// nats-server's version.
     #[must_use]
     pub(super) fn server_version(&self) -> String {

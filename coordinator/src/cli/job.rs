@@ -4,16 +4,17 @@ use std::fmt::Write as _;
 
 use clap::Subcommand;
 use serde_json::json;
-use sterna_shared::bus::{ApiReply, ApiRequest};
+use sterna_shared::bus::{ApiReply, ApiRequest, JobAnswer};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{JobStatus, Progress};
+use sterna_shared::job::{DiskPlacement, JobStatus, Progress, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::{Contacts, MigrationJob};
 
 use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Format, Output, moment, or_dash, pairs, table};
-use super::{host, now, unexpected, watch};
+use super::migrate::parse_placement;
+use super::{confirm, host, now, unexpected, watch};
 use crate::view::JobView;
 
 #[derive(Debug, Subcommand)]
@@ -36,6 +37,41 @@ pub(super) enum JobCommand {
         /// Its id
         job: JobId,
     },
+    /// Ask for a job's state, as Msvm_MigrationJob.RequestStateChange does; prints what the method returns
+    State {
+        /// Its id
+        job: JobId,
+        /// start, suspend, terminate, kill or service; or its number, 2 to 6
+        requested: RequestedState,
+        /// Wait that long for the state to be reached
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u32>,
+    },
+    /// Stop a job so that it can go on later; the VM runs on where it is
+    Suspend {
+        /// Its id
+        job: JobId,
+    },
+    /// Let a suspended job go on, or begin one that waits
+    Resume {
+        /// Its id
+        job: JobId,
+    },
+    /// End a job at once; what it put up is taken away afterwards
+    Kill {
+        /// Its id
+        job: JobId,
+        /// Take it off the list of jobs
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Answer what a job in state query_pending waits for
+    Answer {
+        /// Its id
+        job: JobId,
+        #[command(subcommand)]
+        answer: Answer,
+    },
     /// Change the rate that a running job stays under
     Bandwidth {
         /// Its id
@@ -43,6 +79,25 @@ pub(super) enum JobCommand {
         /// The rate, such as 100M or 100MiB/s (powers of 1024), or "unlimited"
         #[arg(value_parser = parse_bandwidth)]
         rate: BandwidthWish,
+    },
+}
+
+/// What an operator says to a job that waits for a word.
+#[derive(Debug, Subcommand)]
+pub(super) enum Answer {
+    /// Try again, now that what stood in the way is mended
+    Retry,
+    /// Try again with disks in other pools
+    Place {
+        /// Where one disk goes; the others go where they were to go
+        #[arg(value_name = "NAME=POOL[:FORMAT]", required = true, value_parser = parse_placement)]
+        disks: Vec<DiskPlacement>,
+    },
+    /// The target will never run the VM again, and somebody has seen to that: the source takes it back
+    Fenced {
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
     },
 }
 
@@ -95,6 +150,25 @@ pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Resu
             let told = format!("cancel of {job} was sent; sterna job watch {job} tells when everything is back");
             done(bus, &ApiRequest::JobCancel { job: *job }, told, output).await
         }
+        JobCommand::State { job, requested, wait } => state(bus, *job, *requested, *wait, output).await,
+        JobCommand::Suspend { job } => state(bus, *job, RequestedState::Suspend, None, output).await,
+        JobCommand::Resume { job } => state(bus, *job, RequestedState::Start, None, output).await,
+        JobCommand::Kill { job, delete } => {
+            let reply = bus.ask(&ApiRequest::JobKill { job: *job, delete: *delete }).await?;
+            returned(reply, RequestedState::Kill, output)
+        }
+        JobCommand::Answer { job, answer } => {
+            let answer = match answer {
+                Answer::Retry => JobAnswer::Retry,
+                Answer::Place { disks } => JobAnswer::Place { disks: disks.clone() },
+                Answer::Fenced { yes } => {
+                    confirm("Is the target switched off, so that it cannot run the VM any more?", *yes)?;
+                    JobAnswer::Fenced
+                }
+            };
+            let told = format!("{job} has its answer; sterna job watch {job} tells what comes of it");
+            done(bus, &ApiRequest::JobAnswer { job: *job, answer }, told, output).await
+        }
         JobCommand::Bandwidth { job, rate: BandwidthWish(bandwidth) } => {
             let told = match bandwidth {
                 Some(rate) => format!("{job} stays under {rate}"),
@@ -132,6 +206,40 @@ async fn done(bus: &Bus, request: &ApiRequest, told: String, output: Output) -> 
         }
         other => Err(unexpected(&other)),
     }
+}
+
+async fn state(
+    bus: &Bus,
+    job: JobId,
+    requested: RequestedState,
+    wait: Option<u32>,
+    output: Output,
+) -> Result<Exit, CliError> {
+    let timeout_ms = wait.map(|seconds| u64::from(seconds) * 1000);
+    let request = ApiRequest::JobState { job, requested: requested.number(), timeout_ms };
+    returned(bus.ask(&request).await?, requested, output)
+}
+
+/// What a method of a job has returned.
+fn returned(reply: ApiReply, requested: RequestedState, output: Output) -> Result<Exit, CliError> {
+    let ApiReply::StateRequested { code, reason, status } = reply else { return Err(unexpected(&reply)) };
+    let done = matches!(code, ReturnCode::Completed | ReturnCode::Started);
+    let told = match &reason {
+        Some(reason) => format!("{requested}: {} ({reason})", code.number()),
+        None => format!("{requested}: {}, {} is {}", code.number(), status.job, status.state),
+    };
+    output.result(
+        &json!({
+            "returned": code.number(),
+            "name": code,
+            "hyper_v": code.hyper_v(),
+            "reason": reason,
+            "job": status.job,
+            "state": status.state,
+        }),
+        || told,
+    )?;
+    Ok(if done { Exit::Ok } else { Exit::Refused })
 }
 
 fn list(jobs: &[JobView]) -> String {

@@ -5,7 +5,9 @@ use std::fmt::Write as _;
 use clap::{Args, ValueEnum};
 use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::id::{HostId, JobId};
-use sterna_shared::job::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
+use sterna_shared::job::{
+    DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, StorageWish,
+};
 use sterna_shared::units::{Bandwidth, ByteCount};
 
 use super::bus::Bus;
@@ -65,6 +67,15 @@ pub(super) struct MigrateArgs {
     /// Connections between the two hosts
     #[arg(long, value_name = "COUNT")]
     lanes: Option<u8>,
+    /// Which jobs go first where not all can: lower numbers
+    #[arg(long, value_name = "NUMBER", default_value_t = PRIORITY_DEFAULT)]
+    priority: u32,
+    /// Take the job off the list once it is over and its time there is up
+    #[arg(long)]
+    delete_on_completion: bool,
+    /// How long it is listed then
+    #[arg(long, value_name = "SECONDS", default_value_t = KEEP_DEFAULT_SECONDS)]
+    keep: u32,
     /// Check and show the plan, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -78,7 +89,8 @@ pub(super) struct MigrateArgs {
 
 pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result<Exit, CliError> {
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    let request = ApiRequest::Migrate { request: request_of(args), dry_run: args.dry_run, job };
+    let policy = Box::new(policy_of(args, bus.sender()));
+    let request = ApiRequest::Migrate { request: request_of(args), dry_run: args.dry_run, job, policy };
     let reply = bus.ask(&request).await.map_err(|error| {
         // Only then may the job exist unseen.
         if error.exit == Exit::Unreachable && !args.dry_run {
@@ -88,7 +100,10 @@ pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result
         }
     })?;
     match reply {
-        ApiReply::Plan { plan } if args.dry_run => {
+        ApiReply::Plan { plan, waits_for } if args.dry_run => {
+            for wait in &waits_for {
+                output.remark(&format!("it would wait: {wait}"));
+            }
             let view = PlanView::new(&plan);
             output.result(&view, || show_plan(&view))?;
             Ok(Exit::Ok)
@@ -101,6 +116,15 @@ pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result
         }
         ApiReply::JobStarted { status } => watch::run(JobView::new(&status, None), bus, output).await,
         other => Err(unexpected(&other)),
+    }
+}
+
+fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
+    Policy {
+        owner: Some(owner.to_owned()),
+        priority: args.priority,
+        delete_on_completion: args.delete_on_completion,
+        keep_seconds: args.keep,
     }
 }
 
@@ -125,7 +149,7 @@ fn request_of(args: &MigrateArgs) -> MoveRequest {
     }
 }
 
-fn parse_placement(text: &str) -> Result<DiskPlacement, String> {
+pub(super) fn parse_placement(text: &str) -> Result<DiskPlacement, String> {
     let (disk, place) =
         text.split_once('=').ok_or_else(|| "give NAME=POOL or NAME=POOL:FORMAT, such as root=fast:raw".to_owned())?;
     let (pool, format) = match place.split_once(':') {

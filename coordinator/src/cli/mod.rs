@@ -187,6 +187,7 @@ fn unexpected(reply: &ApiReply) -> CliError {
         ApiReply::Console { .. } => "console",
         ApiReply::Plan { .. } => "plan",
         ApiReply::JobStarted { .. } => "job started",
+        ApiReply::StateRequested { .. } => "state requested",
         ApiReply::Jobs { .. } => "jobs",
         ApiReply::Job { .. } => "job",
         ApiReply::System { .. } => "system",

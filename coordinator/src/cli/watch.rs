@@ -14,7 +14,7 @@ use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::job;
 use super::output::Output;
-use crate::view::{JobView, ProgressView, VolumeView};
+use crate::view::{JobView, ProgressView, Question, VolumeView};
 
 /// How often the job is asked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -212,7 +212,10 @@ fn summary(view: &JobView) -> String {
         JobState::Terminated | JobState::Killed => {
             format!("{name}: cancelled{took}; it is on {} as before", view.source)
         }
-        JobState::QueryPending => format!("{name}: the handover is not resolved"),
+        JobState::QueryPending => match view.question {
+            Some(Question::Target) => format!("{name}: the target cannot take it as planned; it runs on at {}", view.source),
+            _ => format!("{name}: the handover is not resolved"),
+        },
         _ => format!("{name}: failed{took}"),
     }
 }

@@ -458,7 +458,10 @@ fn authority_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
 
 fn hosts_have_a_slot(case: &Case, out: &mut Vec<Refusal>) {
     let Some((source, target)) = case.hosts() else { return };
-    let moves = || case.jobs.iter().filter(|status| status.plan.mode != MoveMode::Storage).map(|status| &status.plan);
+    let moves = || {
+        let active = case.jobs.iter().filter(|status| status.is_active() && status.plan.mode != MoveMode::Storage);
+        active.map(|status| &status.plan)
+    };
     let outbound = moves().filter(|plan| plan.source.id == source.inventory.host).count();
     let inbound = moves().filter(|plan| plan.target.id == target.inventory.host).count();
     let mut slot = |host: &HostId, way: &str, count: usize, most: u16| {

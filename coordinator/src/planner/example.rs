@@ -22,7 +22,7 @@ pub(crate) fn job(number: u8) -> JobId {
 }
 
 pub(crate) fn seeds() -> Seeds {
-    Seeds { job: job(1), token: Token::from_bytes([7; TOKEN_LENGTH]), now: now() }
+    Seeds { job: job(1), token: Token::from_bytes([7; TOKEN_LENGTH]), attempt: 0, now: now() }
 }
 
 pub(crate) fn boot_file(name: &str) -> BootFile {

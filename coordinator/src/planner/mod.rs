@@ -21,7 +21,7 @@ mod tests;
 
 use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{JobId, Token};
-use sterna_shared::job::{Host, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal};
+use sterna_shared::job::{Host, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};
 use sterna_shared::time::Timestamp;
 
 use crate::fleet::{FindError, Fleet, Member};
@@ -46,11 +46,14 @@ pub struct Seeds {
     pub job: JobId,
     /// Drawn from a secure source.
     pub token: Token,
+    /// How often the job was begun before.
+    pub attempt: u32,
     /// The coordinator's wall clock, which certificates are held against.
     pub now: Timestamp,
 }
 
-/// Decides a request.
+/// Decides a request. `jobs` are those that hold their VMs, and whose plans take slots of hosts; the request's own is left
+/// out.
 ///
 /// # Errors
 /// Every reason why it cannot be done now, in the order of `check::CHECKS`; never an empty list.
@@ -60,17 +63,43 @@ pub fn plan<'a>(
     request: &'a MoveRequest,
     seeds: Seeds,
 ) -> Result<Plan, Vec<Refusal>> {
-    let case = Case::new(fleet, jobs, request, seeds.now);
+    let Draft { plan, refusals } = draft(fleet, jobs, request, seeds);
+    if refusals.is_empty() {
+        // Where every check passed, source, target and VM are known; a missing one would be a fault of the checks.
+        plan.ok_or_else(|| vec![check::incomplete()])
+    } else {
+        Err(refusals)
+    }
+}
+
+/// What a request would come to, and all that speaks against it now.
+#[derive(Debug)]
+pub struct Draft {
+    /// The plan; none where VM, source or target are not known.
+    pub plan: Option<Plan>,
+    /// Every reason why it cannot be carried out now.
+    pub refusals: Vec<Refusal>,
+}
+
+/// As [`plan`], with both.
+pub fn draft<'a>(
+    fleet: &'a Fleet,
+    jobs: impl IntoIterator<Item = &'a JobStatus>,
+    request: &'a MoveRequest,
+    seeds: Seeds,
+) -> Draft {
+    let case = Case::new(fleet, jobs, request, &seeds);
     let mut refusals = Vec::new();
     for check in check::CHECKS {
         check(&case, &mut refusals);
     }
-    if refusals.is_empty() {
-        // Where every check passed, source, target and VM are known; a missing one would be a fault of the checks.
-        case.decide(seeds).ok_or_else(|| vec![check::incomplete()])
-    } else {
-        Err(refusals)
-    }
+    Draft { plan: case.decide(seeds), refusals }
+}
+
+/// Whether a reason goes away by itself, when other jobs are over: a job waits for it.
+#[must_use]
+pub const fn passes(code: RefusalCode) -> bool {
+    matches!(code, RefusalCode::HostBusy)
 }
 
 /// A request laid beside what is known; what is not known is absent here and refused by the check it belongs to.
@@ -89,10 +118,10 @@ impl<'a> Case<'a> {
         fleet: &'a Fleet,
         jobs: impl IntoIterator<Item = &'a JobStatus>,
         request: &'a MoveRequest,
-        now: Timestamp,
+        seeds: &Seeds,
     ) -> Self {
-        let jobs = jobs.into_iter().filter(|status| !status.state.is_final()).collect();
-        Self { request, fleet, jobs, now, found: fleet.find(&request.vm) }
+        let jobs = jobs.into_iter().filter(|status| !status.state.is_final() && status.job != seeds.job).collect();
+        Self { request, fleet, jobs, now: seeds.now, found: fleet.find(&request.vm) }
     }
 
     fn vm(&self) -> Option<&'a VmReport> {
@@ -147,6 +176,7 @@ impl<'a> Case<'a> {
         Some(Plan {
             job: seeds.job,
             planned_at: seeds.now,
+            attempt: seeds.attempt,
             mode,
             steps: Plan::steps_of(mode, !disks.is_empty()),
             vm: vm.spec.clone(),

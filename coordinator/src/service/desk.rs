@@ -127,6 +127,10 @@ impl Desk {
                     }
                     continue;
                 }
+                Action::Draw => {
+                    self.asked.spawn(async { Event::Drawn { token: token() } });
+                    continue;
+                }
                 Action::DropKept { host, vm } => {
                     let asked = self.ask(host, &AgentRequest::VmDrop { vm }, AGENT_WORK_WAIT_MAX);
                     // Nobody waits for it: what stays has an owner, and its time.

@@ -5,13 +5,14 @@ use std::time::Duration;
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, Command, SystemView};
 use sterna_shared::host::{PartialReport, VmState};
 use sterna_shared::id::{HostId, JobId, Token};
-use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Reporter};
+use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState};
 use sterna_shared::units::Bandwidth;
 
 use super::state::{Action, CallId, Message, Now, State};
 use crate::api::{fault, refused};
 use crate::fleet::{FindError, Member, vm_view};
-use crate::planner::{self, BANDWIDTH_MIN, Seeds};
+use crate::planner::{self, BANDWIDTH_MIN, Draft, Seeds};
+use super::methods::StateRequest;
 
 /// How long an agent may take to answer.
 pub(super) const AGENT_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -21,10 +22,12 @@ pub(super) const AGENT_WORK_WAIT_MAX: Duration = Duration::from_secs(60);
 pub(super) const STOP_SECONDS_MAX: u32 = 3600;
 
 /// An answer now, or what to do for one.
-enum Outcome {
+pub(super) enum Outcome {
     Reply(ApiReply),
     Forward { host: HostId, request: AgentRequest, wait: Duration },
     Publish { messages: Vec<Message>, reply: ApiReply },
+    /// The asker waits for what comes of it.
+    Later { messages: Vec<Message> },
 }
 
 impl State {
@@ -33,10 +36,21 @@ impl State {
             self.drop_kept(vm, out);
         }
         let outcome = match request {
-            ApiRequest::Migrate { request, dry_run, job } => {
-                let seeds = Seeds { job, token, now: now.at };
-                self.migrate(&request, dry_run, seeds, now, out)
+            ApiRequest::Migrate { request, dry_run, job, policy } => {
+                let seeds = Seeds { job, token, attempt: 0, now: now.at };
+                self.migrate(request, dry_run, policy, seeds, now, out)
             }
+            ApiRequest::JobCancel { job } => self.cancel(job, token, now, out),
+            ApiRequest::JobState { job, requested, timeout_ms } => {
+                let timeout = Duration::from_millis(timeout_ms.unwrap_or(0));
+                self.request_state(StateRequest { call, job, requested, timeout, token }, now, out)
+            }
+            ApiRequest::JobKill { job, delete } => {
+                let requested = RequestedState::Kill.number();
+                let request = StateRequest { call, job, requested, timeout: Duration::ZERO, token };
+                self.kill(request, delete, now, out)
+            }
+            ApiRequest::JobAnswer { job, answer } => self.answered_by_operator(job, answer, token, now, out),
             request => self.answer(request, now),
         };
         out.push(match outcome.unwrap_or_else(|error| Outcome::Reply(ApiReply::Error { error })) {
@@ -45,6 +59,7 @@ impl State {
                 Action::Forward { call, host, request: Box::new(request), wait }
             }
             Outcome::Publish { messages, reply } => Action::Publish { messages, answer: Some((call, Box::new(reply))) },
+            Outcome::Later { messages } => Action::Publish { messages, answer: None },
         });
     }
 
@@ -80,7 +95,6 @@ impl State {
                 let job = self.jobs.get(&job).ok_or_else(|| no_job(job))?;
                 ApiReply::Job { status: Box::new(job.status.clone()), progress: job.progress.clone() }
             }
-            ApiRequest::JobCancel { job } => return self.cancel(job),
             ApiRequest::JobBandwidth { job, bandwidth } => return self.bandwidth(job, bandwidth, now),
             ApiRequest::SystemShow => ApiReply::System {
                 system: SystemView {
@@ -152,44 +166,42 @@ impl State {
 
     fn migrate(
         &mut self,
-        request: &MoveRequest,
+        request: MoveRequest,
         dry_run: bool,
+        policy: Box<Policy>,
         seeds: Seeds,
         now: Now,
         out: &mut Vec<Action>,
     ) -> Result<Outcome, ApiError> {
-        let job = seeds.job;
+        let (job, token) = (seeds.job, seeds.token.clone());
         if let Some(known) = self.jobs.get(&job) {
             return Ok(Outcome::Reply(ApiReply::JobStarted { status: Box::new(known.status.clone()) }));
         }
-        let plan = planner::plan(&self.fleet, self.jobs.values().map(|job| &job.status), request, seeds)
-            .map_err(|refusals| refused(format!("VM {} cannot be moved", request.vm), refusals))?;
-        let status = JobStatus::planned(plan.clone());
-        let blanked = Box::new(status.plan.clone());
-        if dry_run {
-            return Ok(Outcome::Reply(ApiReply::Plan { plan: blanked }));
+        let faults = policy.faults();
+        if !faults.is_empty() {
+            let message = format!("VM {} cannot be moved like that", request.vm);
+            return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
         }
-        let body = EventBody::Planned { plan: blanked };
+        let jobs = self.jobs.values().map(|job| &job.status);
+        let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
+        let (waits_for, refusals): (Vec<_>, Vec<_>) =
+            refusals.into_iter().partition(|refusal| planner::passes(refusal.code));
+        let plan = match plan {
+            Some(plan) if refusals.is_empty() => plan,
+            _ => return Err(refused(format!("VM {} cannot be moved", request.vm), refusals)),
+        };
+        let status = JobStatus::planned(plan);
+        let draft = Box::new(status.plan.clone());
+        if dry_run {
+            return Ok(Outcome::Reply(ApiReply::Plan { plan: draft, waits_for }));
+        }
+        let body = EventBody::Submitted { draft, request: Box::new(request), policy };
         let event = JobEvent { job, reporter: Reporter::Coordinator, sequence: 1, at: now.at, body };
-        self.planned(&event, now, out);
+        self.told(&event, now, out);
         let mut messages = vec![Message::Event(Box::new(event))];
-        messages.extend(to_both(&status, "run", || Command::Run { plan: Box::new(Plan::clone(&plan)) }));
+        self.begin_next(token, now, out, &mut messages);
         let status = self.jobs.get(&job).map_or(status, |job| job.status.clone());
         Ok(Outcome::Publish { messages, reply: ApiReply::JobStarted { status: Box::new(status) } })
-    }
-
-    fn cancel(&self, job: JobId) -> Result<Outcome, ApiError> {
-        let status = self.live(job)?;
-        if !status.cancellable() {
-            let step = status.current_step().map_or("handover", |step| step.kind.as_str());
-            return Err(fault(
-                ApiErrorKind::Refused,
-                format!("job {job} is in step {step}: the right to run the VM is on its way and cannot be called back"),
-                format!("wait for it (`sterna job watch {job}`), then move the VM back if need be"),
-            ));
-        }
-        let messages = to_both(status, "cancel", || Command::Cancel { job });
-        Ok(Outcome::Publish { messages, reply: ApiReply::Done })
     }
 
     fn bandwidth(&self, job: JobId, bandwidth: Option<Bandwidth>, now: Now) -> Result<Outcome, ApiError> {
@@ -199,12 +211,12 @@ impl State {
         }
         // Each change is a message of its own, also one back to an earlier value.
         let kind = format!("bandwidth-{}", now.at.unix_microseconds());
-        let messages = to_both(self.live(job)?, &kind, || Command::SetBandwidth { job, bandwidth });
+        let messages = to_both(&self.live(job)?.plan, &kind, || Command::SetBandwidth { job, bandwidth });
         Ok(Outcome::Publish { messages, reply: ApiReply::Done })
     }
 
     /// A job that is not over.
-    fn live(&self, job: JobId) -> Result<&JobStatus, ApiError> {
+    pub(super) fn live(&self, job: JobId) -> Result<&JobStatus, ApiError> {
         let status = &self.jobs.get(&job).ok_or_else(|| no_job(job))?.status;
         if status.state.is_final() {
             let hint = format!("see `sterna job show {job}`");
@@ -230,8 +242,8 @@ impl State {
 
 /// A command to target and source; once where they are one. The target has it first, so that it is ready when the
 /// source, which leads, comes.
-pub(super) fn to_both(status: &JobStatus, kind: &str, command: impl Fn() -> Command) -> Vec<Message> {
-    let (source, target) = (&status.plan.source.id, &status.plan.target.id);
+pub(super) fn to_both(plan: &Plan, kind: &str, command: impl Fn() -> Command) -> Vec<Message> {
+    let (source, target) = (&plan.source.id, &plan.target.id);
     let hosts = std::iter::once(target).chain((source != target).then_some(source));
     let message =
         |host: &HostId| Message::Command { host: host.clone(), command: Box::new(command()), kind: kind.into() };
@@ -282,6 +294,6 @@ fn not_found(error: &FindError) -> ApiError {
     }
 }
 
-fn no_job(job: JobId) -> ApiError {
+pub(super) fn no_job(job: JobId) -> ApiError {
     fault(ApiErrorKind::NotFound, format!("there is no job {job}"), "see `sterna job list`")
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind};
 use sterna_shared::host::VmReport;
 use sterna_shared::id::{HostId, JobId, VmId};
-use sterna_shared::job::{EventBody, JobState};
+use sterna_shared::job::EventBody;
 
 use super::request::{AGENT_WAIT_MAX, reachable};
 use super::state::{Action, CALL_NONE, Message, Now, State};
@@ -26,7 +26,7 @@ impl State {
     pub(super) fn resolvable(&self, vm: VmId, fenced: &HostId) -> Result<HostId, ApiError> {
         let refused = |message: String, hint: &str| Err(fault(ApiErrorKind::Refused, message, hint));
         let unresolved = self.jobs.values().map(|job| &job.status).find(|status| {
-            status.plan.vm.id == vm && status.plan.target.id == *fenced && status.state == JobState::QueryPending
+            status.plan.vm.id == vm && status.plan.target.id == *fenced && status.is_unresolved()
         });
         let others = self.fleet.records(vm).filter(|(member, _)| member.inventory.host != *fenced);
         // Where the job is not known, its agent will know better than to take back what it has not ceded.
@@ -93,7 +93,7 @@ impl State {
         out: &mut Vec<Action>,
     ) {
         let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { return };
-        if status.state != JobState::QueryPending {
+        if !status.is_unresolved() {
             return; // It was resolved meanwhile.
         }
         let vm = status.plan.vm.id;
@@ -133,7 +133,7 @@ impl State {
 
     fn notice(&mut self, job: JobId, text: String, now: Now, out: &mut Vec<Action>) {
         if let Some(event) = self.own_event(job, EventBody::Notice { text }, now) {
-            self.planned(&event, now, out);
+            self.told(&event, now, out);
             out.push(Action::Publish { messages: vec![Message::Event(Box::new(event))], answer: None });
         }
     }
@@ -142,6 +142,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use sterna_shared::bus::{ApiReply, ApiRequest};
+    use sterna_shared::job::JobState;
     use sterna_shared::id::{Epoch, Generation, Token};
     use sterna_shared::job::{Event as JobEvent, Reporter};
 

@@ -13,6 +13,7 @@ use sterna_shared::time::Timestamp;
 use crate::feed::{self, Document, Limiter};
 use crate::fence::{Fence, Fencing};
 use crate::fleet::{Fleet, Heard};
+use super::methods::Wait;
 use crate::scheduler::{Scheduler, not_accepted};
 
 /// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
@@ -57,6 +58,8 @@ pub(super) enum Event {
     Journalled { host: HostId, skip: u64, page: Result<AgentReply, String> },
     /// The fence command has ended: with its host out of action, or why not.
     Fenced { job: JobId, host: HostId, ended: Result<(), String> },
+    /// A token was drawn for the next job of the queue.
+    Drawn { token: Token },
     /// Time passes.
     Tick,
 }
@@ -72,6 +75,8 @@ pub(super) enum Action {
     Forward { call: CallId, host: HostId, request: Box<AgentRequest>, wait: Duration },
     /// Run the fence command against a host.
     Fence { job: JobId, host: HostId },
+    /// Draw a token for the next job of the queue.
+    Draw,
     /// Have an agent remove what cut moves of a VM have left there.
     DropKept { host: HostId, vm: VmId },
     /// Ask an agent for a page of its journal.
@@ -121,6 +126,11 @@ pub(super) struct State {
     pub(super) fleet: Fleet,
     pub(super) jobs: BTreeMap<JobId, Job>,
     scheduler: Scheduler,
+    /// Since when something speaks against a job that waits, and does not pass.
+    pub(super) refused_since: BTreeMap<JobId, Duration>,
+    /// A token is on its way.
+    pub(super) drawing: bool,
+    pub(super) waits: Vec<Wait>,
     pub(super) fence: Option<Fence>,
     pub(super) fencing: Fencing,
     limiter: Limiter,
@@ -128,7 +138,7 @@ pub(super) struct State {
     vms: BTreeMap<VmId, Document>,
     owners: BTreeMap<VmId, (HostId, Generation)>,
     journals: BTreeMap<HostId, Reading>,
-    replaying: bool,
+    pub(super) replaying: bool,
 }
 
 impl State {
@@ -141,6 +151,9 @@ impl State {
             fleet,
             jobs: BTreeMap::new(),
             scheduler: Scheduler::default(),
+            refused_since: BTreeMap::new(),
+            drawing: false,
+            waits: Vec::new(),
             fence,
             fencing: Fencing::default(),
             limiter: Limiter::default(),
@@ -155,11 +168,16 @@ impl State {
     pub(super) fn apply(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
-            Event::Heartbeat(inventory) => self.heard(*inventory, now, &mut out),
+            Event::Heartbeat(inventory) => {
+                self.heard(*inventory, now, &mut out);
+                self.tend_queue(&mut out);
+            }
             Event::Told(event) => {
                 self.told(&event, now, &mut out);
+                self.tend_queue(&mut out);
             }
             Event::Replayed => self.replayed(now, &mut out),
+            Event::Drawn { token } => self.drawn(token, now, &mut out),
             Event::Progressed(progress) => self.progressed(*progress, now, &mut out),
             Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),
             Event::Answered { call: CALL_NONE, host, reply } => Self::answered_to_nobody(&host, &reply),
@@ -172,6 +190,8 @@ impl State {
             Event::Tick => {
                 self.tick(now, &mut out);
                 self.fence_due(now, &mut out);
+                self.answer_waits(now, &mut out);
+                self.tend_queue(&mut out);
             }
         }
         out
@@ -262,7 +282,7 @@ impl State {
     }
 
     /// Folds an event in. Says whether it was new here.
-    fn told(&mut self, event: &JobEvent, now: Now, out: &mut Vec<Action>) -> bool {
+    pub(super) fn told(&mut self, event: &JobEvent, now: Now, out: &mut Vec<Action>) -> bool {
         let new = match self.jobs.get_mut(&event.job) {
             Some(job) => match job.status.apply(event) {
                 Err(Ignored::Repeated { .. } | Ignored::OtherJob(_)) => false,
@@ -297,6 +317,7 @@ impl State {
         }
         if new && !self.replaying {
             self.job_changed(event.job, now, out);
+            self.answer_waits(now, out);
         }
         new
     }
@@ -350,7 +371,7 @@ impl State {
             let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { continue };
             let failure = not_accepted(status);
             tracing::warn!(%job, "no agent took the job on");
-            let mut messages = super::request::to_both(status, "cancel", || Command::Cancel { job });
+            let mut messages = super::request::to_both(&status.plan, "cancel", || Command::Cancel { job });
             if let Some(event) = self.own_event(job, EventBody::Failed { failure }, now) {
                 self.told(&event, now, out);
                 messages.insert(0, Message::Event(Box::new(event)));
@@ -363,11 +384,6 @@ impl State {
     pub(super) fn own_event(&self, job: JobId, body: EventBody, now: Now) -> Option<JobEvent> {
         let sequence = self.jobs.get(&job)?.own_sequence + 1;
         Some(JobEvent { job, reporter: Reporter::Coordinator, sequence, at: now.at, body })
-    }
-
-    /// Takes a job in that was just planned; its first event.
-    pub(super) fn planned(&mut self, event: &JobEvent, now: Now, out: &mut Vec<Action>) {
-        self.told(event, now, out);
     }
 
     fn forget_the_oldest(&mut self) {

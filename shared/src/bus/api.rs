@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{Inventory, VmReport};
 use crate::id::{Epoch, HostId, JobId, VmId};
-use crate::job::{Event, JobStatus, MoveRequest, Plan, Progress, Refusal};
+use crate::job::{DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode};
 use crate::ownership::Message;
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
@@ -88,6 +88,9 @@ pub enum ApiRequest {
         dry_run: bool,
         /// A job id chosen by the asker: asking twice with one id makes one job.
         job: JobId,
+        /// How the job is to be treated.
+        #[serde(default)]
+        policy: Box<Policy>,
     },
     /// All jobs, newest first.
     JobList,
@@ -100,6 +103,29 @@ pub enum ApiRequest {
     JobCancel {
         /// Which.
         job: JobId,
+    },
+    /// Ask for a job's state: `RequestStateChange`.
+    JobState {
+        /// Which.
+        job: JobId,
+        /// The state's number ([`RequestedState`](crate::job::RequestedState)).
+        requested: u16,
+        /// How long the answer may wait for the state to be reached, in milliseconds; none, or 0, for an answer at once.
+        timeout_ms: Option<u64>,
+    },
+    /// End a job at once: `KillJob`.
+    JobKill {
+        /// Which.
+        job: JobId,
+        /// Whether it goes from the list of jobs then, whatever its policy says.
+        delete: bool,
+    },
+    /// Answer what a job waits for.
+    JobAnswer {
+        /// Which.
+        job: JobId,
+        /// What to do.
+        answer: JobAnswer,
     },
     /// Change a job's rate limit.
     JobBandwidth {
@@ -132,10 +158,28 @@ impl ApiRequest {
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
             Self::JobCancel { .. } => ("job", "cancel"),
+            Self::JobState { .. } => ("job", "state"),
+            Self::JobKill { .. } => ("job", "kill"),
+            Self::JobAnswer { .. } => ("job", "answer"),
             Self::JobBandwidth { .. } => ("job", "bandwidth"),
             Self::SystemShow => ("system", "show"),
         }
     }
+}
+
+/// What an operator says to a job that waits for a word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum JobAnswer {
+    /// Try again as it was planned.
+    Retry,
+    /// Try again with some disks in other pools.
+    Place {
+        /// Which, and where.
+        disks: Vec<DiskPlacement>,
+    },
+    /// The target is out of action for good: the source takes the VM back.
+    Fenced,
 }
 
 /// What the coordinators answer.
@@ -163,10 +207,22 @@ pub enum ApiReply {
     Plan {
         /// Token blanked.
         plan: Box<Plan>,
+        /// What a job would wait for before it began.
+        #[serde(default)]
+        waits_for: Vec<Refusal>,
     },
     /// A job was made, or existed under that id.
     JobStarted {
         /// Its status now.
+        status: Box<JobStatus>,
+    },
+    /// What came of a request for a state.
+    StateRequested {
+        /// What the method returns.
+        code: ReturnCode,
+        /// Why, where it was refused.
+        reason: Option<String>,
+        /// The job now.
         status: Box<JobStatus>,
     },
     /// Jobs.

@@ -20,6 +20,18 @@ pub enum Command {
         /// The job.
         job: JobId,
     },
+    /// Stop the job so that it can go on later: put everything back but what was received.
+    Suspend {
+        /// The job.
+        job: JobId,
+        /// The plan that it is about: one that the job was resumed with meanwhile is not stopped by a late command.
+        attempt: u32,
+    },
+    /// End the job at once; everything is put back afterwards.
+    Kill {
+        /// The job.
+        job: JobId,
+    },
     /// Change the job's rate limit.
     SetBandwidth {
         /// The job.
@@ -35,7 +47,7 @@ impl Command {
     pub fn job(&self) -> JobId {
         match self {
             Self::Run { plan } => plan.job,
-            Self::Cancel { job } | Self::SetBandwidth { job, .. } => *job,
+            Self::Cancel { job } | Self::Kill { job } | Self::Suspend { job, .. } | Self::SetBandwidth { job, .. } => *job,
         }
     }
 }

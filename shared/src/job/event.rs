@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FailureReport, Plan, StepFigures, StepKind};
+use super::{FailureReport, MoveRequest, Plan, Policy, StepFigures, StepKind};
 use crate::id::{Generation, HostId, JobId, VmId};
 use crate::time::Timestamp;
 
@@ -35,6 +35,20 @@ pub enum Reporter {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum EventBody {
+    /// A job was submitted. It begins when its time has come and its hosts have a slot, with a plan of that moment.
+    Submitted {
+        /// What it would do now; token blanked.
+        draft: Box<Plan>,
+        /// The wish, from which the plan is made.
+        request: Box<MoveRequest>,
+        /// How it is to be treated.
+        policy: Box<Policy>,
+    },
+    /// What may be changed of a job was changed.
+    Edited {
+        /// How it is to be treated from now on.
+        policy: Box<Policy>,
+    },
     /// The coordinator has decided on a plan. Carries it without its token.
     Planned {
         /// The plan, token blanked.
@@ -85,6 +99,29 @@ pub enum EventBody {
         /// The record's name, such as `owner` or `ceding`.
         record: String,
     },
+    /// The job has stopped where it was, with nothing under way at either host; it can go on.
+    Suspended {
+        /// What it had done since it last began.
+        figures: StepFigures,
+    },
+    /// A job that had not begun, was suspended, or was held, is to begin or go on as soon as its hosts have a slot.
+    Resumed,
+    /// A job that no agent has in hand is held for whoever looks into it.
+    Held,
+    /// The target cannot take the VM as it was planned; nothing is under way, and an operator may say what to do.
+    Asked {
+        /// Why not.
+        failure: FailureReport,
+        /// What the job had done since it last began.
+        figures: StepFigures,
+    },
+    /// An operator has answered.
+    Answered {
+        /// The wish as it is now.
+        request: Box<MoveRequest>,
+        /// What was answered, in words.
+        text: String,
+    },
     /// The guest stands still and waits for the handover to be resolved.
     Unresolved {
         /// What is missing, and what an operator can do.
@@ -97,6 +134,8 @@ pub enum EventBody {
     },
     /// The job is over because it was cancelled; the VM is as it was.
     Terminated,
+    /// The job is over because it was killed; what it put up is taken away afterwards.
+    Killed,
     /// The job is over because of a failure; the VM is as it was unless the report says otherwise.
     Failed {
         /// Why.

@@ -12,6 +12,8 @@ use crate::id::HostId;
 pub enum FailureCode {
     /// An operator cancelled the job.
     Cancelled,
+    /// An operator suspended the job: it is no failure, and what was received is kept for when it goes on.
+    Suspended,
     /// The target would not take the VM.
     TargetRefused,
     /// The two agents could not talk for longer than allowed.
@@ -22,6 +24,8 @@ pub enum FailureCode {
     DiskRead,
     /// An image could not be written.
     DiskWrite,
+    /// A pool of the target has no room left for what was to be written.
+    PoolFull,
     /// The copies at the two hosts differ.
     DigestMismatch,
     /// QEMU would not start, ended, or refused a command.

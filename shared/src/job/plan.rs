@@ -17,6 +17,10 @@ pub struct Plan {
     pub job: JobId,
     /// When it was planned.
     pub planned_at: Timestamp,
+    /// How often the job was begun before: a suspended one goes on with a new plan, and agents tell by this number which of
+    /// two is the newer.
+    #[serde(default)]
+    pub attempt: u32,
     /// How it moves.
     pub mode: MoveMode,
     /// The VM as it is at the source.

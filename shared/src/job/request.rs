@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{MoveMode, Plan};
 use crate::id::{DiskName, HostId, PoolName};
 use crate::units::Bandwidth;
 use crate::vm::DiskFormat;
@@ -27,6 +28,34 @@ pub struct MoveRequest {
     pub blackout_max_ms: Option<u32>,
     /// Data lanes of the session.
     pub lanes: Option<u8>,
+}
+
+impl MoveRequest {
+    /// A wish that such a plan can come of: for a job of which only the plan is known.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        let storage_only = plan.mode == MoveMode::Storage;
+        let placements = plan.disks.iter().map(|disk| DiskPlacement {
+            disk: disk.target.name.clone(),
+            pool: disk.target.pool.clone(),
+            format: Some(disk.target.format),
+        });
+        Self {
+            vm: plan.vm.id.to_string(),
+            target: (!storage_only).then(|| plan.target.id.clone()),
+            mode: match plan.mode {
+                MoveMode::Live => ModeWish::Live,
+                MoveMode::Cold => ModeWish::Cold,
+                MoveMode::Storage => ModeWish::Auto,
+            },
+            storage: if plan.disks.is_empty() && !storage_only { StorageWish::None } else { StorageWish::All },
+            disks: placements.collect(),
+            storage_only,
+            bandwidth: plan.bandwidth,
+            blackout_max_ms: Some(plan.blackout_max_ms),
+            lanes: Some(plan.lanes),
+        }
+    }
 }
 
 /// Whether the guest may stop.

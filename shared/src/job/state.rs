@@ -43,12 +43,21 @@ pub enum StateInput {
     Progressed,
     /// A cancel was accepted, or a step failed: the job unwinds.
     Unwinding,
-    /// Nobody may run the VM until the handover is resolved.
-    Unresolved,
+    /// An operator's word is needed: nobody may run the VM until the handover is resolved, or the target cannot take it as
+    /// it was planned.
+    Asked,
+    /// It is stopped, and can go on where it was.
+    Suspended,
+    /// It is to begin, or to go on.
+    Resumed,
+    /// It is held for whoever looks into it.
+    Held,
     /// It did what it should.
     Completed,
     /// It was cancelled.
     Terminated,
+    /// It was ended at once.
+    Killed,
     /// It failed.
     Failed,
 }
@@ -99,29 +108,33 @@ impl JobState {
     pub const fn next(self, input: StateInput) -> Result<Self, IllegalTransition> {
         use StateInput as I;
         Ok(match (self, input) {
+            (Self::Completed | Self::Terminated | Self::Killed | Self::Exception, _) => {
+                return Err(IllegalTransition { from: self, input });
+            }
+            // Whatever it was in: it is over.
+            (_, I::Terminated) => Self::Terminated,
+            (_, I::Killed) => Self::Killed,
+            (_, I::Failed) => Self::Exception,
+            // Also one that unwinds: a cancel that came too late loses against the completed move.
+            (Self::Starting | Self::Running | Self::QueryPending | Self::ShuttingDown, I::Completed) => Self::Completed,
+
             (Self::New, I::Accepted) => Self::Starting,
             (Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Accepted) => self,
-
-            (Self::New | Self::Starting | Self::Running, I::Progressed) => Self::Running,
             // A resolved handover goes on where it was; a job that unwinds may still tell of its steps.
-            (Self::QueryPending, I::Progressed) => Self::Running,
+            (Self::New | Self::Starting | Self::Running | Self::QueryPending, I::Progressed) => Self::Running,
             (Self::ShuttingDown, I::Progressed) => Self::ShuttingDown,
-
             (Self::New | Self::Starting | Self::Running | Self::QueryPending | Self::ShuttingDown, I::Unwinding) => {
                 Self::ShuttingDown
             }
-            (Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Unresolved) => {
-                Self::QueryPending
-            }
+            (Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Asked) => Self::QueryPending,
 
-            (Self::Starting | Self::Running | Self::QueryPending, I::Completed) => Self::Completed,
-            // A cancel that came too late loses against the completed move.
-            (Self::ShuttingDown, I::Completed) => Self::Completed,
-            (Self::New | Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Terminated) => {
-                Self::Terminated
-            }
-            (Self::New | Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Failed) => {
-                Self::Exception
+            (
+                Self::New | Self::Starting | Self::Running | Self::Suspended | Self::Service | Self::QueryPending,
+                I::Suspended,
+            ) => Self::Suspended,
+            (Self::New | Self::Suspended | Self::Service | Self::QueryPending, I::Resumed) => Self::Starting,
+            (Self::New | Self::Starting | Self::Suspended | Self::Service | Self::QueryPending, I::Held) => {
+                Self::Service
             }
             (from, input) => return Err(IllegalTransition { from, input }),
         })
@@ -150,13 +163,17 @@ impl fmt::Display for JobState {
 mod tests {
     use super::*;
 
-    const INPUTS: [StateInput; 7] = [
+    const INPUTS: [StateInput; 11] = [
         StateInput::Accepted,
         StateInput::Progressed,
         StateInput::Unwinding,
-        StateInput::Unresolved,
+        StateInput::Asked,
+        StateInput::Suspended,
+        StateInput::Resumed,
+        StateInput::Held,
         StateInput::Completed,
         StateInput::Terminated,
+        StateInput::Killed,
         StateInput::Failed,
     ];
 
@@ -171,11 +188,10 @@ mod tests {
 
     #[test]
     fn every_live_state_can_end_badly() {
-        for state in
-            [JobState::New, JobState::Starting, JobState::Running, JobState::ShuttingDown, JobState::QueryPending]
-        {
+        for state in JobState::ALL.into_iter().filter(|state| !state.is_final()) {
             assert_eq!(state.next(StateInput::Failed), Ok(JobState::Exception));
             assert_eq!(state.next(StateInput::Terminated), Ok(JobState::Terminated));
+            assert_eq!(state.next(StateInput::Killed), Ok(JobState::Killed));
         }
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Event, EventBody, FailureReport, IllegalTransition, JobState, Plan, Reporter, StateInput, StepKind, StepState,
-    StepStatus,
+    Event, EventBody, FailureReport, Hands, IllegalTransition, JobState, MoveRequest, Plan, Policy, Reporter, StateInput,
+    StepFigures, StepKind, StepState, StepStatus,
 };
 use crate::id::{HostId, JobId, Token};
 use crate::time::Timestamp;
@@ -19,8 +19,18 @@ pub const NOTICES_MAX: usize = 64;
 pub struct JobStatus {
     /// The job.
     pub job: JobId,
-    /// Its plan, token blanked.
+    /// Its plan, token blanked. While the job waits to begin, what it would do as far as was known when it was submitted.
     pub plan: Plan,
+    /// The wish that its plan was made from.
+    pub request: MoveRequest,
+    /// How it is to be treated.
+    pub policy: Policy,
+    /// Whether its plan is in agents' hands.
+    pub dispatch: Dispatch,
+    /// Whether it was ever sent to agents.
+    begun: bool,
+    /// When it was submitted.
+    pub submitted_at: Timestamp,
     /// Its state.
     pub state: JobState,
     /// Its steps, in the plan's order.
@@ -31,14 +41,29 @@ pub struct JobStatus {
     pub started_at: Option<Timestamp>,
     /// When it was over.
     pub finished_at: Option<Timestamp>,
-    /// Why it failed.
+    /// Why it failed; while it waits for a word, why it could not go on.
     pub failure: Option<FailureReport>,
+    /// What it had done before it was last suspended.
+    #[serde(default)]
+    pub before: StepFigures,
     /// How long the guest did not execute, in microseconds.
     pub blackout_us: Option<u64>,
     /// What watchers should know.
     pub notices: Vec<Notice>,
     /// The last sequence number seen of each reporter.
     seen: BTreeMap<String, u64>,
+}
+
+/// Whether a job's plan is in agents' hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Dispatch {
+    /// It waits for its time or for a slot at its hosts, or is suspended or held: no agent has anything to do for it.
+    Waiting,
+    /// Its plan was sent to the agents; none has said that it has it.
+    Sent,
+    /// An agent has it.
+    Taken,
 }
 
 /// Something a watcher should know.
@@ -64,6 +89,9 @@ pub enum Ignored {
     /// It is about another job.
     #[error("it is about job {0}")]
     OtherJob(JobId),
+    /// It tells of a plan that another has followed.
+    #[error("it is about attempt {0}, which is over")]
+    OldAttempt(u32),
     /// Its step is not part of the plan.
     #[error("the plan has no step {0}")]
     UnknownStep(StepKind),
@@ -79,12 +107,18 @@ impl JobStatus {
         plan.token = Token::from_bytes([0; crate::id::TOKEN_LENGTH]);
         Self {
             job: plan.job,
+            request: MoveRequest::of(&plan),
+            policy: Policy::default(),
+            dispatch: Dispatch::Sent,
+            begun: true,
+            submitted_at: plan.planned_at,
             state: JobState::New,
-            steps: plan.steps.iter().copied().map(StepStatus::waiting).collect(),
+            steps: waiting(&plan),
             changed_at: plan.planned_at,
             started_at: None,
             finished_at: None,
             failure: None,
+            before: StepFigures::default(),
             blackout_us: None,
             notices: Vec::new(),
             seen: BTreeMap::new(),
@@ -96,12 +130,55 @@ impl JobStatus {
     #[must_use]
     pub fn from_event(event: &Event) -> Option<Self> {
         match &event.body {
-            EventBody::Planned { plan } | EventBody::Accepted { plan } if plan.job == event.job => {
+            EventBody::Submitted { draft: plan, .. } | EventBody::Planned { plan } | EventBody::Accepted { plan }
+                if plan.job == event.job =>
+            {
                 let mut status = Self::planned(Plan::clone(plan));
                 status.apply(event).ok().map(|()| status)
             }
             _ => None,
         }
+    }
+
+    /// In whose hands it is.
+    #[must_use]
+    pub fn hands(&self) -> Hands {
+        match self.dispatch {
+            Dispatch::Waiting => Hands::Coordinator,
+            _ if self.state.is_final() => Hands::Coordinator,
+            _ if self.is_unresolved() || !self.cancellable() => Hands::Ceded,
+            Dispatch::Sent | Dispatch::Taken => Hands::Agents,
+        }
+    }
+
+    /// Whether the job waits in the queue: for its time, or for a slot at its hosts.
+    #[must_use]
+    pub fn is_queued(&self) -> bool {
+        self.dispatch == Dispatch::Waiting && matches!(self.state, JobState::New | JobState::Starting)
+    }
+
+    /// Whether it was begun before: it is under way, or was, and goes on from there.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Whether it takes a slot at its hosts.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.dispatch != Dispatch::Waiting && !self.state.is_final()
+    }
+
+    /// Whether it waits because nobody may run the VM until the handover is resolved, and not for another word.
+    #[must_use]
+    pub fn is_unresolved(&self) -> bool {
+        self.state == JobState::QueryPending && self.dispatch != Dispatch::Waiting
+    }
+
+    /// What it has done, the time before it was last suspended counted in.
+    #[must_use]
+    pub fn figures(&self) -> StepFigures {
+        self.steps.iter().fold(self.before, |sum, step| sum.plus(&step.figures))
     }
 
     /// Whether a cancel can still be honoured.
@@ -145,8 +222,23 @@ impl JobStatus {
 
     fn fold(&mut self, event: &Event) -> Result<(), Ignored> {
         match &event.body {
-            EventBody::Planned { .. } | EventBody::Ownership { .. } => {}
-            EventBody::Accepted { .. } => self.enter(StateInput::Accepted, event.at)?,
+            EventBody::Ownership { .. } => {}
+            EventBody::Submitted { request, policy, .. } => {
+                self.request = MoveRequest::clone(request);
+                self.policy = Policy::clone(policy);
+                (self.dispatch, self.begun) = (Dispatch::Waiting, false);
+                self.submitted_at = event.at;
+            }
+            EventBody::Edited { policy } => self.policy = Policy::clone(policy),
+            EventBody::Planned { plan } => {
+                self.follow(plan)?;
+                self.dispatch = Dispatch::Sent;
+            }
+            EventBody::Accepted { plan } => {
+                self.follow(plan)?;
+                self.enter(StateInput::Accepted, event.at)?;
+                self.dispatch = Dispatch::Taken;
+            }
             EventBody::StepStarted { step } => {
                 self.enter(StateInput::Progressed, event.at)?;
                 self.started_at.get_or_insert(event.at);
@@ -175,8 +267,30 @@ impl JobStatus {
                 self.note(event, "cancel accepted; the job unwinds");
             }
             EventBody::CancelRefused { reason } => self.note(event, &format!("cancel refused: {reason}")),
+            EventBody::Suspended { figures } => {
+                self.enter(StateInput::Suspended, event.at)?;
+                self.rest(*figures);
+            }
+            EventBody::Resumed => {
+                self.enter(StateInput::Resumed, event.at)?;
+                self.failure = None;
+                self.dispatch = Dispatch::Waiting;
+            }
+            EventBody::Held => {
+                self.enter(StateInput::Held, event.at)?;
+                self.dispatch = Dispatch::Waiting;
+            }
+            EventBody::Asked { failure, figures } => {
+                self.enter(StateInput::Asked, event.at)?;
+                self.failure = Some(failure.clone());
+                self.rest(*figures);
+            }
+            EventBody::Answered { request, text } => {
+                self.request = MoveRequest::clone(request);
+                self.note(event, &format!("answered: {text}"));
+            }
             EventBody::Unresolved { reason } => {
-                self.enter(StateInput::Unresolved, event.at)?;
+                self.enter(StateInput::Asked, event.at)?;
                 self.note(event, reason);
             }
             EventBody::Completed { blackout_us } => {
@@ -184,12 +298,34 @@ impl JobStatus {
                 self.blackout_us = Some(*blackout_us);
             }
             EventBody::Terminated => self.enter(StateInput::Terminated, event.at)?,
+            EventBody::Killed => self.enter(StateInput::Killed, event.at)?,
             EventBody::Failed { failure } => {
                 self.enter(StateInput::Failed, event.at)?;
                 self.failure = Some(failure.clone());
             }
         }
         Ok(())
+    }
+
+    /// Takes a plan up that is newer than the one it has; a job that is begun anew goes through all its steps again.
+    fn follow(&mut self, plan: &Plan) -> Result<(), Ignored> {
+        let known = (self.plan.attempt, self.dispatch != Dispatch::Waiting);
+        if plan.attempt < known.0 {
+            return Err(Ignored::OldAttempt(plan.attempt));
+        }
+        if known != (plan.attempt, true) {
+            self.plan = Plan { token: self.plan.token.clone(), ..plan.clone() };
+            self.steps = waiting(&self.plan);
+            self.begun = true;
+        }
+        Ok(())
+    }
+
+    /// Nothing is under way any more: what was done is kept as figures, and the steps will be gone through again.
+    fn rest(&mut self, figures: StepFigures) {
+        self.before = self.before.plus(&figures);
+        self.steps = waiting(&self.plan);
+        self.dispatch = Dispatch::Waiting;
     }
 
     fn enter(&mut self, input: StateInput, at: Timestamp) -> Result<(), IllegalTransition> {
@@ -218,6 +354,10 @@ impl JobStatus {
         }
         self.notices.push(Notice { at: event.at, host: host_of(event), text: text.to_owned() });
     }
+}
+
+fn waiting(plan: &Plan) -> Vec<StepStatus> {
+    plan.steps.iter().copied().map(StepStatus::waiting).collect()
 }
 
 fn host_of(event: &Event) -> Option<HostId> {
@@ -256,6 +396,7 @@ mod tests {
         Plan {
             job: "0197c0de-0000-7000-8000-000000000001".parse().expect("a UUID"),
             planned_at: Timestamp::from_unix_microseconds(0),
+            attempt: 0,
             mode: MoveMode::Live,
             vm_at_target: vm.clone(),
             vm,

@@ -90,6 +90,21 @@ pub struct StepFigures {
     pub hypervisor_blackout_ms: Option<u64>,
 }
 
+impl StepFigures {
+    /// Both together.
+    #[must_use]
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            bytes_total: self.bytes_total.saturating_add(other.bytes_total),
+            bytes_sent: self.bytes_sent.saturating_add(other.bytes_sent),
+            bytes_resumed: self.bytes_resumed.saturating_add(other.bytes_resumed),
+            passes: self.passes.saturating_add(other.passes),
+            blackout_us: self.blackout_us.saturating_add(other.blackout_us),
+            hypervisor_blackout_ms: self.hypervisor_blackout_ms.or(other.hypervisor_blackout_ms),
+        }
+    }
+}
+
 /// A step of a job, as folded from events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StepStatus {

@@ -3,7 +3,8 @@
 use serde_json::json;
 use sterna_shared::id::{Generation, Token};
 use sterna_shared::job::{
-    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobStatus, MoveMode, Plan, Progress, Reporter,
+    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobStatus, MoveMode, MoveRequest, Plan, Policy, Progress,
+    Reporter,
     StepFigures, StepKind, Volume,
 };
 use sterna_shared::time::Timestamp;
@@ -40,6 +41,7 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
     Plan {
         job: "0197c0de-0000-7000-8000-00000000000a".parse().expect("a UUID"),
         planned_at: at(0),
+        attempt: 0,
         mode,
         disks: if copies_disks { vec![moved(&vm, &vm_at_target)] } else { vec![] },
         vm,
@@ -139,4 +141,12 @@ pub(crate) fn terminated() -> JobStatus {
 pub(crate) fn query_pending() -> JobStatus {
     let reason = "bravo does not answer whether it has taken web".to_owned();
     live(StepKind::Handover, [EventBody::Unresolved { reason }])
+}
+
+/// A job that its submitter has said something about, and that waits for its turn.
+pub(crate) fn submitted(policy: Policy) -> JobStatus {
+    let draft = Box::new(plan(MoveMode::Live, true));
+    let body = EventBody::Submitted { request: Box::new(MoveRequest::of(&draft)), draft, policy: Box::new(policy) };
+    let job = plan(MoveMode::Live, true).job;
+    JobStatus::from_event(&Event { job, reporter: Reporter::Coordinator, sequence: 1, at: at(0), body }).expect("a job")
 }

@@ -9,7 +9,7 @@ mod reader;
 use std::path::Path;
 
 use serde_json::Value;
-use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, Progress};
+use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, Policy, Progress};
 use sterna_shared::view::cim::{
     CAPTION_LENGTH_MAX, CimDateTime, Contact, Contacts, ErrorCode, MigrationJob, OperationalStatus,
 };
@@ -291,4 +291,13 @@ fn properties_are_those_of_the_published_class() {
         format!("{} {}{array}", attribute("TYPE"), attribute("NAME"))
     });
     assert_eq!(ours.collect::<Vec<_>>(), published);
+}
+
+#[test]
+fn policy_is_what_was_submitted() {
+    let policy = Policy { owner: Some("ops".into()), priority: 7, delete_on_completion: true, keep_seconds: 90 };
+    let job = json(&face(&jobs::submitted(policy), None));
+    assert_eq!((&job["Owner"], &job["Priority"]), (&"ops".into(), &7.into()));
+    assert_eq!((&job["DeleteOnCompletion"], &job["TimeBeforeRemoval"]), (&true.into(), &"00000000000130.000000:000".into()));
+    assert_eq!(job["JobState"], 2);
 }

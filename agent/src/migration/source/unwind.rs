@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::job::{EventBody, MoveMode};
+use sterna_shared::job::{EventBody, MoveMode, StepFigures, Volume};
 use sterna_shared::peer::message::Message;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use super::{ABORT_WAIT, ADMISSION_WAIT, Source};
 use crate::hypervisor::qemu::{Machine, MigrationStatus, RunState};
+use crate::memory::SourceRelay;
 use crate::migration::context::{MoveError, Outcome};
 use crate::migration::conversation::ConversationError;
 use crate::migration::disks::SourceDisks;
@@ -28,8 +29,9 @@ impl Source {
         let context = Arc::clone(&self.context);
         info!(job = %context.plan.job, reason = %error, "unwinding");
         context.unwinding(&error).await;
-        // Where a cancel was accepted, that is what became of the job, whatever it met on the way.
-        let error = if context.gate.is_cancelled() { MoveError::Cancelled } else { error };
+        // Where the job was to end, that is what became of it, whatever it met on the way.
+        let error = context.gate.wish().map_or(error, MoveError::Ended);
+        let figures = self.done_so_far();
         self.blackout.over();
         // The target is told while the guest is cared for: neither waits for the other.
         let told = self.say_abort(&error);
@@ -46,9 +48,21 @@ impl Source {
         }
         let told = told.or_else(|| self.say_abort(&error));
         self.await_undone(told).await;
-        match error {
-            MoveError::Cancelled => Outcome::Terminated,
-            error => Outcome::Failed(error.report(&context.host)),
+        // It may have been suspended first, and then cancelled while it unwound.
+        let error = context.gate.wish().map_or(error, MoveError::Ended);
+        error.outcome(&context.host, figures)
+    }
+
+    /// What the copying has come to.
+    fn done_so_far(&mut self) -> StepFigures {
+        let memory = self.relay.as_ref().map_or(0, SourceRelay::sent);
+        let volume = self.disks.as_ref().map_or_else(Volume::default, |disks| *disks.volume().borrow());
+        StepFigures {
+            bytes_total: volume.done,
+            bytes_sent: volume.sent.saturating_add(memory),
+            bytes_resumed: volume.resumed,
+            passes: self.disks.as_ref().map_or(0, SourceDisks::passes),
+            ..StepFigures::default()
         }
     }
 

@@ -13,7 +13,7 @@
 
 use crate::bus::HostView;
 use crate::id::HostId;
-use crate::job::{FailureCode, FailureReport, JobState, JobStatus, Plan};
+use crate::job::{FailureCode, FailureReport, JobState, JobStatus, MoveMode, Plan, StepKind};
 
 use super::values::{
     CommunicationStatus, DetailedStatus, ErrorCode, HealthState, OperatingStatus, OperationalStatus, PrimaryStatus,
@@ -66,7 +66,7 @@ pub(super) struct Condition {
 impl Condition {
     /// `told` describes the first indicator: what the job says of itself.
     pub(super) fn of(status: &JobStatus, contacts: Contacts, told: &str) -> Self {
-        let row = row(status.state, Fault::of(status).is_some());
+        let row = row(status, Fault::of(status).is_some());
         let mut first = row.first;
         let mut condition = Self {
             indicators: Vec::new(),
@@ -118,6 +118,7 @@ impl Fault {
             // A client that cancels a job finds an error there, as CIM has it.
             JobState::Terminated => Some(plain(ErrorCode::Cancelled, "cancelled; the VM is as it was")),
             JobState::Killed => Some(plain(ErrorCode::Cancelled, "ended at once; something may be left to clean")),
+            JobState::QueryPending if !status.is_unresolved() => status.failure.as_ref().map(Self::reported),
             JobState::QueryPending => {
                 let reason = unresolved(status).unwrap_or("the handover is not resolved");
                 let remedy = "if a host is gone for good: sterna vm resolve";
@@ -177,7 +178,7 @@ struct Row {
     primary: PrimaryStatus,
 }
 
-fn row(state: JobState, failing: bool) -> Row {
+fn row(status: &JobStatus, failing: bool) -> Row {
     use OperationalStatus as Indicator;
     let well = |second, operating| Row {
         first: Indicator::Ok,
@@ -188,11 +189,10 @@ fn row(state: JobState, failing: bool) -> Row {
         primary: PrimaryStatus::Ok,
     };
     let stopping = Some((Indicator::Stopping, "what the move put up is taken away"));
-    match state {
+    match status.state {
         JobState::New => well(Some((Indicator::Dormant, "no agent has taken it on")), OperatingStatus::Dormant),
         JobState::Starting => well(Some((Indicator::Starting, "no step has begun")), OperatingStatus::Starting),
-        // The VM migrates; the job, which is what is asked about, does its work.
-        JobState::Running => well(None, OperatingStatus::InService),
+        JobState::Running => well(None, movement(status)),
         JobState::Suspended => well(Some((Indicator::Stopped, "it can go on")), OperatingStatus::Stopped),
         JobState::ShuttingDown if failing => Row {
             first: Indicator::Error,
@@ -223,14 +223,28 @@ fn row(state: JobState, failing: bool) -> Row {
             primary: PrimaryStatus::Error,
         },
         JobState::Service => Row { first: Indicator::InService, ..well(None, OperatingStatus::Servicing) },
-        // An error although the job may yet complete: the guest stands still.
+        // An error although the job may yet complete: the guest stands still, or the target cannot take it.
         JobState::QueryPending => Row {
             first: Indicator::Error,
-            second: Some((Indicator::SupportingEntityInError, "the hosts cannot settle which of them runs the VM")),
+            second: Some(match status.is_unresolved() {
+                true => (Indicator::SupportingEntityInError, "the hosts cannot settle which of them runs the VM"),
+                false => (Indicator::SupportingEntityInError, "the target cannot take it as planned; an answer is needed"),
+            }),
             health: HealthState::MajorFailure,
             detailed: DetailedStatus::SupportingEntityInError,
             operating: OperatingStatus::Transitioning,
             primary: PrimaryStatus::Error,
         },
+    }
+}
+
+/// Where the VM is on its way, by the step under way: it is moved while it is copied, leaves the source from the pause on, and
+/// has come to the target once only the source's copy is left. Disks that move under a VM that stays move it nowhere.
+fn movement(status: &JobStatus) -> OperatingStatus {
+    match status.current_step().map(|step| step.kind) {
+        _ if status.plan.mode == MoveMode::Storage => OperatingStatus::InService,
+        None | Some(StepKind::Prepare | StepKind::CopyDisks | StepKind::CopyMemory) => OperatingStatus::Migrating,
+        Some(StepKind::Switchover | StepKind::Prove | StepKind::Handover) => OperatingStatus::Emigrating,
+        Some(StepKind::Release) => OperatingStatus::Immigrating,
     }
 }

@@ -283,6 +283,12 @@ impl CimInterval {
         Self { microseconds }.min(Self::MAX)
     }
 
+    /// That many seconds.
+    #[must_use]
+    pub fn from_seconds(seconds: u32) -> Self {
+        Self::from_microseconds(u64::from(seconds) * MICROSECONDS_A_SECOND)
+    }
+
     /// From one instant to another; none where a clock went back.
     #[must_use]
     pub fn between(earlier: Timestamp, later: Timestamp) -> Self {

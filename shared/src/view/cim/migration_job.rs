@@ -72,13 +72,13 @@ pub struct MigrationJob {
     pub until_time: CimDateTime,
     /// None: nobody is notified; the feed is there for who wants to know.
     pub notify: Option<String>,
-    /// None: a plan does not say who asked for it.
+    /// Who submitted it, as he said.
     pub owner: Option<String>,
-    /// None: jobs have no priorities.
-    pub priority: Option<u32>,
+    /// Which jobs go first where not all can: lower numbers.
+    pub priority: u32,
     /// 0 to 100, rounded down. Never 101, CIM's word for "cannot be told".
     pub percent_complete: u16,
-    /// No: what became of a job can be asked afterwards.
+    /// Whether it goes from the list of jobs once it is over.
     pub delete_on_completion: bool,
     /// Why it failed or waits; 0 while nothing is wrong.
     pub error_code: ErrorCode,
@@ -98,8 +98,7 @@ pub struct MigrationJob {
     pub job_state: JobState,
     /// When the state last changed; no time at all while it never has.
     pub time_of_last_state_change: CimDateTime,
-    /// The longest there is: jobs go by what coordinators keep, of which a job knows nothing, and not by their age. CIM's
-    /// default, five minutes, would be untrue.
+    /// How long it is listed once it is over, where it is deleted then.
     pub time_before_removal: CimInterval,
     /// Whether a cancel can still be honoured.
     pub cancellable: bool,
@@ -150,7 +149,7 @@ impl MigrationJob {
             operating_status: condition.operating,
             primary_status: condition.primary,
             job_status,
-            time_submitted: plan.planned_at.into(),
+            time_submitted: status.submitted_at.into(),
             scheduled_start_time: (!is_new).then_some(CimDateTime::ALREADY_EXECUTING),
             start_time: status.started_at.map(CimDateTime::from),
             elapsed_time: status
@@ -164,10 +163,10 @@ impl MigrationJob {
             local_or_utc_time: LocalOrUtcTime::Utc,
             until_time: CimDateTime::FOREVER,
             notify: None,
-            owner: None,
-            priority: None,
+            owner: status.policy.owner.clone(),
+            priority: status.policy.priority,
             percent_complete: percent(status.percent(progress)),
-            delete_on_completion: false,
+            delete_on_completion: status.policy.delete_on_completion,
             error_code: fault_code,
             error_description: fault_description,
             recovery_action: RecoveryAction::DoNotContinue,
@@ -176,7 +175,7 @@ impl MigrationJob {
             name: plan.vm.name.to_string(),
             job_state: status.state,
             time_of_last_state_change: if is_new { CimDateTime::UNCHANGED } else { status.changed_at.into() },
-            time_before_removal: CimInterval::MAX,
+            time_before_removal: CimInterval::from_seconds(status.policy.keep_seconds),
             cancellable: status.cancellable(),
             error_summary_description: summary,
             migration_type,

@@ -359,18 +359,22 @@ numbered!(
         Internal = 14,
         /// The handover is not resolved: the job has not failed, and waits.
         Unresolved = 15,
+        /// See [`FailureCode::PoolFull`].
+        PoolFull = 16,
     }
 );
 
 impl From<FailureCode> for ErrorCode {
     fn from(code: FailureCode) -> Self {
         match code {
-            FailureCode::Cancelled => Self::Cancelled,
+            // No status has a suspension for its failure; what a client did is what this number is for.
+            FailureCode::Cancelled | FailureCode::Suspended => Self::Cancelled,
             FailureCode::TargetRefused => Self::TargetRefused,
             FailureCode::LinkLost => Self::LinkLost,
             FailureCode::PeerMisbehaved => Self::PeerMisbehaved,
             FailureCode::DiskRead => Self::DiskRead,
             FailureCode::DiskWrite => Self::DiskWrite,
+            FailureCode::PoolFull => Self::PoolFull,
             FailureCode::DigestMismatch => Self::DigestMismatch,
             FailureCode::Hypervisor => Self::Hypervisor,
             FailureCode::MemoryCopy => Self::MemoryCopy,
@@ -429,7 +433,7 @@ mod tests {
         assert!(JobType::ALL.iter().map(|value| value.number()).eq(std::iter::once(0).chain(300..=307)));
         assert!(RunMonth::ALL.iter().map(|value| value.number()).eq(0..=11));
         assert!(DayOfWeek::ALL.iter().map(|value| value.number()).eq(-7..=7));
-        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=15));
+        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=16));
     }
 
     #[test]

@@ -70,7 +70,7 @@ fn properties(job: &MigrationJob) -> Vec<Property> {
         Property::one("UntilTime", "datetime", Some(job.until_time)),
         Property::one("Notify", "string", job.notify.as_ref()),
         Property::one("Owner", "string", job.owner.as_ref()),
-        Property::one("Priority", "uint32", job.priority),
+        Property::one("Priority", "uint32", Some(job.priority)),
         Property::one("PercentComplete", "uint16", Some(job.percent_complete)),
         Property::one("DeleteOnCompletion", "boolean", Some(job.delete_on_completion)),
         Property::one("ErrorCode", "uint16", Some(job.error_code.number())),

@@ -1,0 +1,123 @@
+//! The queue: jobs that were submitted and have not begun, or are to go on. The first of them whose hosts have a slot gets a
+//! plan of that moment, and its plan goes to the agents.
+//!
+//! ```text
+//!   Submitted ──▶ waits ──▶ Planned ──▶ commands to target and source
+//!                  ▲  │ by priority, then by age
+//!   Resumed ───────┘  └─ what speaks against it does not pass ─▶ Failed (new) or Asked (resumed)
+//! ```
+//!
+//! A plan needs a token, which no pure function can make: it is asked for ([`Action::Draw`]) when there may be something to
+//! plan, and what is planned is decided when it is there.
+
+use std::time::Duration;
+
+use sterna_shared::bus::Command;
+use sterna_shared::id::{JobId, Token};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, JobStatus, Plan, Refusal, RefusalCode, StepFigures};
+
+use super::request::to_both;
+use super::state::{Action, Message, Now, State};
+use crate::planner::{self, Seeds};
+
+/// How long what speaks against a job that waited must go on doing so: what is known of hosts is some seconds old.
+const REFUSED_WAIT: Duration = Duration::from_secs(6);
+
+impl State {
+    /// Asks for a token where something waits.
+    pub(super) fn tend_queue(&mut self, out: &mut Vec<Action>) {
+        if !self.replaying && !self.drawing && self.jobs.values().any(|job| job.status.is_queued()) {
+            self.drawing = true;
+            out.push(Action::Draw);
+        }
+    }
+
+    /// A token is there: the first job that can begin does.
+    pub(super) fn drawn(&mut self, token: Token, now: Now, out: &mut Vec<Action>) {
+        self.drawing = false;
+        let mut messages = Vec::new();
+        self.begin_next(token, now, out, &mut messages);
+        if !messages.is_empty() {
+            out.push(Action::Publish { messages, answer: None });
+            // There may be more.
+            self.tend_queue(out);
+        }
+    }
+
+    /// Plans the first job of the queue that can begin; says what is to be published.
+    pub(super) fn begin_next(&mut self, token: Token, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
+        let mut queue: Vec<_> = self.jobs.values().map(|job| &job.status).filter(|status| status.is_queued()).collect();
+        queue.sort_by_key(|status| (status.policy.priority, status.job));
+        let queue: Vec<JobId> = queue.into_iter().map(|status| status.job).collect();
+        self.refused_since.retain(|job, _| queue.contains(job));
+        for job in queue {
+            let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { continue };
+            // A job that goes on has begun before, with the plan that it still has.
+            let attempt = status.plan.attempt + u32::from(status.has_begun());
+            let seeds = Seeds { job, token: token.clone(), attempt, now: now.at };
+            let others = self.jobs.values().map(|job| &job.status).filter(|other| other.has_begun());
+            match planner::plan(&self.fleet, others, &status.request, seeds) {
+                Ok(plan) => return self.begin(plan, now, out, messages),
+                Err(refusals) => self.refused(job, &refusals, now, out, messages),
+            }
+        }
+    }
+
+    fn begin(&mut self, plan: Plan, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
+        let (job, kind) = (plan.job, format!("run-{}", plan.attempt));
+        let blanked = Box::new(JobStatus::planned(plan.clone()).plan);
+        let Some(event) = self.own_event(job, EventBody::Planned { plan: blanked }, now) else { return };
+        self.told(&event, now, out);
+        messages.push(Message::Event(Box::new(event)));
+        messages.extend(to_both(&plan, &kind, || Command::Run { plan: Box::new(plan.clone()) }));
+    }
+
+    /// Something speaks against a job that waits. What passes by itself, or may just not be known yet, is waited for.
+    fn refused(
+        &mut self,
+        job: JobId,
+        refusals: &[Refusal],
+        now: Now,
+        out: &mut Vec<Action>,
+        messages: &mut Vec<Message>,
+    ) {
+        let waits = |refusal: &Refusal| planner::passes(refusal.code) || refusal.code == RefusalCode::VmInJob;
+        if refusals.iter().all(waits) {
+            self.refused_since.remove(&job);
+            return;
+        }
+        if now.clock < *self.refused_since.entry(job).or_insert(now.clock) + REFUSED_WAIT {
+            return;
+        }
+        let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { return };
+        let mut reasons = refusals.iter().filter(|refusal| !waits(refusal));
+        let Some(first) = reasons.next() else { return };
+        let failure = FailureReport {
+            code: FailureCode::PlanStale,
+            message: format!("the job cannot {}: {}", if status.has_begun() { "go on" } else { "begin" }, first.message),
+            causes: reasons.map(|refusal| refusal.message.clone()).collect(),
+            remedy: first.remedy.clone(),
+            host: None,
+        };
+        let body = match status.has_begun() {
+            true => EventBody::Asked { failure, figures: StepFigures::default() },
+            false => EventBody::Failed { failure },
+        };
+        self.say(job, body, now, out, messages);
+    }
+
+    /// An event of the coordinators' own: folded in, and to be published.
+    pub(super) fn say(
+        &mut self,
+        job: JobId,
+        body: EventBody,
+        now: Now,
+        out: &mut Vec<Action>,
+        messages: &mut Vec<Message>,
+    ) {
+        if let Some(event) = self.own_event(job, body, now) {
+            self.told(&event, now, out);
+            messages.push(Message::Event(Box::new(event)));
+        }
+    }
+}
