@@ -15,6 +15,7 @@ mod policy;
 mod progress;
 mod request;
 mod request_state;
+mod schedule;
 mod state;
 mod status;
 mod step;
@@ -26,6 +27,7 @@ pub use policy::{KEEP_DEFAULT_SECONDS, PRIORITY_DEFAULT, Policy, TEXT_LENGTH_MAX
 pub use progress::{Progress, Volume};
 pub use request::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
 pub use request_state::{Hands, RequestedState, ReturnCode, STANDINGS, Verdict, verdict};
+pub use schedule::{DayOfWeek, Due, Missed, Month, Rule, SEARCH_YEARS, Schedule, Weekday, Zone};
 pub use state::{IllegalTransition, JobState, StateInput};
 pub use status::{Dispatch, Ignored, JobStatus, NOTICES_MAX, Notice};
 pub use step::{StepFigures, StepKind, StepState, StepStatus};

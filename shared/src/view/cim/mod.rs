@@ -5,6 +5,7 @@
 //! | `migration_job` | every property of the class, and where each comes from |
 //! | `condition` | the properties that say how a job is doing: one row a state, and the contact with its hosts |
 //! | `values` | what the numbers mean |
+//! | `schedule` | from a schedule's words to those |
 //! | `datetime` | instants and intervals as CIM writes them |
 //! | `xml` | the same as an `INSTANCE` element |
 //!
@@ -13,6 +14,7 @@
 mod condition;
 mod datetime;
 mod migration_job;
+mod schedule;
 mod values;
 mod xml;
 
