@@ -18,7 +18,7 @@ mod status;
 mod step;
 
 pub use event::{Event, EventBody, Reporter};
-pub use failure::{FailureCode, FailureReport, Refusal, RefusalCode};
+pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
 pub use progress::{Progress, Volume};
 pub use request::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
