@@ -1,8 +1,9 @@
 //! The CIM face of a job: what it says of six jobs, letter by letter; that JSON, XML, the class's published description and
-//! docs/job-model.md name the same properties; and that whatever a job says stays text.
+//! docs/job-model.md name the same properties; and that whatever a job says stays text. Its error records are in `errors`.
 //!
 //! The six jobs are in `snapshots/`. After a change that is meant, `INSTA_UPDATE=always` writes them anew.
 
+mod errors;
 mod jobs;
 mod reader;
 

@@ -35,6 +35,8 @@ macro_rules! numbered {
     };
 }
 
+pub(super) use numbered;
+
 numbered!(
     /// How a thing is doing; a job has several at once, the first of which counts.
     OperationalStatus: u16 {
