@@ -134,7 +134,12 @@ mod tests {
             ApiRequest::VmStart { vm: vm() },
             ApiRequest::VmDrop { vm: vm(), host: "a".parse().expect("a name") },
             ApiRequest::VmResolve { vm: vm(), fenced: "a".parse().expect("a name") },
-            ApiRequest::Migrate { request: example::request(), dry_run: true, job: example::job(1), policy: Box::default() },
+            ApiRequest::Migrate {
+                request: example::request(),
+                dry_run: true,
+                job: example::job(1),
+                policy: Box::default(),
+            },
             ApiRequest::JobBandwidth { job: example::job(1), bandwidth: None },
             ApiRequest::SystemShow,
         ] {

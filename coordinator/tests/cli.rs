@@ -327,7 +327,9 @@ fn a_move_is_watched_to_its_end_and_the_code_tells_how_it_ended() {
 #[test]
 fn a_detached_move_prints_its_id_and_a_dry_run_hides_the_token() {
     let answer = |request| match request {
-        ApiRequest::Migrate { job, dry_run: true, .. } => ApiReply::Plan { plan: Box::new(plan(job)), waits_for: vec![] },
+        ApiRequest::Migrate { job, dry_run: true, .. } => {
+            ApiReply::Plan { plan: Box::new(plan(job)), waits_for: vec![] }
+        }
         ApiRequest::Migrate { job, .. } => ApiReply::JobStarted { status: Box::new(JobStatus::planned(plan(job))) },
         other => panic!("{other:?} was not expected"),
     };

@@ -60,7 +60,8 @@ async fn a_suspended_job_outlives_every_restart_and_sends_nothing_twice() {
         fleet.sterna(&["job", "resume", &job]).await?;
         let over = ended(fleet, &job, WAIT).await?;
         ensure!(over["state"] == "completed" && over["attempt"] == 1, "{over:#}");
-        let again = step(&over, "copy_disks").and_then(|step| step["bytes_sent"].as_u64()).context("disks were copied")?;
+        let again =
+            step(&over, "copy_disks").and_then(|step| step["bytes_sent"].as_u64()).context("disks were copied")?;
         let whole = (BALLAST_MIB + WITNESS_MIB) * MIB;
         let twice = (before + again).saturating_sub(whole);
         eprintln!(
@@ -141,7 +142,13 @@ async fn state_becomes(fleet: &Fleet, job: &str, state: JobState) -> anyhow::Res
 }
 
 /// Asks, and holds code and state against the table.
-async fn expect(fleet: &Fleet, job: &str, state: JobState, hands: Hands, requested: RequestedState) -> anyhow::Result<()> {
+async fn expect(
+    fleet: &Fleet,
+    job: &str,
+    state: JobState,
+    hands: Hands,
+    requested: RequestedState,
+) -> anyhow::Result<()> {
     let wanted = verdict(state, hands, requested);
     let output = fleet.try_sterna(&["job", "state", job, &requested.to_string(), "--output", "json"]).await?;
     let returned: Value = serde_json::from_slice(&output.stdout).context("an answer in JSON")?;

@@ -32,14 +32,9 @@ pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
     use FailureCode as F;
     match cause {
         None
-        | Some(
-            F::Suspended
-            | F::LinkLost
-            | F::AgentRestarted
-            | F::MemoryCopy
-            | F::BlackoutExceeded
-            | F::Hypervisor,
-        ) => true,
+        | Some(F::Suspended | F::LinkLost | F::AgentRestarted | F::MemoryCopy | F::BlackoutExceeded | F::Hypervisor) => {
+            true
+        }
         // Nobody wants it, or the room is needed, or the target's disk or its journal is at fault, or one end does not do as it
         // should.
         Some(

@@ -34,8 +34,9 @@ impl Service {
     /// was suspended takes the older one's place.
     pub(super) async fn take_plan(&mut self, plan: Plan) -> Result<(), JournalError> {
         let (here, job) = (self.host.id().clone(), plan.job);
-        let goes_on =
-            |known: &JobRecord| known.stage == Stage::Over && plan.attempt > known.plan.attempt && !self.jobs.contains_key(&job);
+        let goes_on = |known: &JobRecord| {
+            known.stage == Stage::Over && plan.attempt > known.plan.attempt && !self.jobs.contains_key(&job)
+        };
         if !plan.involves(&here) || self.host.journal.job(job)?.is_some_and(|known| !goes_on(&known)) {
             return Ok(());
         }

@@ -8,12 +8,12 @@ use sterna_shared::bus::{ApiReply, ApiRequest, JobAnswer};
 use sterna_shared::id::JobId;
 use sterna_shared::job::{DiskPlacement, JobStatus, Progress, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
-use sterna_shared::view::cim::{Contacts, MigrationJob};
+use sterna_shared::view::cim::{Contacts, MigrationJob, MsvmError};
 
 use super::bus::Bus;
 use super::error::{CliError, Exit};
-use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::migrate::parse_placement;
+use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::{confirm, host, now, unexpected, watch};
 use crate::view::JobView;
 
@@ -26,6 +26,14 @@ pub(super) enum JobCommand {
     Show {
         /// Its id
         job: JobId,
+    },
+    /// Show what is wrong with a job, as Msvm_MigrationJob.GetErrorEx does: each error with causes and remedies
+    Error {
+        /// Its id
+        job: JobId,
+        /// The main one only, as GetError does
+        #[arg(long)]
+        main: bool,
     },
     /// Follow a job until it is over; the exit code tells how it ended
     Watch {
@@ -142,6 +150,7 @@ pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Resu
             }
             Ok(Exit::Ok)
         }
+        JobCommand::Error { job, main } => error(bus, *job, *main, output).await,
         JobCommand::Watch { job } => {
             let view = ask(bus, *job).await?;
             watch::run(view, bus, output).await
@@ -189,6 +198,40 @@ async fn status(bus: &Bus, job: JobId) -> Result<(Box<JobStatus>, Option<Progres
         ApiReply::Job { status, progress } => Ok((status, progress)),
         other => Err(unexpected(&other)),
     }
+}
+
+/// What is wrong with a job. Nothing is, where there is nothing to show.
+async fn error(bus: &Bus, job: JobId, main: bool, output: Output) -> Result<Exit, CliError> {
+    let (status, _) = status(bus, job).await?;
+    let hosts = host::ask(bus, &ApiRequest::HostList).await?;
+    let mut errors = MsvmError::with_contacts(&status, Contacts::of(&status.plan, &hosts));
+    if main {
+        errors.truncate(1);
+    }
+    match output.format {
+        Format::CimXml => {
+            for error in &errors {
+                output.document(&error.to_xml())?;
+            }
+        }
+        Format::Cim => output.json(&errors)?,
+        Format::Table | Format::Json => output.result(&errors, || told(&errors))?,
+    }
+    Ok(Exit::Ok)
+}
+
+fn told(errors: &[MsvmError]) -> String {
+    if errors.is_empty() {
+        return "nothing is wrong".to_owned();
+    }
+    let one = |error: &MsvmError| {
+        let mut text = format!("{}  {}", error.message_id, error.message);
+        for action in &error.recommended_actions {
+            let _ = write!(text, "\n  → {action}");
+        }
+        text
+    };
+    errors.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
 /// A job as CIM has it, which also says whether its hosts are heard of.

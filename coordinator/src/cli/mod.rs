@@ -121,7 +121,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
     let global = &cli.global;
     if let Some(face) = output.format.face().filter(|_| !has_faces(&cli.command)) {
-        let message = format!("--output {face} is for sterna job show alone: only a job has it");
+        let message = format!("--output {face} is for sterna job show and sterna job error: only a job has it");
         let hint = format!("use --output json here, or sterna job show JOB --output {face}");
         return Err(CliError::new(Exit::Usage, message).hint(hint));
     }
@@ -151,7 +151,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
 
 /// Whether a command's result is also there as other products have it.
 const fn has_faces(command: &Command) -> bool {
-    matches!(command, Command::Job(job::JobCommand::Show { .. }))
+    matches!(command, Command::Job(job::JobCommand::Show { .. } | job::JobCommand::Error { .. }))
 }
 
 async fn connect(global: &Global) -> Result<Bus, CliError> {

@@ -213,7 +213,9 @@ fn summary(view: &JobView) -> String {
             format!("{name}: cancelled{took}; it is on {} as before", view.source)
         }
         JobState::QueryPending => match view.question {
-            Some(Question::Target) => format!("{name}: the target cannot take it as planned; it runs on at {}", view.source),
+            Some(Question::Target) => {
+                format!("{name}: the target cannot take it as planned; it runs on at {}", view.source)
+            }
             _ => format!("{name}: the handover is not resolved"),
         },
         _ => format!("{name}: failed{took}"),

@@ -101,7 +101,13 @@ impl State {
     }
 
     /// Cancels a job: asks for its orderly end.
-    pub(super) fn cancel(&mut self, job: JobId, token: Token, now: Now, out: &mut Vec<Action>) -> Result<Outcome, ApiError> {
+    pub(super) fn cancel(
+        &mut self,
+        job: JobId,
+        token: Token,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Outcome, ApiError> {
         let status = self.live(job)?;
         if status.requested(RequestedState::Terminate).goal.is_none() {
             let step = status.current_step().map_or("handover", |step| step.kind.as_str());

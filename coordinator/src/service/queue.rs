@@ -94,7 +94,11 @@ impl State {
         let Some(first) = reasons.next() else { return };
         let failure = FailureReport {
             code: FailureCode::PlanStale,
-            message: format!("the job cannot {}: {}", if status.has_begun() { "go on" } else { "begin" }, first.message),
+            message: format!(
+                "the job cannot {}: {}",
+                if status.has_begun() { "go on" } else { "begin" },
+                first.message
+            ),
             causes: reasons.map(|refusal| refusal.message.clone()).collect(),
             remedy: first.remedy.clone(),
             host: None,

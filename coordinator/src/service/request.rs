@@ -5,14 +5,16 @@ use std::time::Duration;
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, Command, SystemView};
 use sterna_shared::host::{PartialReport, VmState};
 use sterna_shared::id::{HostId, JobId, Token};
-use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState};
+use sterna_shared::job::{
+    Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState,
+};
 use sterna_shared::units::Bandwidth;
 
+use super::methods::StateRequest;
 use super::state::{Action, CallId, Message, Now, State};
 use crate::api::{fault, refused};
 use crate::fleet::{FindError, Member, vm_view};
 use crate::planner::{self, BANDWIDTH_MIN, Draft, Seeds};
-use super::methods::StateRequest;
 
 /// How long an agent may take to answer.
 pub(super) const AGENT_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -24,10 +26,19 @@ pub(super) const STOP_SECONDS_MAX: u32 = 3600;
 /// An answer now, or what to do for one.
 pub(super) enum Outcome {
     Reply(ApiReply),
-    Forward { host: HostId, request: AgentRequest, wait: Duration },
-    Publish { messages: Vec<Message>, reply: ApiReply },
+    Forward {
+        host: HostId,
+        request: AgentRequest,
+        wait: Duration,
+    },
+    Publish {
+        messages: Vec<Message>,
+        reply: ApiReply,
+    },
     /// The asker waits for what comes of it.
-    Later { messages: Vec<Message> },
+    Later {
+        messages: Vec<Message>,
+    },
 }
 
 impl State {

@@ -25,9 +25,11 @@ impl State {
     /// Why the fleet knows better: another host has the VM, or has had it since.
     pub(super) fn resolvable(&self, vm: VmId, fenced: &HostId) -> Result<HostId, ApiError> {
         let refused = |message: String, hint: &str| Err(fault(ApiErrorKind::Refused, message, hint));
-        let unresolved = self.jobs.values().map(|job| &job.status).find(|status| {
-            status.plan.vm.id == vm && status.plan.target.id == *fenced && status.is_unresolved()
-        });
+        let unresolved = self
+            .jobs
+            .values()
+            .map(|job| &job.status)
+            .find(|status| status.plan.vm.id == vm && status.plan.target.id == *fenced && status.is_unresolved());
         let others = self.fleet.records(vm).filter(|(member, _)| member.inventory.host != *fenced);
         // Where the job is not known, its agent will know better than to take back what it has not ceded.
         let likely = |member: &Member, report: &VmReport| {
@@ -142,8 +144,8 @@ impl State {
 #[cfg(test)]
 mod tests {
     use sterna_shared::bus::{ApiReply, ApiRequest};
-    use sterna_shared::job::JobState;
     use sterna_shared::id::{Epoch, Generation, Token};
+    use sterna_shared::job::JobState;
     use sterna_shared::job::{Event as JobEvent, Reporter};
 
     use super::super::state::Event;

@@ -10,10 +10,10 @@ use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token, VmId};
 use sterna_shared::job::{Event as JobEvent, EventBody, Ignored, JobStatus, Progress, Reporter};
 use sterna_shared::time::Timestamp;
 
+use super::methods::Wait;
 use crate::feed::{self, Document, Limiter};
 use crate::fence::{Fence, Fencing};
 use crate::fleet::{Fleet, Heard};
-use super::methods::Wait;
 use crate::scheduler::{Scheduler, not_accepted};
 
 /// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.

@@ -47,7 +47,9 @@ impl Command {
     pub fn job(&self) -> JobId {
         match self {
             Self::Run { plan } => plan.job,
-            Self::Cancel { job } | Self::Kill { job } | Self::Suspend { job, .. } | Self::SetBandwidth { job, .. } => *job,
+            Self::Cancel { job } | Self::Kill { job } | Self::Suspend { job, .. } | Self::SetBandwidth { job, .. } => {
+                *job
+            }
         }
     }
 }

@@ -10,7 +10,8 @@ mod settings;
 mod subject;
 
 pub use api::{
-    AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer, SystemView, VmView,
+    AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer,
+    SystemView, VmView,
 };
 pub use command::Command;
 pub use envelope::{BODY_LENGTH_MAX, DEPTH_MAX, Envelope, EnvelopeError, VERSION, decode, encode};

@@ -21,7 +21,7 @@ mod status;
 mod step;
 
 pub use event::{Event, EventBody, Reporter};
-pub use failure::{FailureCode, FailureReport, Refusal, RefusalCode};
+pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
 pub use policy::{KEEP_DEFAULT_SECONDS, PRIORITY_DEFAULT, Policy, TEXT_LENGTH_MAX};
 pub use progress::{Progress, Volume};

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Event, EventBody, FailureReport, Hands, IllegalTransition, JobState, MoveRequest, Plan, Policy, Reporter, StateInput,
-    StepFigures, StepKind, StepState, StepStatus,
+    Event, EventBody, FailureReport, Hands, IllegalTransition, JobState, MoveRequest, Plan, Policy, Reporter,
+    StateInput, StepFigures, StepKind, StepState, StepStatus,
 };
 use crate::id::{HostId, JobId, Token};
 use crate::time::Timestamp;

@@ -3,9 +3,8 @@
 use serde_json::json;
 use sterna_shared::id::{Generation, Token};
 use sterna_shared::job::{
-    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobStatus, MoveMode, MoveRequest, Plan, Policy, Progress,
-    Reporter,
-    StepFigures, StepKind, Volume,
+    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobStatus, MoveMode, MoveRequest, Plan, Policy,
+    Progress, Reporter, StepFigures, StepKind, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;

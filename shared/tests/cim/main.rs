@@ -1,8 +1,9 @@
 //! The CIM face of a job: what it says of six jobs, letter by letter; that JSON, XML, the class's published description and
-//! docs/job-model.md name the same properties; and that whatever a job says stays text.
+//! docs/job-model.md name the same properties; and that whatever a job says stays text. Its error records are in `errors`.
 //!
 //! The six jobs are in `snapshots/`. After a change that is meant, `INSTA_UPDATE=always` writes them anew.
 
+mod errors;
 mod jobs;
 mod reader;
 
@@ -298,6 +299,9 @@ fn policy_is_what_was_submitted() {
     let policy = Policy { owner: Some("ops".into()), priority: 7, delete_on_completion: true, keep_seconds: 90 };
     let job = json(&face(&jobs::submitted(policy), None));
     assert_eq!((&job["Owner"], &job["Priority"]), (&"ops".into(), &7.into()));
-    assert_eq!((&job["DeleteOnCompletion"], &job["TimeBeforeRemoval"]), (&true.into(), &"00000000000130.000000:000".into()));
+    assert_eq!(
+        (&job["DeleteOnCompletion"], &job["TimeBeforeRemoval"]),
+        (&true.into(), &"00000000000130.000000:000".into())
+    );
     assert_eq!(job["JobState"], 2);
 }

@@ -9,11 +9,12 @@
 //! A host that is not heard of degrades a job that would be well, and is told beside what is wrong with one that is not: the
 //! move goes on without coordinators, but nobody here knows how far. Of a job that is over no contact is told, since nothing
 //! of it depends on its hosts any more. A reader asks for the error where the first indicator is not OK; so that he finds one,
-//! the error code is 0 exactly where the first indicator is OK, Degraded or In Service.
+//! the error code is 0 exactly where the first indicator is OK, Degraded or In Service, and there is an error record of these
+//! two as well (`error`).
 
 use crate::bus::HostView;
 use crate::id::HostId;
-use crate::job::{FailureCode, FailureReport, JobState, JobStatus, MoveMode, Plan, StepKind};
+use crate::job::{FailureCode, FailureReport, JobState, JobStatus, MoveMode, Notice, Plan, StepKind, StepStatus};
 
 use super::values::{
     CommunicationStatus, DetailedStatus, ErrorCode, HealthState, OperatingStatus, OperationalStatus, PrimaryStatus,
@@ -66,7 +67,7 @@ pub(super) struct Condition {
 impl Condition {
     /// `told` describes the first indicator: what the job says of itself.
     pub(super) fn of(status: &JobStatus, contacts: Contacts, told: &str) -> Self {
-        let row = row(status, Fault::of(status).is_some());
+        let row = row(status, Trouble::of(status).is_some());
         let mut first = row.first;
         let mut condition = Self {
             indicators: Vec::new(),
@@ -76,7 +77,7 @@ impl Condition {
             operating: row.operating,
             primary: row.primary,
         };
-        let silent = if status.state.is_final() { Vec::new() } else { silent(&status.plan, contacts) };
+        let silent = silent(status, contacts);
         if !status.state.is_final() {
             condition.communication = silent.first().map_or(CommunicationStatus::Ok, |(contact, _)| match contact {
                 OperationalStatus::NoContact => CommunicationStatus::NoContact,
@@ -96,7 +97,50 @@ impl Condition {
     }
 }
 
-/// Why a job failed or cannot go on.
+/// What is wrong with a job, as its events tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Trouble<'a> {
+    /// It fails, or has failed.
+    Reported(&'a FailureReport),
+    /// It was cancelled: a client that does so finds an error there, as CIM has it.
+    Cancelled,
+    /// It was ended at once.
+    Killed,
+    /// It waits for its handover, and why.
+    Unresolved(Option<&'a Notice>),
+}
+
+impl<'a> Trouble<'a> {
+    pub(super) fn of(status: &'a JobStatus) -> Option<Self> {
+        let step_failure = || failed_steps(status).next().map(|(_, failure)| failure);
+        match status.state {
+            JobState::New
+            | JobState::Starting
+            | JobState::Running
+            | JobState::Suspended
+            | JobState::Service
+            | JobState::Completed => None,
+            JobState::Terminated => Some(Self::Cancelled),
+            JobState::Killed => Some(Self::Killed),
+            JobState::QueryPending if status.is_unresolved() => Some(Self::Unresolved(unresolved(status))),
+            JobState::QueryPending => status.failure.as_ref().map(Self::Reported),
+            JobState::ShuttingDown => step_failure().map(Self::Reported),
+            JobState::Exception => status.failure.as_ref().or_else(step_failure).map(Self::Reported),
+        }
+    }
+
+    /// In one sentence.
+    pub(super) fn summary(self) -> &'a str {
+        match self {
+            Self::Reported(report) => &report.message,
+            Self::Cancelled => "cancelled; the VM is as it was",
+            Self::Killed => "ended at once; something may be left to clean",
+            Self::Unresolved(notice) => notice.map_or("the handover is not resolved", |notice| &notice.text),
+        }
+    }
+}
+
+/// Why a job failed or cannot go on, as the properties of the job itself have it.
 pub(super) struct Fault {
     pub(super) code: ErrorCode,
     /// In one sentence.
@@ -107,64 +151,73 @@ pub(super) struct Fault {
 
 impl Fault {
     pub(super) fn of(status: &JobStatus) -> Option<Self> {
-        let plain = |code, text: &str| Self { code, summary: text.to_owned(), description: text.to_owned() };
-        match status.state {
-            JobState::New
-            | JobState::Starting
-            | JobState::Running
-            | JobState::Suspended
-            | JobState::Service
-            | JobState::Completed => None,
-            // A client that cancels a job finds an error there, as CIM has it.
-            JobState::Terminated => Some(plain(ErrorCode::Cancelled, "cancelled; the VM is as it was")),
-            JobState::Killed => Some(plain(ErrorCode::Cancelled, "ended at once; something may be left to clean")),
-            JobState::QueryPending if !status.is_unresolved() => status.failure.as_ref().map(Self::reported),
-            JobState::QueryPending => {
-                let reason = unresolved(status).unwrap_or("the handover is not resolved");
+        let trouble = Trouble::of(status)?;
+        let summary = trouble.summary().to_owned();
+        let (code, description) = match trouble {
+            Trouble::Reported(report) => (report.code.into(), described(report)),
+            Trouble::Cancelled | Trouble::Killed => (ErrorCode::Cancelled, summary.clone()),
+            Trouble::Unresolved(_) => {
                 let remedy = "if a host is gone for good: sterna vm resolve";
-                Some(Self { description: format!("{reason}; {remedy}"), ..plain(ErrorCode::Unresolved, reason) })
+                (ErrorCode::Unresolved, format!("{summary}; {remedy}"))
             }
-            JobState::ShuttingDown => step_failure(status).map(Self::reported),
-            JobState::Exception => status.failure.as_ref().or_else(|| step_failure(status)).map(Self::reported),
-        }
+        };
+        Some(Self { code, summary, description })
     }
+}
 
-    fn reported(report: &FailureReport) -> Self {
-        let mut description = report.to_string();
-        if let Some(host) = &report.host {
-            description = format!("{host}: {description}");
-        }
-        if !report.remedy.is_empty() {
-            description = format!("{description}; {}", report.remedy);
-        }
-        Self { code: report.code.into(), summary: report.message.clone(), description }
+fn described(report: &FailureReport) -> String {
+    let mut description = report.to_string();
+    if let Some(host) = &report.host {
+        description = format!("{host}: {description}");
     }
+    if !report.remedy.is_empty() {
+        description = format!("{description}; {}", report.remedy);
+    }
+    description
 }
 
 /// Why the handover waits: the notice that came with the state. The last one, where none has its instant.
-fn unresolved(status: &JobStatus) -> Option<&str> {
+fn unresolved(status: &JobStatus) -> Option<&Notice> {
     let with_the_state = status.notices.iter().find(|notice| notice.at == status.changed_at);
-    with_the_state.or(status.notices.last()).map(|notice| notice.text.as_str())
+    with_the_state.or(status.notices.last())
 }
 
-/// The failure that a job unwinds from; none where a cancel ended the step.
-fn step_failure(status: &JobStatus) -> Option<&FailureReport> {
-    let mut failures = status.steps.iter().filter_map(|step| step.failure.as_ref());
-    failures.find(|failure| failure.code != FailureCode::Cancelled)
+/// The steps that failed, each with its report; not those that a cancel ended.
+pub(super) fn failed_steps(status: &JobStatus) -> impl Iterator<Item = (&StepStatus, &FailureReport)> {
+    let failures = status.steps.iter().filter_map(|step| Some((step, step.failure.as_ref()?)));
+    failures.filter(|(_, failure)| failure.code != FailureCode::Cancelled)
 }
 
-/// The hosts that are not heard of, those that once were first.
-fn silent(plan: &Plan, contacts: Contacts) -> Vec<(OperationalStatus, String)> {
+/// The hosts that are not heard of, those that once were first; of a job that is over none.
+pub(super) fn silent_hosts(status: &JobStatus, contacts: Contacts) -> Vec<(&HostId, Contact)> {
+    let plan = &status.plan;
     let mut hosts = vec![(&plan.source.id, contacts.source)];
     if plan.target.id != plan.source.id {
         hosts.push((&plan.target.id, contacts.target));
     }
-    let with = |wanted, indicator, words: &str| {
+    hosts.retain(|(_, contact)| *contact != Contact::Online && !status.state.is_final());
+    hosts.sort_by_key(|(_, contact)| *contact == Contact::Never);
+    hosts
+}
+
+/// What is told of a host in that contact.
+pub(super) fn silence(contact: Contact) -> &'static str {
+    match contact {
+        Contact::Online => "heard of",
+        Contact::Lost => "not heard of lately",
+        Contact::Never => "never heard of",
+    }
+}
+
+/// An indicator for each way of not being heard of, with the hosts that it is about.
+fn silent(status: &JobStatus, contacts: Contacts) -> Vec<(OperationalStatus, String)> {
+    let hosts = silent_hosts(status, contacts);
+    let with = |wanted, indicator| {
         let names: Vec<&str> = hosts.iter().filter(|host| host.1 == wanted).map(|host| host.0.as_str()).collect();
-        (!names.is_empty()).then(|| (indicator, format!("{}: {words}", names.join(", "))))
+        (!names.is_empty()).then(|| (indicator, format!("{}: {}", names.join(", "), silence(wanted))))
     };
-    let lost = with(Contact::Lost, OperationalStatus::LostCommunication, "not heard of lately");
-    let never = with(Contact::Never, OperationalStatus::NoContact, "never heard of");
+    let lost = with(Contact::Lost, OperationalStatus::LostCommunication);
+    let never = with(Contact::Never, OperationalStatus::NoContact);
     lost.into_iter().chain(never).collect()
 }
 
@@ -228,7 +281,9 @@ fn row(status: &JobStatus, failing: bool) -> Row {
             first: Indicator::Error,
             second: Some(match status.is_unresolved() {
                 true => (Indicator::SupportingEntityInError, "the hosts cannot settle which of them runs the VM"),
-                false => (Indicator::SupportingEntityInError, "the target cannot take it as planned; an answer is needed"),
+                false => {
+                    (Indicator::SupportingEntityInError, "the target cannot take it as planned; an answer is needed")
+                }
             }),
             health: HealthState::MajorFailure,
             detailed: DetailedStatus::SupportingEntityInError,

@@ -1,11 +1,13 @@
-//! The CIM face of a job: Hyper-V's `Msvm_MigrationJob`, in JSON or CIM-XML, read only.
+//! The CIM face of a job: Hyper-V's `Msvm_MigrationJob` and its `Msvm_Error`, in JSON or CIM-XML, read only.
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `migration_job` | every property of the class, and where each comes from |
 //! | `condition` | the properties that say how a job is doing: one row a state, and the contact with its hosts |
-//! | `values` | what the numbers mean |
-//! | `schedule` | from a schedule's words to those |
+//! | `error` | every property of an error record, and which records a job has |
+//! | `error_class` | what kind of error each code is: one row a code |
+//! | `schedule` | from a schedule's words to the class's |
+//! | `values`, `error_values` | what the numbers mean |
 //! | `datetime` | instants and intervals as CIM writes them |
 //! | `xml` | the same as an `INSTANCE` element |
 //!
@@ -13,6 +15,9 @@
 
 mod condition;
 mod datetime;
+mod error;
+mod error_class;
+mod error_values;
 mod migration_job;
 mod schedule;
 mod values;
@@ -20,6 +25,9 @@ mod xml;
 
 pub use condition::{Contact, Contacts};
 pub use datetime::{CimDateTime, CimInterval, CimTimestamp, DATETIME_LENGTH, Forever, InvalidDateTime};
+pub use error::{ERRORS_MAX, MsvmError, OWNING_ENTITY, get_error, get_error_ex};
+pub use error_class::ErrorClass;
+pub use error_values::{CimStatusCode, ErrorSourceFormat, ErrorType, PerceivedSeverity, ProbableCause};
 pub use migration_job::{CAPTION_LENGTH_MAX, MigrationJob};
 pub use values::{
     CommunicationStatus, DayOfWeek, DetailedStatus, ErrorCode, HealthState, JobType, LocalOrUtcTime, MigrationType,

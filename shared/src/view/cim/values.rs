@@ -35,6 +35,8 @@ macro_rules! numbered {
     };
 }
 
+pub(super) use numbered;
+
 numbered!(
     /// How a thing is doing; a job has several at once, the first of which counts.
     OperationalStatus: u16 {
@@ -361,14 +363,16 @@ numbered!(
         Unresolved = 15,
         /// See [`FailureCode::PoolFull`].
         PoolFull = 16,
+        /// See [`FailureCode::Suspended`].
+        Suspended = 17,
     }
 );
 
 impl From<FailureCode> for ErrorCode {
     fn from(code: FailureCode) -> Self {
         match code {
-            // No status has a suspension for its failure; what a client did is what this number is for.
-            FailureCode::Cancelled | FailureCode::Suspended => Self::Cancelled,
+            FailureCode::Cancelled => Self::Cancelled,
+            FailureCode::Suspended => Self::Suspended,
             FailureCode::TargetRefused => Self::TargetRefused,
             FailureCode::LinkLost => Self::LinkLost,
             FailureCode::PeerMisbehaved => Self::PeerMisbehaved,
@@ -433,7 +437,7 @@ mod tests {
         assert!(JobType::ALL.iter().map(|value| value.number()).eq(std::iter::once(0).chain(300..=307)));
         assert!(RunMonth::ALL.iter().map(|value| value.number()).eq(0..=11));
         assert!(DayOfWeek::ALL.iter().map(|value| value.number()).eq(-7..=7));
-        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=16));
+        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=17));
     }
 
     #[test]

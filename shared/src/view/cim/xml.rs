@@ -13,19 +13,20 @@
 
 use std::fmt::Write as _;
 
-use super::MigrationJob;
+use super::{MigrationJob, MsvmError};
 
 const JOB_CLASS: &str = "Msvm_MigrationJob";
+const ERROR_CLASS: &str = "Msvm_Error";
 const ALLOCATION_CLASS: &str = "Msvm_StorageAllocationSettingData";
 
 /// A job as an instance, one property a line.
 pub(super) fn of(job: &MigrationJob) -> String {
-    let mut text = format!("<INSTANCE CLASSNAME=\"{JOB_CLASS}\">\n");
-    for property in properties(job) {
-        let _ = writeln!(text, "  {}", property.element());
-    }
-    text.push_str("</INSTANCE>");
-    text
+    instance(JOB_CLASS, &properties(job))
+}
+
+/// An error as an instance, one property a line.
+pub(super) fn error(error: &MsvmError) -> String {
+    instance(ERROR_CLASS, &error_properties(error))
 }
 
 /// A disk of a storage move and where it goes, as an instance on one line, to be embedded.
@@ -37,6 +38,15 @@ pub(super) fn allocation(instance_id: &str, name: &str, connection: &str) -> Str
     ];
     let elements: String = properties.iter().map(Property::element).collect();
     format!("<INSTANCE CLASSNAME=\"{ALLOCATION_CLASS}\">{elements}</INSTANCE>")
+}
+
+fn instance(class: &str, properties: &[Property]) -> String {
+    let mut text = format!("<INSTANCE CLASSNAME=\"{class}\">\n");
+    for property in properties {
+        let _ = writeln!(text, "  {}", property.element());
+    }
+    text.push_str("</INSTANCE>");
+    text
 }
 
 /// Name and type of each property as the class declares them. That none is missing, and that values are those of the JSON, is
@@ -90,6 +100,27 @@ fn properties(job: &MigrationJob) -> Vec<Property> {
         Property::one("NewSystemSettingData", "string", job.new_system_setting_data.as_ref()).embedded(),
         resources.embedded(),
         Property::one("JobType", "uint16", Some(job.job_type.number())),
+    ]
+}
+
+/// The same of an error.
+fn error_properties(error: &MsvmError) -> Vec<Property> {
+    vec![
+        Property::one("ErrorType", "uint16", Some(error.error_type.number())),
+        Property::one("OtherErrorType", "string", error.other_error_type),
+        Property::one("OwningEntity", "string", Some(error.owning_entity)),
+        Property::one("MessageID", "string", Some(error.message_id)),
+        Property::one("Message", "string", Some(&error.message)),
+        Property::many("MessageArguments", "string", Some(&error.message_arguments)),
+        Property::one("PerceivedSeverity", "uint16", Some(error.perceived_severity.number())),
+        Property::one("ProbableCause", "uint16", Some(error.probable_cause.number())),
+        Property::one("ProbableCauseDescription", "string", error.probable_cause_description.as_ref()),
+        Property::many("RecommendedActions", "string", Some(&error.recommended_actions)),
+        Property::one("ErrorSource", "string", error.error_source.as_ref()),
+        Property::one("ErrorSourceFormat", "uint16", Some(error.error_source_format.number())),
+        Property::one("OtherErrorSourceFormat", "string", error.other_error_source_format.as_ref()),
+        Property::one("CIMStatusCode", "uint32", Some(error.cim_status_code.number())),
+        Property::one("CIMStatusCodeDescription", "string", Some(error.cim_status_code_description)),
     ]
 }
 

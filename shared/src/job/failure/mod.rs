@@ -1,10 +1,19 @@
 //! Why something failed or was refused: a stable code, a sentence, and what to do next.
+//!
+//! A report says what happened there and then. What is to be said of its kind wherever it occurs, with the id that stands for
+//! it, is in the [catalogue](ErrorEntry): a new code gets its row in `failures` or `refusals`, and the compiler asks for it.
+
+mod catalogue;
+mod failures;
+mod refusals;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::HostId;
+
+pub use catalogue::{ErrorEntry, RemedyNames};
 
 /// The kinds of failure. The code is stable: scripts and documents may rely on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,6 +51,22 @@ pub enum FailureCode {
     PlanStale,
     /// A fault of Sterna itself.
     Internal,
+}
+
+/// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was
+/// cancelled see [`FailureCode::Cancelled`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConditionCode {
+    /// It was ended at once; something may be left to clean.
+    Killed,
+    /// Its handover is not resolved; it waits.
+    Unresolved,
+    /// A host of it is not heard of.
+    HostSilent,
+    /// It is held by somebody who is at work on it.
+    InService,
+    /// What led to an error that is told before it.
+    Cause,
 }
 
 /// What went wrong, for a reader who was not there.

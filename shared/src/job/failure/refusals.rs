@@ -1,0 +1,139 @@
+//! The catalogue's rows of refusals. Nothing was begun when one of these is told.
+
+use super::RefusalCode;
+use super::catalogue::{ErrorEntry, catalogue};
+
+catalogue!(RefusalCode {
+    UnknownVm = "STERNA-R001", "unknown_vm",
+        "No host reports that VM.",
+        causes ["The name is misspelt.", "The host that has it is not heard of, or the VM was deleted."],
+        remedies ["See `sterna vm list`, and `sterna host list` for hosts that are offline."];
+    AmbiguousVm = "STERNA-R002", "ambiguous_vm",
+        "Several VMs have that name.",
+        causes ["VMs of one name were defined at several hosts."],
+        remedies ["Give the VM's id: `sterna vm list --output json` has it."];
+    UnknownHost = "STERNA-R003", "unknown_host",
+        "No host of that name was ever heard of.",
+        causes ["The name is misspelt.", "Its agent has never reached the broker."],
+        remedies ["See `sterna host list`.", "Start the host's agent, and look at what it says: `sterna doctor`."];
+    HostOffline = "STERNA-R004", "host_offline",
+        "A host of the move has not been heard of lately.",
+        causes ["Its agent does not run, or has no way to the broker.", "The host is down."],
+        remedies ["Start `sterna-agent` there, or mend its way to NATS: `sterna doctor`."];
+    SameHost = "STERNA-R005", "same_host",
+        "The VM is on that host already.",
+        causes ["The host named as target is the one that has the VM."],
+        remedies ["Name another host, or move disks between its pools: `--storage-only --disk NAME=POOL`."];
+    NoTarget = "STERNA-R006", "no_target",
+        "No target was named, and the request implies none.",
+        causes ["The request has neither a host to go to nor the wish to move disks only."],
+        remedies ["Give `--to HOST`, or `--storage-only`."];
+    VmInJob = "STERNA-R007", "vm_in_job",
+        "Another job holds the VM.",
+        causes ["A move of it is under way, or waits for its handover to be resolved."],
+        remedies ["Wait for it (`sterna job watch JOB`), or call it off (`sterna job cancel JOB`)."];
+    VmState = "STERNA-R008", "vm_state",
+        "The VM is in a state in which it cannot move that way.",
+        causes ["A live move needs a guest that runs, and a cold one a guest that is stopped."],
+        remedies [
+            "Leave out `--mode`, so that it fits the VM.",
+            "Or start or stop the guest first: `sterna vm start {vm}`, `sterna vm stop {vm}`.",
+        ];
+    VmUnresolved = "STERNA-R009", "vm_unresolved",
+        "No host owns the VM, since its last handover is not resolved.",
+        causes ["The hosts of an earlier move lost each other in its handover."],
+        remedies [
+            "Bring both hosts of that handover up: they settle it by themselves.",
+            "Only if one is gone for good, without power and cut from storage: `sterna vm resolve {vm} --fenced HOST`.",
+        ];
+    Memory = "STERNA-R010", "memory",
+        "The target has not enough free memory for the guest.",
+        causes ["Other guests, or other programs, use it."],
+        remedies ["Move or stop a guest there (`sterna host show HOST`), or choose another target."];
+    PoolSpace = "STERNA-R011", "pool_space",
+        "A pool has not enough room for the disks.",
+        causes ["It is filled by other images, or is smaller than the disks may grow."],
+        remedies [
+            "Make room there: `sterna host show HOST` lists the pools.",
+            "Or give the disks another pool: `--disk NAME=POOL`.",
+        ];
+    UnknownPool = "STERNA-R012", "unknown_pool",
+        "The target has no pool of that name.",
+        causes ["Disks go to the pool of the same name unless another is given, and the target's pools are named otherwise."],
+        remedies [
+            "Give a pool that the target has: `--disk NAME=POOL`.",
+            "Or add `[pools.NAME]` to its agent.toml.",
+        ];
+    PoolKind = "STERNA-R013", "pool_kind",
+        "A pool cannot hold what is to go there.",
+        causes ["A volume group holds raw disks only, and no files."],
+        remedies ["Have the disk made raw, `--disk NAME=POOL:raw`, or give it a pool that is a directory."];
+    UnknownDisk = "STERNA-R014", "unknown_disk",
+        "The VM has no disk of that name.",
+        causes ["The name given with `--disk` is misspelt."],
+        remedies ["See the VM's disks: `sterna vm show {vm}`."];
+    PoolNotShared = "STERNA-R015", "pool_not_shared",
+        "No disk is to be copied, and a pool is not the same storage at both hosts.",
+        causes ["`--storage none` was given for a disk in a pool of one host's own.", "Or `shared` in the pools' settings differs."],
+        remedies [
+            "Copy the disks: leave out `--storage none`.",
+            "If both pools are the same storage, give them one `shared` name in both agent.toml.",
+        ];
+    NothingToMove = "STERNA-R016", "nothing_to_move",
+        "Every disk is where it is asked to go.",
+        causes ["A storage move was asked for without another pool or format for any disk."],
+        remedies ["Give `--disk NAME=POOL[:FORMAT]` with another pool or format."];
+    UnknownBridge = "STERNA-R017", "unknown_bridge",
+        "The target has no bridge that a NIC of the VM needs.",
+        causes ["The bridge is not there, or is not listed in the target's settings."],
+        remedies ["Make it there and list it under `bridges` in agent.toml, or choose another target."];
+    MachineType = "STERNA-R018", "machine_type",
+        "The target's QEMU has not the VM's machine type.",
+        causes ["Its QEMU is older than the one that the VM was defined for, or was built without that type."],
+        remedies ["Upgrade QEMU there, or define the VM with a machine type that both hosts have."];
+    CpuModel = "STERNA-R019", "cpu_model",
+        "The target cannot give the guest the processor that it has now.",
+        causes ["The target's processor is older or of another kind.", "The guest sees the whole processor of its host."],
+        remedies [
+            "Define the VM with a named CPU model that both hosts have.",
+            "Or choose another target, or move it stopped: `--mode cold`.",
+        ];
+    Firmware = "STERNA-R020", "firmware",
+        "The target has no UEFI firmware.",
+        causes ["OVMF is not installed there."],
+        remedies ["Install it (package `ovmf`) and restart the agent, or choose another target."];
+    BootFile = "STERNA-R021", "boot_file",
+        "The target lacks a kernel or an initial RAM disk that the VM boots from.",
+        causes ["The file was put into the boot directory of one host only."],
+        remedies ["Copy it into the target's boot directory, under the same name."];
+    NameTaken = "STERNA-R022", "name_taken",
+        "The target has a VM of that name or id.",
+        causes ["Another VM was given the name.", "Or the target kept this one from an earlier move that was not settled."],
+        remedies [
+            "See which it is: `sterna vm list`.",
+            "Delete or resolve the one that is not wanted, or choose another target.",
+        ];
+    CertificateExpired = "STERNA-R023", "certificate_expired",
+        "A host's certificate has expired or is not yet valid.",
+        causes ["It was not renewed in time.", "A host's clock is wrong."],
+        remedies ["Set the clocks right, or issue a new one: `sterna pki issue host HOST`."];
+    CertificateAuthority = "STERNA-R024", "certificate_authority",
+        "The two hosts trust different authorities.",
+        causes ["Their certificates were issued by two fleets, or the authority was made anew in between."],
+        remedies ["Issue both by one authority: `sterna pki issue host HOST`."];
+    HostBusy = "STERNA-R025", "host_busy",
+        "A host takes no further move at present.",
+        causes ["It has as many moves in hand as its limits allow."],
+        remedies [
+            "Wait for one to end: `sterna job list`.",
+            "Or raise the limit under `[limits]` in its agent.toml.",
+        ];
+    InvalidValue = "STERNA-R026", "invalid_value",
+        "A value of the request is out of its range, or does not go with another.",
+        causes ["The message names the value and what it may be."],
+        remedies ["Give a value in that range, or leave it out: `sterna migrate --help`."];
+    Accelerator = "STERNA-R027", "accelerator",
+        "The two hosts do not run guests by the same accelerator.",
+        causes ["One of them has no KVM: it is off in the firmware, or the host is a VM itself."],
+        remedies ["Choose a target with the same accelerator, or move it stopped: `--mode cold`."];
+});
