@@ -24,6 +24,7 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("job", "state"),
     ("job", "kill"),
     ("job", "answer"),
+    ("job", "edit"),
     ("job", "bandwidth"),
     ("system", "show"),
 ];

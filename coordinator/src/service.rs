@@ -20,6 +20,7 @@ mod perform;
 mod queue;
 mod request;
 mod resolve;
+mod runs;
 mod state;
 
 use std::time::Duration;
@@ -190,7 +191,7 @@ impl Service {
         let mut state = State::new(self.config.name.clone(), epoch, self.bus.nats_version(), fleet, fence);
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
-        let mut desk = Desk::new(&self.bus, &self.store, &self.config.name, epoch, self.standing.clone());
+        let mut desk = Desk::new(&self.bus, &self.store, &self.config, epoch, self.standing.clone());
         let mut ticks = ticks();
         let mut replayed = false;
         let ended = loop {

@@ -6,13 +6,14 @@ use clap::{Args, ValueEnum};
 use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, StorageWish,
+    DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery, StorageWish,
 };
 use sterna_shared::units::{Bandwidth, ByteCount};
 
 use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Output, pairs, table};
+use super::schedule::ScheduleArgs;
 use super::{job, unexpected, watch};
 use crate::view::{JobView, PlanView};
 
@@ -76,6 +77,26 @@ pub(super) struct MigrateArgs {
     /// How long it is listed then
     #[arg(long, value_name = "SECONDS", default_value_t = KEEP_DEFAULT_SECONDS)]
     keep: u32,
+    /// Tell somebody when it is over: subject:NAME, or command:NAME of the coordinators' configuration
+    #[arg(long, value_name = "WHOM")]
+    notify: Option<String>,
+    /// Run it after the jobs of that group that were submitted before it
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// When it fails, let the next job of its group run all the same
+    #[arg(long, conflicts_with_all = ["reruns", "on_failure"])]
+    go_on: bool,
+    /// When it fails, try again, at most that often
+    #[arg(long, value_name = "COUNT", conflicts_with = "on_failure")]
+    reruns: Option<u32>,
+    /// The pause before it is tried again, which doubles each time
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "reruns")]
+    rerun_pause: u32,
+    /// What people do when it fails, in words
+    #[arg(long, value_name = "TEXT")]
+    on_failure: Option<String>,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
     /// Check and show the plan, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -88,6 +109,7 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+    let waits = args.schedule.schedule().is_some();
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
     let policy = Box::new(policy_of(args, bus.sender()));
     let request = ApiRequest::Migrate { request: request_of(args), dry_run: args.dry_run, job, policy };
@@ -108,7 +130,7 @@ pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result
             output.result(&view, || show_plan(&view))?;
             Ok(Exit::Ok)
         }
-        ApiReply::JobStarted { status } if args.detach => {
+        ApiReply::JobStarted { status } if args.detach || waits => {
             let view = JobView::new(&status, None);
             output.remark(&format!("watch it: sterna job watch {job}"));
             output.result(&view, || job.to_string())?;
@@ -125,6 +147,15 @@ fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
         priority: args.priority,
         delete_on_completion: args.delete_on_completion,
         keep_seconds: args.keep,
+        notify: args.notify.clone(),
+        schedule: args.schedule.schedule(),
+        recovery: match (args.reruns, &args.on_failure) {
+            (Some(times), _) => Recovery::Rerun { times, pause_seconds: args.rerun_pause },
+            (None, Some(text)) => Recovery::Other { text: text.clone() },
+            (None, None) if args.go_on => Recovery::Next,
+            (None, None) => Recovery::Stop,
+        },
+        group: args.group.clone(),
     }
 }
 

@@ -61,6 +61,7 @@ impl State {
                 let request = StateRequest { call, job, requested, timeout: Duration::ZERO, token };
                 self.kill(request, delete, now, out)
             }
+            ApiRequest::JobEdit { job, changes } => self.edit(job, changes, now, out),
             ApiRequest::JobAnswer { job, answer } => self.answered_by_operator(job, answer, token, now, out),
             request => self.answer(request, now),
         };
@@ -195,8 +196,10 @@ impl State {
         }
         let jobs = self.jobs.values().map(|job| &job.status);
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
+        // What is so now may not be so when the job's time has come; then it is looked at again.
+        let later = policy.schedule.is_some();
         let (waits_for, refusals): (Vec<_>, Vec<_>) =
-            refusals.into_iter().partition(|refusal| planner::passes(refusal.code));
+            refusals.into_iter().partition(|refusal| later || planner::passes(refusal.code));
         let plan = match plan {
             Some(plan) if refusals.is_empty() => plan,
             _ => return Err(refused(format!("VM {} cannot be moved", request.vm), refusals)),
@@ -206,7 +209,7 @@ impl State {
         if dry_run {
             return Ok(Outcome::Reply(ApiReply::Plan { plan: draft, waits_for }));
         }
-        let body = EventBody::Submitted { draft, request: Box::new(request), policy };
+        let body = EventBody::Submitted { draft, request: Box::new(request), policy, parent: None };
         let event = JobEvent { job, reporter: Reporter::Coordinator, sequence: 1, at: now.at, body };
         self.told(&event, now, out);
         let mut messages = vec![Message::Event(Box::new(event))];

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{Inventory, VmReport};
 use crate::id::{Epoch, HostId, JobId, VmId};
-use crate::job::{DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode};
+use crate::job::{DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule};
 use crate::ownership::Message;
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
@@ -120,6 +120,13 @@ pub enum ApiRequest {
         /// Whether it goes from the list of jobs then, whatever its policy says.
         delete: bool,
     },
+    /// Change what may be changed of a job: all of it or nothing.
+    JobEdit {
+        /// Which.
+        job: JobId,
+        /// What, in order.
+        changes: Vec<JobChange>,
+    },
     /// Answer what a job waits for.
     JobAnswer {
         /// Which.
@@ -160,11 +167,30 @@ impl ApiRequest {
             Self::JobCancel { .. } => ("job", "cancel"),
             Self::JobState { .. } => ("job", "state"),
             Self::JobKill { .. } => ("job", "kill"),
+            Self::JobEdit { .. } => ("job", "edit"),
             Self::JobAnswer { .. } => ("job", "answer"),
             Self::JobBandwidth { .. } => ("job", "bandwidth"),
             Self::SystemShow => ("system", "show"),
         }
     }
+}
+
+/// A change of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum JobChange {
+    /// A property of `Msvm_MigrationJob`, by its name.
+    Property {
+        /// The name.
+        name: String,
+        /// The value as text; none in it is CIM's NULL.
+        value: String,
+    },
+    /// When it runs.
+    Schedule {
+        /// None for as soon as its hosts have a slot.
+        schedule: Option<Box<Schedule>>,
+    },
 }
 
 /// What an operator says to a job that waits for a word.

@@ -23,11 +23,13 @@ mod step;
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
-pub use policy::{KEEP_DEFAULT_SECONDS, PRIORITY_DEFAULT, Policy, TEXT_LENGTH_MAX};
+pub use policy::{
+    KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,
+};
 pub use progress::{Progress, Volume};
 pub use request::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
 pub use request_state::{Hands, RequestedState, ReturnCode, STANDINGS, Verdict, verdict};
 pub use schedule::{DayOfWeek, Due, Missed, Month, Rule, SEARCH_YEARS, Schedule, Weekday, Zone};
 pub use state::{IllegalTransition, JobState, StateInput};
-pub use status::{Dispatch, Ignored, JobStatus, NOTICES_MAX, Notice};
+pub use status::{Dispatch, Ignored, JobStatus, NOTICES_MAX, Notice, RUNS_MAX, Run, Runs};
 pub use step::{StepFigures, StepKind, StepState, StepStatus};

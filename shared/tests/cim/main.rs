@@ -296,7 +296,13 @@ fn properties_are_those_of_the_published_class() {
 
 #[test]
 fn policy_is_what_was_submitted() {
-    let policy = Policy { owner: Some("ops".into()), priority: 7, delete_on_completion: true, keep_seconds: 90 };
+    let policy = Policy {
+        owner: Some("ops".into()),
+        priority: 7,
+        delete_on_completion: true,
+        keep_seconds: 90,
+        ..Policy::default()
+    };
     let job = json(&face(&jobs::submitted(policy), None));
     assert_eq!((&job["Owner"], &job["Priority"]), (&"ops".into(), &7.into()));
     assert_eq!(
