@@ -14,7 +14,7 @@ use sterna_shared::job::{
 
 use sterna_shared::view::cim;
 
-use super::request::{AGENT_WAIT_MAX, Outcome, no_job, to_both};
+use super::request::{AGENT_WAIT_MAX, Outcome, faults_of, no_job, to_both};
 use super::state::{Action, CallId, Message, Now, State};
 use crate::api::fault;
 
@@ -144,7 +144,7 @@ impl State {
                 }
             }
         }
-        let faults = policy.faults();
+        let faults = if policy.schedule == status.policy.schedule { policy.faults() } else { faults_of(&policy, now) };
         if !faults.is_empty() {
             let message = format!("job {job} cannot be changed like that");
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });

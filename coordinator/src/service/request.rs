@@ -189,15 +189,15 @@ impl State {
         if let Some(known) = self.jobs.get(&job) {
             return Ok(Outcome::Reply(ApiReply::JobStarted { status: Box::new(known.status.clone()) }));
         }
-        let faults = policy.faults();
+        let faults = faults_of(&policy, now);
         if !faults.is_empty() {
             let message = format!("VM {} cannot be moved like that", request.vm);
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
         }
-        let jobs = self.jobs.values().map(|job| &job.status);
+        let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.holds_vm(now.at));
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
         // What is so now may not be so when the job's time has come; then it is looked at again.
-        let later = policy.schedule.is_some();
+        let later = policy.schedule.is_some() || policy.group.is_some();
         let (waits_for, refusals): (Vec<_>, Vec<_>) =
             refusals.into_iter().partition(|refusal| later || planner::passes(refusal.code));
         let plan = match plan {
@@ -252,6 +252,15 @@ impl State {
             Err(fault(ApiErrorKind::Refused, message, "give the new VM another name and another id"))
         })
     }
+}
+
+/// What is wrong with a policy, the clock included.
+pub(super) fn faults_of(policy: &Policy, now: Now) -> Vec<String> {
+    let mut faults = policy.faults();
+    if let Some(at) = policy.schedule.as_ref().and_then(|schedule| schedule.at).filter(|at| *at < now.at) {
+        faults.push(format!("{at} has passed; give a time to come, or leave it out to begin at once"));
+    }
+    faults
 }
 
 /// A command to target and source; once where they are one. The target has it first, so that it is ready when the

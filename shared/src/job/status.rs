@@ -230,6 +230,13 @@ impl JobStatus {
         }
     }
 
+    /// Whether it holds its VM, so that no other job may move it. One whose time has not come holds nothing, and one that
+    /// recurs has runs that do.
+    #[must_use]
+    pub fn holds_vm(&self, now: Timestamp) -> bool {
+        !self.state.is_final() && !self.policy.recurs() && (self.has_begun() || self.is_due(now))
+    }
+
     /// When its next turn is, while it waits for one.
     #[must_use]
     pub fn next_turn(&self, now: Timestamp) -> Option<Timestamp> {
