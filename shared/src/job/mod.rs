@@ -9,6 +9,7 @@
 
 mod event;
 mod failure;
+mod forecast;
 mod percent;
 mod plan;
 mod progress;
@@ -19,6 +20,7 @@ mod step;
 
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{FailureCode, FailureReport, Refusal, RefusalCode};
+pub use forecast::{Estimate, Forecast, ForecastInput};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
 pub use progress::{Progress, Volume};
 pub use request::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
