@@ -52,7 +52,8 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         | AgentRequest::VmConsole { vm, .. }
         | AgentRequest::VmFenced { vm, .. }
         | AgentRequest::Handover { vm, .. } => Some(*vm),
-        AgentRequest::Events { .. } | AgentRequest::Inventory => None,
+        AgentRequest::Probe { vm, .. } => *vm,
+        AgentRequest::Events { .. } | AgentRequest::Inventory | AgentRequest::ProbeExpect { .. } => None,
     }
 }
 
@@ -155,7 +156,9 @@ impl Handler {
             AgentRequest::VmDefine { .. }
             | AgentRequest::VmDrop { .. }
             | AgentRequest::Events { .. }
-            | AgentRequest::Inventory => self.unknown(),
+            | AgentRequest::Inventory
+            | AgentRequest::ProbeExpect { .. }
+            | AgentRequest::Probe { .. } => self.unknown(),
         }
     }
 

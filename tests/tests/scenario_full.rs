@@ -53,7 +53,7 @@ async fn a_pool_that_fills_up_in_the_middle_of_a_move_harms_nobody() {
         state_becomes(fleet, &job, "query_pending", WAIT).await?;
         let errors = fleet.sterna(&["job", "error", &job]).await?;
         ensure!(errors.to_string().contains("nowhere"), "the error says which pool: {errors:#}");
-        fleet.sterna(&["job", "answer", &job, "place", "stones=bulk"]).await?;
+        fleet.sterna(&["job", "answer", &job, "place", "stones=bulk", "root=bulk"]).await?;
         let over = ended(fleet, &job, WAIT).await?;
         ensure!(over["state"] == "completed", "the answer let it go on: {over:#}");
         ensure!(guest.settled_at(fleet, WAIT).await? == "bravo", "the guest moved");

@@ -317,7 +317,7 @@ impl State {
             if event.reporter == Reporter::Coordinator {
                 job.own_sequence = job.own_sequence.max(event.sequence);
             }
-            if job.status.state.is_final() {
+            if !job.status.is_active() {
                 job.progress = None;
             }
         }

@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Inventory, VmReport};
-use crate::id::{Epoch, HostId, JobId, VmId};
+use crate::id::{Epoch, HostId, JobId, Token, VmId};
 use crate::job::{DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule};
 use crate::ownership::Message;
+use crate::probe::{ProbePeer, ProbeReport};
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
 use crate::vm::VmSpec;
@@ -422,6 +423,28 @@ pub enum AgentRequest {
     },
     /// The inventory, now.
     Inventory,
+    /// Admit one probe of another host within the next seconds. Asked again it changes nothing; an agent that starts anew
+    /// has forgotten it.
+    ProbeExpect {
+        /// The probe's id.
+        job: JobId,
+        /// The host that it comes from.
+        source: HostId,
+        /// What it must present.
+        token: Token,
+    },
+    /// Measure what the checks of a move need; see [`crate::probe`]. Changes nothing, and takes little longer than
+    /// `time_ms`, but for a QEMU before 8.2, which takes a second.
+    Probe {
+        /// The VM to measure the guest of, if any.
+        vm: Option<VmId>,
+        /// The host to measure the way to, if any. It must have been told by [`AgentRequest::ProbeExpect`].
+        peer: Option<ProbePeer>,
+        /// How long each measurement may take, in milliseconds; held to
+        /// [`PROBE_TIME_MS_MIN`](crate::probe::PROBE_TIME_MS_MIN) and
+        /// [`PROBE_TIME_MS_MAX`](crate::probe::PROBE_TIME_MS_MAX).
+        time_ms: u32,
+    },
 }
 
 /// What an agent answers.
@@ -451,6 +474,11 @@ pub enum AgentReply {
     Inventory {
         /// As it is.
         inventory: Box<Inventory>,
+    },
+    /// What a probe has measured.
+    Probed {
+        /// The measurements, or why there are none.
+        report: Box<ProbeReport>,
     },
     /// It cannot be done.
     Error {

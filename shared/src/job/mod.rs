@@ -9,6 +9,7 @@
 
 mod event;
 mod failure;
+mod forecast;
 mod percent;
 mod plan;
 mod policy;
@@ -22,6 +23,7 @@ mod step;
 
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
+pub use forecast::{Estimate, Forecast, ForecastInput};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
 pub use policy::{
     KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,
