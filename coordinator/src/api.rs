@@ -18,6 +18,7 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("vm", "console"),
     ("vm", "resolve"),
     ("job", "migrate"),
+    ("job", "check"),
     ("job", "list"),
     ("job", "show"),
     ("job", "cancel"),

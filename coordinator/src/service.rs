@@ -13,6 +13,7 @@
 //! queue. That task gives up when the broker does; the service then follows anew and rebuilds, so that there is one way
 //! to recover and it is used often.
 
+mod check;
 mod desk;
 mod keeper;
 mod methods;

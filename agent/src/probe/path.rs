@@ -1,6 +1,6 @@
 //! The way to another host: which addresses lead there, how long a message takes, and how much gets through.
 //!
-//! Within 300 ms, over loopback that was held to a rate (`tc … tbf`), the measurement was right to a tenth from 100 Mbit/s on, and
+//! Within 300 ms, over loopback that was held to a rate (`tc … tbf`), the measurement was right to a sixth from 100 Mbit/s on, and
 //! up to a half too low at 20 Mbit/s, where few frames arrive in the time. At 5 Mbit/s nothing is acknowledged, and it says so.
 
 use std::net::SocketAddr;

@@ -35,13 +35,9 @@ enum Storage {
     None,
 }
 
+/// What is to be moved, where to and how.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    sterna migrate web --to beta\n  \
-    sterna migrate web --to beta --disk root=fast:raw --bandwidth 200MiB/s\n  \
-    sterna migrate web --storage-only --disk root=slow\n  \
-    sterna migrate web --to beta --dry-run --output json")]
-pub(super) struct MigrateArgs {
+pub(super) struct WishArgs {
     /// The VM's name or id
     vm: String,
     /// The host to move it to
@@ -68,6 +64,17 @@ pub(super) struct MigrateArgs {
     /// Connections between the two hosts
     #[arg(long, value_name = "COUNT")]
     lanes: Option<u8>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    sterna migrate web --to beta\n  \
+    sterna migrate web --to beta --disk root=fast:raw --bandwidth 200MiB/s\n  \
+    sterna migrate web --storage-only --disk root=slow\n  \
+    sterna migrate web --to beta --dry-run --output json")]
+pub(super) struct MigrateArgs {
+    #[command(flatten)]
+    wish: WishArgs,
     /// Which jobs go first where not all can: lower numbers
     #[arg(long, value_name = "NUMBER", default_value_t = PRIORITY_DEFAULT)]
     priority: u32,
@@ -112,7 +119,7 @@ pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result
     let waits = args.schedule.schedule().is_some();
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
     let policy = Box::new(policy_of(args, bus.sender()));
-    let request = ApiRequest::Migrate { request: request_of(args), dry_run: args.dry_run, job, policy };
+    let request = ApiRequest::Migrate { request: args.wish.request(), dry_run: args.dry_run, job, policy };
     let reply = bus.ask(&request).await.map_err(|error| {
         // Only then may the job exist unseen.
         if error.exit == Exit::Unreachable && !args.dry_run {
@@ -159,24 +166,27 @@ fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
     }
 }
 
-fn request_of(args: &MigrateArgs) -> MoveRequest {
-    MoveRequest {
-        vm: args.vm.clone(),
-        target: args.to.clone(),
-        mode: match args.mode {
-            Mode::Auto => ModeWish::Auto,
-            Mode::Live => ModeWish::Live,
-            Mode::Cold => ModeWish::Cold,
-        },
-        storage: match args.storage {
-            Storage::All => StorageWish::All,
-            Storage::None => StorageWish::None,
-        },
-        disks: args.disks.clone(),
-        storage_only: args.storage_only,
-        bandwidth: args.bandwidth,
-        blackout_max_ms: args.max_blackout,
-        lanes: args.lanes,
+impl WishArgs {
+    /// The wish that they come to.
+    pub(super) fn request(&self) -> MoveRequest {
+        MoveRequest {
+            vm: self.vm.clone(),
+            target: self.to.clone(),
+            mode: match self.mode {
+                Mode::Auto => ModeWish::Auto,
+                Mode::Live => ModeWish::Live,
+                Mode::Cold => ModeWish::Cold,
+            },
+            storage: match self.storage {
+                Storage::All => StorageWish::All,
+                Storage::None => StorageWish::None,
+            },
+            disks: self.disks.clone(),
+            storage_only: self.storage_only,
+            bandwidth: self.bandwidth,
+            blackout_max_ms: self.max_blackout,
+            lanes: self.lanes,
+        }
     }
 }
 

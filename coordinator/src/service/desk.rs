@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Standing;
+use super::check::{CheckAnswers, CheckQuestions};
 use super::perform::{Performer, Work, respond};
 use super::request::{AGENT_WAIT_MAX, AGENT_WORK_WAIT_MAX};
 use super::state::{Action, CallId, Event, State};
@@ -130,6 +131,19 @@ impl Desk {
                             Event::Fenced { job, host, ended }
                         });
                     }
+                    continue;
+                }
+                Action::Check { check, questions } => {
+                    let CheckQuestions { source, target, expect, probe, clock } = *questions;
+                    let expect = self.ask(target.clone(), &expect, AGENT_WAIT_MAX);
+                    let probe = self.ask(source, &probe, AGENT_WAIT_MAX);
+                    let clock = self.ask(target, &clock, AGENT_WAIT_MAX);
+                    self.asked.spawn(async move {
+                        let (expect, probe) = (expect.await, probe.await);
+                        // Last, so that both clocks are looked at at about the same time.
+                        let answers = Box::new(CheckAnswers { expect, probe, clock: clock.await });
+                        Event::Checked { check, answers }
+                    });
                     continue;
                 }
                 Action::Notify { job, name, state, document } => {

@@ -47,6 +47,17 @@ impl State {
             self.drop_kept(vm, out);
         }
         let outcome = match request {
+            ApiRequest::Check { request } => {
+                // Its id names nothing but the probe.
+                let probe = (
+                    JobId::from_uuid(uuid::Uuid::from_u64_pair(now.at.unix_microseconds().unsigned_abs(), call)),
+                    token,
+                );
+                match self.check(call, &request, probe, now, out) {
+                    Some(outcome) => Ok(outcome),
+                    None => return,
+                }
+            }
             ApiRequest::Migrate { request, dry_run, job, policy } => {
                 let seeds = Seeds { job, token, attempt: 0, now: now.at };
                 self.migrate(request, dry_run, policy, seeds, now, out)

@@ -10,6 +10,7 @@ use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token, VmId};
 use sterna_shared::job::{Event as JobEvent, EventBody, Ignored, JobState, JobStatus, Notify, Progress, Reporter};
 use sterna_shared::time::Timestamp;
 
+use super::check::{Check, CheckAnswers, CheckQuestions};
 use super::methods::Wait;
 use crate::feed::{self, Document, Limiter};
 use crate::fence::{Fence, Fencing};
@@ -58,6 +59,8 @@ pub(super) enum Event {
     Journalled { host: HostId, skip: u64, page: Result<AgentReply, String> },
     /// The fence command has ended: with its host out of action, or why not.
     Fenced { job: JobId, host: HostId, ended: Result<(), String> },
+    /// The agents of a check have answered.
+    Checked { check: Box<Check>, answers: Box<CheckAnswers> },
     /// An id and a token were drawn for the next job that is due.
     Drawn { job: JobId, token: Token },
     /// Time passes.
@@ -77,6 +80,8 @@ pub(super) enum Action {
     Fence { job: JobId, host: HostId },
     /// Draw an id and a token for the next job that is due.
     Draw,
+    /// Ask the two agents of a check.
+    Check { check: Box<Check>, questions: Box<CheckQuestions> },
     /// Run a command that tells that a job is over.
     Notify { job: JobId, name: String, state: JobState, document: Vec<u8> },
     /// Forget a job that has been over for long enough: its status, and what the feed has of it.
@@ -181,6 +186,7 @@ impl State {
                 self.tend_queue(now, &mut out);
             }
             Event::Replayed => self.replayed(now, &mut out),
+            Event::Checked { check, answers } => self.checked(*check, *answers, now, &mut out),
             Event::Drawn { job, token } => self.drawn((job, token), now, &mut out),
             Event::Progressed(progress) => self.progressed(*progress, now, &mut out),
             Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),

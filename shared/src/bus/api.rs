@@ -4,7 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{Inventory, VmReport};
 use crate::id::{Epoch, HostId, JobId, Token, VmId};
-use crate::job::{DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule};
+use crate::job::{
+    CheckReport, DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule,
+};
 use crate::ownership::Message;
 use crate::probe::{ProbePeer, ProbeReport};
 use crate::time::Timestamp;
@@ -93,6 +95,11 @@ pub enum ApiRequest {
         #[serde(default)]
         policy: Box<Policy>,
     },
+    /// Check a move: find all that speaks against it, measure, and change nothing.
+    Check {
+        /// The wish.
+        request: MoveRequest,
+    },
     /// All jobs, newest first.
     JobList,
     /// One job.
@@ -163,6 +170,7 @@ impl ApiRequest {
             Self::VmConsole { .. } => ("vm", "console"),
             Self::VmResolve { .. } => ("vm", "resolve"),
             Self::Migrate { .. } => ("job", "migrate"),
+            Self::Check { .. } => ("job", "check"),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
             Self::JobCancel { .. } => ("job", "cancel"),
@@ -237,6 +245,11 @@ pub enum ApiReply {
         /// What a job would wait for before it began.
         #[serde(default)]
         waits_for: Vec<Refusal>,
+    },
+    /// What came of a check.
+    Checked {
+        /// Findings, measurements and forecast.
+        report: Box<CheckReport>,
     },
     /// A job was made, or existed under that id.
     JobStarted {

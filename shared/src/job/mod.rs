@@ -7,6 +7,7 @@
 //!
 //! [`JobState`] has the numbers of `Msvm_MigrationJob`; which event is legal in which state stands in one table there.
 
+mod check;
 mod event;
 mod failure;
 mod forecast;
@@ -21,6 +22,7 @@ mod state;
 mod status;
 mod step;
 
+pub use check::{CheckReport, Finding, Severity};
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use forecast::{Estimate, Forecast, ForecastInput};
