@@ -23,6 +23,8 @@ mod request;
 mod resolve;
 mod runs;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -81,7 +81,7 @@ fn free_port() -> u16 {
 
 fn config(name: &str, port: u16) -> Config {
     let name = name.parse().expect("a name");
-    Config { name, nats: settings(port), retention: Retention::default(), fence: None }
+    Config { name, nats: settings(port), retention: Retention::default(), fence: None, notify: Default::default() }
 }
 
 fn settings(port: u16) -> NatsSettings {

@@ -69,8 +69,13 @@ impl State {
         if status.policy.recurs() {
             return self.turn(status, now);
         }
-        if status.state != JobState::Exception || self.jobs.values().any(|job| job.status.parent == Some(status.job)) {
+        if status.state != JobState::Exception
+            || !matches!(status.policy.recovery, Recovery::Rerun { .. } | Recovery::Run { .. })
+        {
             return None;
+        }
+        if self.jobs.values().any(|job| job.status.parent == Some(status.job)) {
+            return None; // It has been seen to.
         }
         let parent = status.job;
         let policy = Policy { schedule: None, ..status.policy.clone() };

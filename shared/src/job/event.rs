@@ -111,6 +111,13 @@ pub enum EventBody {
         /// In one sentence.
         text: String,
     },
+    /// The guest is slowed down so that the job gets there, or is no longer.
+    Throttled {
+        /// Whether its writes are held back from here on.
+        held_back: bool,
+        /// In one sentence.
+        text: String,
+    },
     /// A cancel was asked for and will be carried out.
     CancelAccepted,
     /// A cancel was asked for and cannot be honoured.

@@ -46,6 +46,8 @@ pub struct JobStatus {
     /// What it had done before it was last suspended.
     #[serde(default)]
     pub before: StepFigures,
+    /// Whether the guest is slowed down so that the job gets there.
+    pub throttled: bool,
     /// The job that it is a run of: one that recurs, or one that failed.
     pub parent: Option<JobId>,
     /// Its runs, where it recurs.
@@ -177,6 +179,7 @@ impl JobStatus {
             finished_at: None,
             failure: None,
             before: StepFigures::default(),
+            throttled: false,
             parent: None,
             runs: Runs { count: 0, considered: plan.planned_at, latest: Vec::new() },
             blackout_us: None,
@@ -364,6 +367,10 @@ impl JobStatus {
                 status.failure = Some(failure.clone());
             }
             EventBody::Notice { text } => self.note(event, text),
+            EventBody::Throttled { held_back, text } => {
+                self.throttled = *held_back;
+                self.note(event, text);
+            }
             EventBody::CancelAccepted => {
                 self.enter(StateInput::Unwinding, event.at)?;
                 self.note(event, "cancel accepted; the job unwinds");
@@ -427,6 +434,7 @@ impl JobStatus {
     fn rest(&mut self, figures: StepFigures) {
         self.before = self.before.plus(&figures);
         self.steps = waiting(&self.plan);
+        self.throttled = false;
         self.dispatch = Dispatch::Waiting;
     }
 

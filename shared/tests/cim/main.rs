@@ -10,7 +10,7 @@ mod reader;
 use std::path::Path;
 
 use serde_json::Value;
-use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, MoveRequest, Policy, Progress, Recovery};
+use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, MoveRequest, Policy, Progress, Recovery, StepKind};
 use sterna_shared::view::cim::{
     CAPTION_LENGTH_MAX, CimDateTime, Contact, Contacts, EditFault, ErrorCode, MigrationJob, OperationalStatus,
     READ_ONLY, READ_WRITE, edit,
@@ -270,10 +270,7 @@ fn the_documents_tell_every_state_as_it_is() {
 /// to it. Elsewhere there is nothing to compare with.
 #[test]
 fn properties_are_those_of_the_published_class() {
-    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/seeds");
-    let Ok(entries) = std::fs::read_dir(seeds) else { return };
-    let texts = entries.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
-    let Some(page) = texts.into_iter().find(|text| text.contains("class Msvm_MigrationJob :")) else { return };
+    let Some(page) = published() else { return };
     let (_, class) = page.split_once("class Msvm_MigrationJob :").expect("the class");
     let (_, body) = class.split_once('{').expect("a beginning");
     let (body, _) = body.split_once("};").expect("an end");
@@ -293,6 +290,51 @@ fn properties_are_those_of_the_published_class() {
         format!("{} {}{array}", attribute("TYPE"), attribute("NAME"))
     });
     assert_eq!(ours.collect::<Vec<_>>(), published);
+}
+
+/// The published description, where it lies beside the workspace.
+fn published() -> Option<String> {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/seeds");
+    let texts = std::fs::read_dir(seeds).ok()?.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+    texts.into_iter().find(|text| text.contains("class Msvm_MigrationJob :"))
+}
+
+/// Each value that the description has of a property, such as `OK (2)` under `OperationalStatus`, has a row that says when it is
+/// told. Elsewhere than beside the description the lists in the code are all there is to compare with.
+#[test]
+fn every_value_has_its_row_in_the_documents() {
+    let rows: std::collections::BTreeSet<(String, i64)> = page()
+        .lines()
+        .filter_map(|line| {
+            let mut cells = line.strip_prefix("| ")?.split(" | ");
+            let (property, number) = (cells.next()?.to_owned(), cells.next()?.parse().ok()?);
+            Some((property, number))
+        })
+        .collect();
+    let mut wanted: Vec<(String, i64)> = Vec::new();
+    let mut add =
+        |property: &str, numbers: &[i64]| wanted.extend(numbers.iter().map(|number| (property.to_owned(), *number)));
+    add("OperationalStatus", &OperationalStatus::ALL.iter().map(|value| value.number().into()).collect::<Vec<_>>());
+    add("JobState", &JobState::ALL.map(|state| state.number().into()));
+    if let Some(text) = published() {
+        let names = names();
+        let mut property = None;
+        for line in text.lines().map(str::trim) {
+            if let Some(name) = names.iter().find(|name| *name == line) {
+                property = Some(name.clone());
+            }
+            if line.starts_with("Qualifiers") {
+                continue;
+            }
+            let number = line.strip_suffix(')').and_then(|line| line.rsplit_once('(')).map(|(_, number)| number);
+            if let (Some(property), Some(number)) = (&property, number.and_then(|number| number.parse().ok())) {
+                add(property, &[number]);
+            }
+        }
+        assert!(wanted.len() > 120, "the description has more values than {}", wanted.len());
+    }
+    let missing: Vec<_> = wanted.iter().filter(|value| !rows.contains(value)).collect();
+    assert!(missing.is_empty(), "docs/job-model.md has no row of {missing:?}");
 }
 
 #[test]
@@ -384,4 +426,16 @@ fn recovery_is_told_by_its_number() {
         assert_eq!(job["RecoveryAction"], number);
         assert_eq!(job["OtherRecoveryAction"], if number == 1 { words.clone().into() } else { Value::Null });
     }
+}
+
+#[test]
+fn a_throttled_job_is_stressed_until_it_no_longer_is() {
+    let throttled = |held_back| EventBody::Throttled { held_back, text: "slowly".into() };
+    let mut bodies = vec![EventBody::StepStarted { step: StepKind::Prepare }, throttled(true)];
+    let told = |bodies: &[EventBody]| json(&face(&jobs::told(jobs::plan(MoveMode::Live, true), bodies.to_vec()), None));
+    let job = told(&bodies);
+    assert_eq!((&job["OperationalStatus"], &job["DetailedStatus"]), (&serde_json::json!([2, 4]), &2.into()));
+    bodies.push(throttled(false));
+    let job = told(&bodies);
+    assert_eq!((&job["OperationalStatus"], &job["DetailedStatus"]), (&serde_json::json!([2]), &1.into()));
 }

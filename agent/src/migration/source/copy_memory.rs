@@ -149,7 +149,7 @@ impl Source {
         let text =
             format!("the guest writes faster than the link carries: each of its disks takes {each} at most for now");
         warn!(job = %context.plan.job, text, "throttled");
-        context.tell(EventBody::Notice { text }).await;
+        context.tell(EventBody::Throttled { held_back: true, text }).await;
         Ok(())
     }
 
@@ -168,7 +168,7 @@ impl Source {
     pub(super) async fn tell_writes_free(&mut self) {
         if std::mem::take(&mut self.writes_held_back) {
             let text = "the guest's disk writes are no longer held back".to_owned();
-            self.context.tell(EventBody::Notice { text }).await;
+            self.context.tell(EventBody::Throttled { held_back: false, text }).await;
         }
     }
 }

@@ -245,6 +245,10 @@ fn row(status: &JobStatus, failing: bool) -> Row {
     match status.state {
         JobState::New => well(Some((Indicator::Dormant, "no agent has taken it on")), OperatingStatus::Dormant),
         JobState::Starting => well(Some((Indicator::Starting, "no step has begun")), OperatingStatus::Starting),
+        JobState::Running if status.throttled => Row {
+            detailed: DetailedStatus::Stressed,
+            ..well(Some((Indicator::Stressed, "the guest's writes are held back")), movement(status))
+        },
         JobState::Running => well(None, movement(status)),
         JobState::Suspended => well(Some((Indicator::Stopped, "it can go on")), OperatingStatus::Stopped),
         JobState::ShuttingDown if failing => Row {

@@ -1,0 +1,251 @@
+//! Jobs from their submission to their end, without a broker: what waits, what begins, and what comes of what.
+
+use std::time::Duration;
+
+use sterna_shared::bus::{ApiReply, ApiRequest};
+use sterna_shared::id::{Epoch, JobId, Token};
+use sterna_shared::job::{
+    Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, MoveRequest, Policy, Recovery, Reporter,
+    RequestedState, ReturnCode, Schedule,
+};
+use sterna_shared::time::Timestamp;
+
+use super::state::{Action, Event, Message, Now, State};
+use crate::planner::example;
+
+struct World {
+    state: State,
+    /// Seconds since it began, by both clocks.
+    clock: u64,
+    vms: u8,
+    /// Jobs in the order in which their plans went out.
+    begun: Vec<JobId>,
+    answers: Vec<ApiReply>,
+    drawn: u8,
+}
+
+impl World {
+    /// Two hosts, the first with that many VMs, the second taking on so many at a time.
+    fn new(vms: u8, inbound: u16) -> Self {
+        let fleet = crate::fleet::Fleet::default();
+        let state = State::new("one".parse().expect("a name"), Epoch(1), "2.11".into(), fleet, None);
+        let mut world = Self { state, clock: 0, vms, begun: vec![], answers: vec![], drawn: 100 };
+        world.apply(Event::Replayed);
+        world.beat(inbound);
+        world
+    }
+
+    fn now(&self) -> Now {
+        let at = example::now().unix_microseconds() + i64::try_from(self.clock).expect("small") * 1_000_000;
+        Now { at: Timestamp::from_unix_microseconds(at), clock: Duration::from_secs(self.clock) }
+    }
+
+    fn beat(&mut self, inbound: u16) {
+        let mut source = example::inventory("alpha");
+        source.limits.outbound_moves_max = 100;
+        source.vms = (0..self.vms)
+            .map(|number| {
+                let mut spec = example::vm("web");
+                spec.id = format!("0197c0de-0000-7000-8000-0000000003{number:02x}").parse().expect("a UUID");
+                spec.name = format!("vm{number}").parse().expect("a name");
+                example::report(&spec)
+            })
+            .collect();
+        let mut target = example::inventory("beta");
+        target.limits.inbound_moves_max = inbound;
+        for inventory in [source, target] {
+            self.apply(Event::Heartbeat(Box::new(inventory)));
+        }
+    }
+
+    /// Applies an event, and all that comes of it.
+    fn apply(&mut self, event: Event) {
+        let now = self.now();
+        for action in self.state.apply(event, now) {
+            match action {
+                Action::Draw => {
+                    self.drawn += 1;
+                    let job = example::job(self.drawn);
+                    self.apply(Event::Drawn { job, token: Token::from_bytes([8; 32]) });
+                }
+                Action::Publish { messages, answer } => {
+                    self.answers.extend(answer.map(|(_, reply)| *reply));
+                    for message in messages {
+                        if let Message::Event(event) = message
+                            && matches!(event.body, EventBody::Planned { .. })
+                        {
+                            self.begun.push(event.job);
+                        }
+                    }
+                }
+                Action::Answer { reply, .. } => self.answers.push(*reply),
+                _ => {}
+            }
+        }
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.clock += 1;
+            self.beat(1);
+            self.apply(Event::Tick);
+        }
+    }
+
+    fn ask(&mut self, request: ApiRequest) -> ApiReply {
+        self.apply(Event::Asked { call: 1, request: Box::new(request), token: Token::from_bytes([7; 32]) });
+        self.answers.pop().expect("an answer")
+    }
+
+    /// Asks to move a VM; the job.
+    fn submit(&mut self, number: u8, policy: Policy) -> JobId {
+        let job = example::job(number + 1);
+        let request = MoveRequest { vm: format!("vm{number}"), ..example::request() };
+        let reply = self.ask(ApiRequest::Migrate { request, dry_run: false, job, policy: Box::new(policy) });
+        assert!(matches!(reply, ApiReply::JobStarted { .. }), "{reply:?}");
+        job
+    }
+
+    /// The source tells how a job goes.
+    fn tell(&mut self, job: JobId, bodies: impl IntoIterator<Item = EventBody>) {
+        for (sequence, body) in (1 + 10 * u64::from(self.attempt(job))..).zip(bodies) {
+            let reporter = Reporter::Host("alpha".parse().expect("a name"));
+            let event = JobEvent { job, reporter, sequence, at: self.now().at, body };
+            self.apply(Event::Told(Box::new(event)));
+        }
+    }
+
+    fn attempt(&self, job: JobId) -> u32 {
+        self.state.jobs[&job].status.plan.attempt
+    }
+
+    fn accepted(&self, job: JobId) -> EventBody {
+        EventBody::Accepted { plan: Box::new(self.state.jobs[&job].status.plan.clone()) }
+    }
+
+    fn end(&mut self, job: JobId, last: EventBody) {
+        let accepted = self.accepted(job);
+        self.tell(job, [accepted, last]);
+    }
+
+    fn state_of(&self, job: JobId) -> JobState {
+        self.state.jobs[&job].status.state
+    }
+}
+
+fn failed() -> EventBody {
+    let failure = FailureReport {
+        code: FailureCode::LinkLost,
+        message: "the link is gone".into(),
+        causes: vec![],
+        remedy: "mend it".into(),
+        host: None,
+    };
+    EventBody::Failed { failure }
+}
+
+const DONE: EventBody = EventBody::Completed { blackout_us: 1 };
+
+fn with_priority(priority: u32) -> Policy {
+    Policy { priority, ..Policy::default() }
+}
+
+#[test]
+fn jobs_wait_for_a_slot_and_go_by_priority_and_then_by_age() {
+    let mut world = World::new(4, 1);
+    let jobs: Vec<JobId> = [(0, 9), (1, 5), (2, 1), (3, 1)]
+        .map(|(number, priority)| world.submit(number, with_priority(priority)))
+        .to_vec();
+    assert_eq!(world.begun, [jobs[0]], "the first has the only slot");
+    for _ in 0..4 {
+        let last = *world.begun.last().expect("one has begun");
+        world.end(last, DONE);
+        world.wait(1);
+    }
+    assert_eq!(world.begun, [jobs[0], jobs[2], jobs[3], jobs[1]]);
+    assert!(jobs.iter().all(|job| world.state_of(*job) == JobState::Completed));
+}
+
+#[test]
+fn a_suspended_job_gives_its_slot_away_and_takes_the_next() {
+    let mut world = World::new(2, 1);
+    let (first, second) = (world.submit(0, with_priority(1)), world.submit(1, with_priority(2)));
+    let accepted = world.accepted(first);
+    world.tell(first, [accepted, EventBody::Suspended { figures: Default::default() }]);
+    world.wait(1);
+    assert_eq!(world.begun, [first, second]);
+    let requested = RequestedState::Start.number();
+    let reply = world.ask(ApiRequest::JobState { job: first, requested, timeout_ms: None });
+    assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::Started, .. }), "{reply:?}");
+    assert_eq!(world.begun, [first, second], "the slot is taken");
+    world.end(second, DONE);
+    world.wait(1);
+    assert_eq!(world.begun, [first, second, first]);
+    assert_eq!(world.attempt(first), 1);
+}
+
+#[test]
+fn an_answer_can_wait_for_a_state_and_gives_up_when_its_time_is_over() {
+    let mut world = World::new(1, 1);
+    let job = world.submit(0, Policy::default());
+    let accepted = world.accepted(job);
+    world.tell(job, [accepted]);
+    let requested = RequestedState::Suspend.number();
+    let wait = |timeout_ms| ApiRequest::JobState { job, requested, timeout_ms: Some(timeout_ms) };
+    for (call, request) in [(1, wait(2000)), (2, wait(9000))] {
+        world.apply(Event::Asked { call, request: Box::new(request), token: Token::from_bytes([7; 32]) });
+    }
+    assert!(world.answers.is_empty());
+    world.wait(3);
+    let reply = world.answers.pop().expect("the first has waited long enough");
+    assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::Timeout, .. }), "{reply:?}");
+    let accepted = world.accepted(job);
+    world.tell(job, [accepted, EventBody::Suspended { figures: Default::default() }]);
+    let reply = world.answers.pop().expect("the second has what it waited for");
+    assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::Completed, .. }), "{reply:?}");
+    let reply = world.ask(ApiRequest::JobState { job, requested: 7, timeout_ms: None });
+    assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::InvalidParameter, .. }), "{reply:?}");
+}
+
+#[test]
+fn a_job_waits_for_its_time_and_its_vm_does_not() {
+    let mut world = World::new(1, 1);
+    let at = Timestamp::from_unix_microseconds(world.now().at.unix_microseconds() + 60_000_000);
+    let job = world.submit(0, Policy { schedule: Some(Schedule::once(at)), ..Policy::default() });
+    world.wait(58);
+    assert!(world.begun.is_empty());
+    assert!(!world.state.jobs[&job].status.holds_vm(world.now().at));
+    world.wait(3);
+    assert_eq!(world.begun, [job]);
+}
+
+#[test]
+fn a_failed_job_is_tried_again_as_often_as_was_said_after_pauses_that_double() {
+    let mut world = World::new(1, 1);
+    let recovery = Recovery::Rerun { times: 2, pause_seconds: 10 };
+    world.submit(0, Policy { recovery, ..Policy::default() });
+    for (pause, begun) in [(10, 2), (20, 3), (100, 3)] {
+        let last = *world.begun.last().expect("one has begun");
+        world.end(last, failed());
+        world.wait(pause - 1);
+        assert_eq!(world.begun.len(), begun.min(world.begun.len()), "not before its pause is over");
+        let before = world.begun.len();
+        world.wait(2);
+        assert_eq!(world.begun.len(), begun, "{before}");
+    }
+}
+
+#[test]
+fn what_follows_in_a_group_waits_and_ends_with_what_failed_before_it() {
+    for (recovery, expected) in [(Recovery::Stop, JobState::Terminated), (Recovery::Next, JobState::New)] {
+        let mut world = World::new(2, 2);
+        let policy = Policy { group: Some("night".into()), recovery, ..Policy::default() };
+        let (first, second) = (world.submit(0, policy.clone()), world.submit(1, policy));
+        world.wait(2);
+        assert_eq!(world.begun, [first], "one after the other");
+        world.end(first, failed());
+        world.wait(2);
+        assert_eq!(world.state_of(second), expected);
+        assert_eq!(world.begun.contains(&second), expected == JobState::New);
+    }
+}
