@@ -138,10 +138,8 @@ fn mask(job: &mut Value) {
 fn mask_value(name: &str, value: &mut Value) {
     match value {
         Value::Array(values) => values.iter_mut().for_each(|value| mask_value(name, value)),
-        Value::Number(number) if name == "PercentComplete" => {
-            if !matches!(number.as_u64(), Some(0 | 100)) {
-                *value = "PERCENT".into();
-            }
+        Value::Number(number) if name == "PercentComplete" && !matches!(number.as_u64(), Some(0 | 100)) => {
+            *value = "PERCENT".into();
         }
         Value::String(text) => *text = masked(name, text),
         _ => {}

@@ -17,6 +17,7 @@ mod policy;
 mod progress;
 mod request;
 mod request_state;
+mod runs;
 mod schedule;
 mod state;
 mod status;
@@ -33,7 +34,8 @@ pub use policy::{
 pub use progress::{Progress, Volume};
 pub use request::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
 pub use request_state::{Hands, RequestedState, ReturnCode, STANDINGS, Verdict, verdict};
+pub use runs::{RUNS_MAX, Run, Runs};
 pub use schedule::{DayOfWeek, Due, Missed, Month, Rule, SEARCH_YEARS, Schedule, Weekday, Zone};
 pub use state::{IllegalTransition, JobState, StateInput};
-pub use status::{Dispatch, Ignored, JobStatus, NOTICES_MAX, Notice, RUNS_MAX, Run, Runs};
+pub use status::{Dispatch, Ignored, JobStatus, NOTICES_MAX, Notice};
 pub use step::{StepFigures, StepKind, StepState, StepStatus};
