@@ -14,6 +14,7 @@
 //! to recover and it is used often.
 
 mod desk;
+mod hosts;
 mod keeper;
 mod methods;
 mod perform;

@@ -61,6 +61,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R025", "host_busy", 8, 44, 2, 1),
     ("STERNA-R026", "invalid_value", 10, 130, 2, 4),
     ("STERNA-R027", "accelerator", 10, 108, 2, 7),
+    ("STERNA-R028", "migration_disabled", 9, 128, 2, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

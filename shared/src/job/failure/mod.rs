@@ -171,6 +171,8 @@ pub enum RefusalCode {
     InvalidValue,
     /// A guest cannot run the same way at both hosts.
     Accelerator,
+    /// A host's settings let no move through.
+    MigrationDisabled,
 }
 
 /// One reason why not, with what to do about it.
