@@ -8,6 +8,7 @@
 //!   │  ├─ link        TLS, lanes, sessions
 //!   │  └─ guest       QEMU processes that outlive the agent
 //!   │     └─ hypervisor  QMP
+//!   ├─ probe       measurements for the checks of a move: the way to a peer, a guest
 //!   └─ bus, journal, teller, config, host
 //! ```
 
@@ -24,6 +25,7 @@ pub mod journal;
 pub mod link;
 pub mod memory;
 pub mod migration;
+pub mod probe;
 pub mod requests;
 pub mod service;
 pub mod teller;

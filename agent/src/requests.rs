@@ -53,7 +53,11 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         | AgentRequest::VmConsole { vm, .. }
         | AgentRequest::VmFenced { vm, .. }
         | AgentRequest::Handover { vm, .. } => Some(*vm),
-        AgentRequest::HostSet { .. } | AgentRequest::Events { .. } | AgentRequest::Inventory => None,
+        AgentRequest::Probe { vm, .. } => *vm,
+        AgentRequest::HostSet { .. }
+        | AgentRequest::Events { .. }
+        | AgentRequest::Inventory
+        | AgentRequest::ProbeExpect { .. } => None,
     }
 }
 
@@ -171,7 +175,9 @@ impl Handler {
             | AgentRequest::VmDefine { .. }
             | AgentRequest::VmDrop { .. }
             | AgentRequest::Events { .. }
-            | AgentRequest::Inventory => self.unknown(),
+            | AgentRequest::Inventory
+            | AgentRequest::ProbeExpect { .. }
+            | AgentRequest::Probe { .. } => self.unknown(),
         }
     }
 

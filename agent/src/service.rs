@@ -40,6 +40,7 @@ use crate::migration::context::Context;
 use crate::migration::gate::Wish;
 use crate::migration::images;
 use crate::migration::keeper::Keeper;
+use crate::probe::{ExpectedProbes, Prober, TooMany};
 use crate::requests::{self, Handler};
 
 /// Admissions, sessions and ended jobs that may wait for the loop.
@@ -82,6 +83,8 @@ pub struct Service {
     keepers: BTreeMap<VmId, Keeper>,
     jobs: BTreeMap<JobId, Job>,
     known_since: KnownSince,
+    prober: Prober,
+    probes: ExpectedProbes,
 }
 
 /// A job in hand.
@@ -134,6 +137,8 @@ impl Service {
             keepers: BTreeMap::new(),
             jobs: BTreeMap::new(),
             known_since: KnownSince::new(),
+            prober: Prober::new(Arc::clone(&host.tls)),
+            probes: ExpectedProbes::default(),
         };
         service.take_up_vms().await?;
         service.take_up_jobs().await?;
@@ -327,6 +332,18 @@ impl Service {
                     });
                 }
             },
+            AgentRequest::ProbeExpect { job, source, token } => {
+                let expected = self.probes.expect(job, source, token);
+                let full = |error: TooMany| requests::refused(error.to_string(), "");
+                let _ = reply.send(expected.map_or_else(full, |()| AgentReply::Done));
+            }
+            AgentRequest::Probe { vm, peer, time_ms } => {
+                let prober = self.prober.clone();
+                tokio::spawn(async move {
+                    let report = prober.probe(vm, handler.keeper, peer, time_ms).await;
+                    reply.send(AgentReply::Probed { report: Box::new(report) })
+                });
+            }
             // The handover and the console have no time to lose, and change nothing that the fleet must know first.
             request
             @ (AgentRequest::Handover { .. } | AgentRequest::VmConsole { .. } | AgentRequest::Events { .. }) => {

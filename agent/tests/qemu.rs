@@ -8,7 +8,7 @@ use std::time::Duration;
 use bench::{Bench, Guard, QEMU, WAIT, qemu_io};
 use serde_json::{Value, json};
 use sterna_agent::guest::launcher::{AttachError, LaunchError, Launched, attach, launch};
-use sterna_agent::guest::process::Ended;
+use sterna_agent::guest::process::{Ended, touched_bytes};
 use sterna_agent::guest::storage_daemon::{Access, serve};
 use sterna_agent::guest::tap;
 use sterna_agent::hypervisor::qemu::command_line::{disk_nodes, format_node, top_node};
@@ -17,7 +17,9 @@ use sterna_agent::hypervisor::qemu::qmp::{Qmp, QmpError};
 use sterna_agent::hypervisor::qemu::{
     BitmapOptions, Export, MachineError, MigrationSettings, MigrationStatus, RunState,
 };
+use sterna_agent::probe::measure_machine;
 use sterna_shared::host::Accelerator;
+use sterna_shared::probe::Measured;
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::vm::{CacheMode, DiskBus, DiskSpec, Firmware};
 
@@ -183,6 +185,63 @@ async fn passes_record_move_and_come_back() {
     assert!(machine.pass_begin(&nodes, "no-such", "pass3", BITMAP.granularity).await.is_err());
     machine.bitmap_remove(&nodes, "main").await.expect("removed");
     machine.nbd_server_stop().await.expect("stopped");
+}
+
+/// The BIOS of a guest without a disk to start from writes next to nothing; what does is the second monitor.
+#[tokio::test]
+async fn a_guest_is_measured_and_goes_on() {
+    let bench = Bench::new();
+    let guest = bench.start("source", false).await;
+    let machine = &guest.machine;
+    assert_eq!(machine.memory_size().await.expect("a size"), bench.vm.memory);
+    let_go(&guest).await;
+    let measured = async |time| machine.memory_dirty_rate(bench.vm.memory, time, WAIT).await;
+    let rate = measured(Duration::from_millis(300)).await.expect("a rate");
+    assert!(rate.0 < 64 << 20, "{rate} of a guest with {}", bench.vm.memory);
+    // Shorter and longer than QEMU takes; and two at a time, of which it makes one.
+    let first = measured(Duration::ZERO);
+    let second = async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        measured(Duration::ZERO).await
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert!(first.is_ok(), "{first:?}");
+    assert!(matches!(second, Err(MachineError::Qmp(QmpError::Refused { .. }))), "{second:?}");
+    assert_eq!(machine.run_state().await.expect("a state"), RunState::Running, "it was not slowed or stopped");
+
+    guest_writes(&guest, "write -P 7 1M 128k").await;
+    let disks = machine.disk_use(&bench.vm.disks).await.expect("disks");
+    let sizes: Vec<_> = disks.iter().map(|disk| (disk.disk.clone(), disk.size)).collect();
+    assert_eq!(sizes, bench.vm.disks.iter().map(|disk| (disk.name.clone(), disk.size)).collect::<Vec<_>>());
+    let taken = disks[0].allocated.expect("a file tells");
+    assert!(taken >= ByteCount(128 << 10) && taken < disks[0].size, "{taken} of a sparse {}", disks[0].size);
+
+    let pid = machine.qmp().peer_pid().expect("a process");
+    assert_eq!(pid, guest.process.identity().pid);
+    let touched = touched_bytes(pid).expect("the kernel tells");
+    assert!(touched > 1 << 20 && touched < 1 << 30, "{touched} bytes");
+}
+
+#[tokio::test]
+async fn a_report_on_a_guest_comes_whatever_it_does() {
+    let bench = Bench::new();
+    let guest = bench.start("source", false).await;
+    let measured = async || measure_machine(&guest.machine, &bench.vm.disks, Duration::from_millis(50)).await;
+    let waiting = measured().await;
+    assert_eq!(waiting.memory_dirty_rate, Measured::Known(Bandwidth(0)), "it does not execute");
+    assert_eq!(waiting.disk_write_rate, Measured::Known(Bandwidth(0)));
+    let_go(&guest).await;
+    let running = measured().await;
+    assert_eq!(running.memory_total, Measured::Known(bench.vm.memory));
+    assert!(running.memory_used.known().is_some_and(|used| used.0 > 0 && *used <= bench.vm.memory), "{running:?}");
+    assert!(running.memory_dirty_rate.known().is_some(), "{running:?}");
+    assert_eq!(running.disk_write_rate, Measured::Known(Bandwidth(0)), "it has nothing to write");
+    assert_eq!(running.disks.known().map(Vec::len), Some(bench.vm.disks.len()));
+    guest.machine.quit().await.expect("it quits");
+    guest.process.ended().await;
+    let gone = measured().await;
+    assert!(matches!(&gone.memory_total, Measured::Unknown { why } if why.contains("monitor")), "{gone:?}");
+    assert!(gone.disks.known().is_none() && gone.memory_dirty_rate.known().is_none());
 }
 
 #[tokio::test]

@@ -13,6 +13,9 @@
 //!
 //! [fence]
 //! command = ["/usr/local/sbin/fence", "--off"]
+//!
+//! [notify.mail]
+//! command = ["/usr/local/bin/mail-operators"]
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -22,6 +25,7 @@ use sterna_shared::bus::NatsSettings;
 use sterna_shared::id::HostId;
 
 use crate::fence::Fence;
+use crate::notify::{Commands, NotifyCommand};
 
 /// Where the file is, unless told otherwise.
 pub const PATH_DEFAULT: &str = "/etc/sterna/coordinator.toml";
@@ -44,6 +48,9 @@ pub struct Config {
     /// What puts a host out of action whose last handover is not resolved; an operator, where it is left out.
     #[serde(default)]
     pub fence: Option<Fence>,
+    /// What is run when a job is over that names one of these.
+    #[serde(default)]
+    pub notify: Commands,
 }
 
 /// How long things are kept in JetStream.
@@ -141,7 +148,8 @@ impl Config {
         if !matches!(config.retention.replicas, 1 | 3 | 5) {
             return value("retention.replicas", config.retention.replicas.to_string(), "give 1, 3 or 5");
         }
-        if let Some((key, found, remedy)) = config.fence.as_ref().and_then(Fence::fault) {
+        let mut faults = config.notify.values().filter_map(NotifyCommand::fault);
+        if let Some((key, found, remedy)) = config.fence.as_ref().and_then(Fence::fault).or_else(|| faults.next()) {
             return value(key, found, remedy);
         }
         Ok(config)

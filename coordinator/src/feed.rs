@@ -187,6 +187,19 @@ pub fn vm_changed(
     document(Subject::FeedVm(report.id()), "vm", source, now, &data)
 }
 
+/// The document of a job that is over, for those who wait for it under a name of their own.
+///
+/// # Errors
+/// Where it does not become JSON, a fault of Sterna's.
+pub fn job_over(
+    source: &HostId,
+    name: &str,
+    status: &JobStatus,
+    now: Timestamp,
+) -> Result<Document, serde_json::Error> {
+    document(Subject::FeedNotify(name.to_owned()), "notify", source, now, &JobView::new(status, None))
+}
+
 fn document<T: Serialize>(
     subject: Subject,
     kind: &str,

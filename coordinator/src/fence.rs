@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::JobStatus;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
 /// The most arguments of the command.
@@ -84,41 +84,53 @@ impl Fence {
     /// # Errors
     /// Why the host does not count as fenced.
     pub async fn run(&self, host: &HostId) -> Result<(), String> {
-        let Some((program, arguments)) = self.command.split_first() else { return Err("no command is given".into()) };
-        let mut child = Command::new(program)
-            .args(arguments)
-            .arg(host.as_str())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .map_err(|error| format!("{program} could not be started: {error}"))?;
-        let stderr = child.stderr.take();
-        let finish = async {
-            let mut said = Vec::new();
-            if let Some(stderr) = stderr {
-                stderr.take(OUTPUT_MAX).read_to_end(&mut said).await?;
-            }
-            Ok::<_, std::io::Error>((said, child.wait().await?))
-        };
-        let limit = Duration::from_secs(self.timeout_seconds.into());
-        let finished = tokio::time::timeout(limit, finish).await;
-        let finished =
-            finished.map_err(|_| format!("{program} took longer than {} s and was killed", limit.as_secs()))?;
-        let (said, status) = finished.map_err(|error| format!("{program} could not be followed: {error}"))?;
-        if status.success() {
-            return Ok(());
-        }
-        let said: String = String::from_utf8_lossy(&said)
-            .lines()
-            .next_back()
-            .unwrap_or("it said nothing")
-            .chars()
-            .take(TOLD_MAX)
-            .collect();
-        Err(format!("{program} ended with {status}: {said}"))
+        run_command(&self.command, host.as_str(), &[], Duration::from_secs(self.timeout_seconds.into())).await
     }
+}
+
+/// Runs a command that the operators have configured, with one more argument, and `input` to read.
+///
+/// # Errors
+/// Why it counts as failed: it could not be started, took longer than `limit`, or its exit code is not 0.
+pub(crate) async fn run_command(command: &[String], last: &str, input: &[u8], limit: Duration) -> Result<(), String> {
+    let Some((program, arguments)) = command.split_first() else { return Err("no command is given".into()) };
+    let mut child = Command::new(program)
+        .args(arguments)
+        .arg(last)
+        .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| format!("{program} could not be started: {error}"))?;
+    let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+    let write = async {
+        if let Some(mut stdin) = stdin {
+            // A command that does not read what it is given has not failed.
+            let _ = stdin.write_all(input).await;
+        }
+    };
+    let read = async {
+        let mut said = Vec::new();
+        if let Some(stderr) = stderr {
+            stderr.take(OUTPUT_MAX).read_to_end(&mut said).await?;
+        }
+        Ok::<_, std::io::Error>((said, child.wait().await?))
+    };
+    let finished = tokio::time::timeout(limit, async { tokio::join!(write, read).1 }).await;
+    let finished = finished.map_err(|_| format!("{program} took longer than {} s and was killed", limit.as_secs()))?;
+    let (said, status) = finished.map_err(|error| format!("{program} could not be followed: {error}"))?;
+    if status.success() {
+        return Ok(());
+    }
+    let said: String = String::from_utf8_lossy(&said)
+        .lines()
+        .next_back()
+        .unwrap_or("it said nothing")
+        .chars()
+        .take(TOLD_MAX)
+        .collect();
+    Err(format!("{program} ended with {status}: {said}"))
 }
 
 impl Fencing {

@@ -15,6 +15,7 @@ pub mod feed;
 pub mod fence;
 pub mod fleet;
 pub mod lease;
+pub mod notify;
 pub mod pki;
 pub mod planner;
 pub mod scheduler;

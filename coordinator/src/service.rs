@@ -13,6 +13,7 @@
 //! queue. That task gives up when the broker does; the service then follows anew and rebuilds, so that there is one way
 //! to recover and it is used often.
 
+mod check;
 mod desk;
 mod hosts;
 mod keeper;
@@ -21,6 +22,7 @@ mod perform;
 mod queue;
 mod request;
 mod resolve;
+mod runs;
 mod state;
 
 use std::time::Duration;
@@ -191,7 +193,7 @@ impl Service {
         let mut state = State::new(self.config.name.clone(), epoch, self.bus.nats_version(), fleet, fence);
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
-        let mut desk = Desk::new(&self.bus, &self.store, &self.config.name, epoch, self.standing.clone());
+        let mut desk = Desk::new(&self.bus, &self.store, &self.config, epoch, self.standing.clone());
         let mut ticks = ticks();
         let mut replayed = false;
         let ended = loop {

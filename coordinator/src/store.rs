@@ -188,6 +188,14 @@ impl Store {
         self.bucket(bucket).put(key, value.into()).await.map(|_| ()).map_err(server("write a bucket"))
     }
 
+    /// Removes a value; one that is not there is removed already.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn remove(&self, bucket: Bucket, key: &str) -> Result<(), BusError> {
+        self.bucket(bucket).purge(key).await.map_err(server("remove from a bucket"))
+    }
+
     fn bucket(&self, bucket: Bucket) -> &kv::Store {
         match bucket {
             Bucket::Jobs => &self.jobs,

@@ -10,6 +10,7 @@
 //!   job/                   request → plan → events → status
 //!   bus/                   subjects, envelope, and the messages that cross NATS
 //!   peer/                  hello, messages and frames that cross between two agents
+//!   probe                  what a host measures for the checks of a move
 //!   view/                  a job as programs of other products expect it
 //! ```
 
@@ -19,6 +20,7 @@ pub mod id;
 pub mod job;
 pub mod ownership;
 pub mod peer;
+pub mod probe;
 pub mod time;
 pub mod units;
 pub mod view;

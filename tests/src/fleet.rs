@@ -285,6 +285,13 @@ impl Fleet {
         last.with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&output.stdout)))
     }
 
+    /// A job as CIM has it.
+    pub async fn cim_of(&self, job: &str) -> anyhow::Result<Value> {
+        let output = self.try_sterna(&["--output", "cim", "job", "show", job]).await?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("not JSON: {}", String::from_utf8_lossy(&output.stderr)))
+    }
+
     async fn wait_for_hosts(&self, names: &[&str]) -> anyhow::Result<()> {
         let deadline = tokio::time::Instant::now() + START_WAIT;
         loop {

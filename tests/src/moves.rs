@@ -242,6 +242,19 @@ pub async fn ended(fleet: &Fleet, job: &str, wait: Duration) -> anyhow::Result<V
     }
 }
 
+/// Waits until a job is in a state, and gives it back as `job show` has it.
+pub async fn state_becomes(fleet: &Fleet, job: &str, state: &str, wait: Duration) -> anyhow::Result<Value> {
+    let deadline = Instant::now() + wait;
+    loop {
+        let shown = fleet.sterna(&["job", "show", job]).await;
+        match &shown {
+            Ok(job) if job["state"] == state => return shown,
+            _ if Instant::now() < deadline => sleep(LOOK).await,
+            other => bail!("the job is not {state} after {wait:?}: {other:#?}"),
+        }
+    }
+}
+
 /// A step of a job as `job show` has it.
 pub fn step<'a>(job: &'a Value, name: &str) -> Option<&'a Value> {
     job["steps"].as_array()?.iter().find(|step| step["step"] == name)

@@ -1,5 +1,5 @@
-//! A pool that fills up in the middle of a move: the guest runs on where it was, everybody is told why, and once there is
-//! room again it moves.
+//! A pool that fills up in the middle of a move: the guest runs on where it was, the job asks what to do, and goes on with the
+//! answer; once there is room again it moves as before.
 #![allow(clippy::print_stderr, reason = "figures are for whoever runs the test")]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use sterna_tests::fleet::WitnessWish;
-use sterna_tests::moves::{Guest, begins, ended};
+use sterna_tests::moves::{Guest, begins, ended, state_becomes};
 use sterna_tests::namespace::Link;
 use sterna_tests::scenario::{eventually, on_fleet};
 
@@ -36,17 +36,29 @@ async fn a_pool_that_fills_up_in_the_middle_of_a_move_harms_nobody() {
         let job = guest.begin_move(fleet, "bravo", &[]).await?;
         begins(fleet, "alpha", &job, "copy_disks").await?;
         let somebody_elses = pool.fill()?;
-        let over = ended(fleet, &job, WAIT).await?;
+        let asks = state_becomes(fleet, &job, "query_pending", WAIT).await?;
         target.unshape(Link::Data)?;
-        eprintln!("{:#}", over["failure"]);
-        ensure!(over["state"] == "exception", "a move into a full pool fails: {over:#}");
-        let told = over["failure"].to_string();
-        ensure!(told.to_lowercase().contains("space"), "the reason is told: {told}");
-        ensure!(over["failure"]["host"] == "bravo", "and where: {told}");
+        eprintln!("{:#}", asks["failure"]);
+        ensure!(asks["question"] == "target", "what to do is asked: {asks:#}");
+        let told = asks["failure"].to_string();
+        ensure!(asks["failure"]["code"] == "pool_full", "{told}");
+        ensure!(asks["failure"]["host"] == "bravo", "and where: {told}");
         ensure!(guest.settled_at(fleet, WAIT).await? == "alpha", "the guest is elsewhere");
         let left = guest.left_without_owner(fleet, "alpha", SOON).await?;
         ensure!(left.iter().all(|left| left.contains("somebody_elses")), "left behind: {left:?}");
         guest.expect_whole().await?;
+
+        // Another try meets the same; a pool that is not there is no answer; with room it goes on.
+        fleet.sterna(&["job", "answer", &job, "place", "stones=nowhere"]).await?;
+        state_becomes(fleet, &job, "query_pending", WAIT).await?;
+        let errors = fleet.sterna(&["job", "error", &job]).await?;
+        ensure!(errors.to_string().contains("nowhere"), "the error says which pool: {errors:#}");
+        fleet.sterna(&["job", "answer", &job, "place", "stones=bulk", "root=bulk"]).await?;
+        let over = ended(fleet, &job, WAIT).await?;
+        ensure!(over["state"] == "completed", "the answer let it go on: {over:#}");
+        ensure!(guest.settled_at(fleet, WAIT).await? == "bravo", "the guest moved");
+        guest.expect_whole().await?;
+        guest.move_to(fleet, "alpha").await?;
 
         std::fs::remove_file(somebody_elses)?;
         eventually("the fleet knows of the room", SOON, async || {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use sterna_shared::job::{Hands, JobState, RequestedState, verdict};
 use sterna_tests::fleet::{Fleet, WitnessWish};
-use sterna_tests::moves::{Guest, begins, ended, step};
+use sterna_tests::moves::{Guest, begins, ended, state_becomes, step};
 use sterna_tests::namespace::Link;
 use sterna_tests::scenario::{eventually, on_fleet};
 
@@ -121,24 +121,16 @@ async fn bring_to(fleet: &Fleet, guest: &Guest, state: JobState) -> anyhow::Resu
     fleet.agent("bravo")?.host.shape(Link::Data, 40)?;
     let job = guest.begin_move(fleet, "bravo", &["--max-blackout", "60000"]).await?;
     begins(fleet, "alpha", &job, "copy_disks").await?;
-    state_becomes(fleet, &job, JobState::Running).await?;
+    state_becomes(fleet, &job, &JobState::Running.to_string(), WAIT).await?;
     if state != JobState::Running {
         fleet.sterna(&["job", "suspend", &job]).await?;
-        state_becomes(fleet, &job, JobState::Suspended).await?;
+        state_becomes(fleet, &job, &JobState::Suspended.to_string(), WAIT).await?;
     }
     if state == JobState::Service {
         fleet.sterna(&["job", "state", &job, "service"]).await?;
-        state_becomes(fleet, &job, JobState::Service).await?;
+        state_becomes(fleet, &job, &JobState::Service.to_string(), WAIT).await?;
     }
     Ok(job)
-}
-
-async fn state_becomes(fleet: &Fleet, job: &str, state: JobState) -> anyhow::Result<()> {
-    eventually(&format!("the job is {state}"), WAIT, async || {
-        let shown = fleet.sterna(&["job", "show", job]).await?;
-        Ok((shown["state"] == state.to_string()).then_some(()))
-    })
-    .await
 }
 
 /// Asks, and holds code and state against the table.
@@ -158,7 +150,7 @@ async fn expect(
     );
     match wanted.goal {
         // A short job may have run on.
-        Some(goal) if goal != JobState::Running => state_becomes(fleet, job, goal).await,
+        Some(goal) if goal != JobState::Running => state_becomes(fleet, job, &goal.to_string(), WAIT).await.map(drop),
         _ => Ok(()),
     }
 }

@@ -203,6 +203,23 @@ fn started_ticks(pid: u32) -> Option<u64> {
 }
 
 /// Field 22; the command name, field 2, is in parentheses and may hold anything, also spaces and parentheses.
+/// How many bytes of memory of its own, not of files, a process has touched, swapped ones included.
+///
+/// # Errors
+/// What the system says; also where it does not tell.
+pub fn touched_bytes(pid: u32) -> io::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    parse_touched_bytes(&status).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc does not tell"))
+}
+
+fn parse_touched_bytes(status: &str) -> Option<u64> {
+    let kibibytes = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        line.trim().strip_suffix("kB")?.trim().parse().ok()
+    };
+    kibibytes("RssAnon")?.saturating_add(kibibytes("VmSwap").unwrap_or(0)).checked_mul(1024)
+}
+
 fn parse_started_ticks(stat: &str) -> Option<u64> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
 }
@@ -219,6 +236,16 @@ mod tests {
         assert_eq!(parse_started_ticks(&format!("7 (a) R 1 2 (b) c) {rest}")), Some(4711));
         assert_eq!(parse_started_ticks("7 (qemu) S 1"), None);
         assert_eq!(parse_started_ticks(""), None);
+    }
+
+    #[test]
+    fn what_a_process_has_touched_is_counted_with_what_was_swapped_out() {
+        let status = "Name:\tRssAnon: 7 kB\nVmRSS:\t   90 kB\nRssAnon:\t      40 kB\nVmSwap:\t       2 kB\n";
+        assert_eq!(parse_touched_bytes(status), Some(42 << 10));
+        assert_eq!(parse_touched_bytes("RssAnon:\t1 kB\n"), Some(1024));
+        assert_eq!(parse_touched_bytes("RssAnon:\t99999999999999999999 kB\n"), None);
+        assert_eq!(parse_touched_bytes("VmSwap:\t1 kB\n"), None, "a kernel thread has none");
+        assert!(touched_bytes(std::process::id()).expect("it tells") > 1 << 16);
     }
 
     #[tokio::test]

@@ -185,8 +185,19 @@ impl Acceptor {
     }
 }
 
-/// Reads what the dialling end opens with, and answers its hello.
-pub(super) async fn accept(stream: &mut Stream) -> Result<Attach, LinkError> {
+/// Offers our hello and reads the answer: by then the other end has looked at our certificate, and takes it.
+pub(super) async fn greet(stream: &mut Stream) -> Result<(), LinkError> {
+    stream.write_all(&hello::encode_offer(SUPPORTED)).await?;
+    stream.flush().await?;
+    let mut reply = [0; HELLO_LENGTH];
+    stream.read_exact(&mut reply).await?;
+    hello::decode_reply(&reply, SUPPORTED)?;
+    Ok(())
+}
+
+/// Reads what the dialling end opens with, and answers its hello. `None` where it goes after that, and asks for no lane: it
+/// wanted to know whether it gets so far.
+pub(super) async fn accept(stream: &mut Stream) -> Result<Option<Attach>, LinkError> {
     let mut offer = [0; HELLO_LENGTH];
     stream.read_exact(&mut offer).await?;
     let offered = hello::decode_offer(&offer)?;
@@ -197,9 +208,13 @@ pub(super) async fn accept(stream: &mut Stream) -> Result<Attach, LinkError> {
         let (oldest, newest) = offered.bounds();
         return Err(HelloError::NoCommonVersion { oldest, newest }.into());
     }
-    let attach: Attach = read_message(stream).await?;
+    let mut first = [0];
+    if stream.read(&mut first).await? == 0 {
+        return Ok(None);
+    }
+    let attach: Attach = read_message(&mut first.as_slice().chain(stream)).await?;
     attach.check()?;
-    Ok(attach)
+    Ok(Some(attach))
 }
 
 pub(super) async fn write_message<T: Serialize>(

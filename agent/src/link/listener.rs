@@ -293,13 +293,17 @@ async fn open(
     }
 }
 
-/// TLS, the host's name, hello and Attach. `None` where the peer was refused and told so.
+/// TLS, the host's name, hello and Attach. `None` where the peer was refused and told so, or only looked whether it gets in.
 async fn greet(tcp: TcpStream, address: SocketAddr, tls: &Tls) -> Result<Option<(Stream, HostId, Attach)>, LinkError> {
     tcp.set_nodelay(true)?;
     let (mut stream, host) = tls.accept(tcp).await.map_err(LinkError::Tls)?;
     let attach = handshake::accept(&mut stream).await;
     let refusal = match (host, attach) {
-        (Ok(host), Ok(attach)) => return Ok(Some((stream, host, attach))),
+        (Ok(host), Ok(Some(attach))) => return Ok(Some((stream, host, attach))),
+        (Ok(host), Ok(None)) => {
+            tracing::debug!(%address, peer = %host, "a host has looked whether it gets in");
+            return Ok(None);
+        }
         (Err(error), _) => Refusal::new(RefusalCode::WrongRole, error.to_string()),
         (Ok(_), Err(error @ LinkError::Attach(_))) => Refusal::new(RefusalCode::Malformed, Chain(&error).to_string()),
         (Ok(_), Err(error)) => return Err(error),

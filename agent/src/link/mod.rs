@@ -21,6 +21,7 @@ mod lane;
 pub mod limiter;
 pub mod listener;
 mod outbox;
+mod reach;
 mod records;
 pub mod session;
 pub mod tls;
@@ -36,6 +37,7 @@ use sterna_shared::peer::hello::HelloError;
 pub use flow::{BlockFrame, Content, Receiver};
 pub use limiter::Limiter;
 pub use listener::{Admission, AdmissionRequest, Listener};
+pub use reach::reach;
 pub use session::{Dial, LaneStatus, Sender, Session};
 pub use tls::{Files, Tls, TlsError};
 

@@ -384,6 +384,12 @@ impl Sender {
         Ok(())
     }
 
+    /// By lane, how many frames of those that were sent the peer has in memory, by what it has told. It tells so now and then,
+    /// and when it is asked: see [`Sender::drain`].
+    pub fn acknowledged(&self) -> impl Iterator<Item = u64> {
+        self.shared.delivered.iter().map(|delivered| *delivered.borrow())
+    }
+
     async fn delivered(&self, lane: usize, count: u64) -> Result<(), LinkError> {
         let mut delivered = self.shared.delivered[lane].subscribe();
         tokio::select! {

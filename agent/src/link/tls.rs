@@ -227,6 +227,7 @@ pub struct Tls {
 struct Loaded {
     host: HostId,
     certificate: Certificate,
+    authorities: Vec<CertificateDer<'static>>,
     server: Arc<ServerConfig>,
     client: ClientParts,
 }
@@ -270,6 +271,14 @@ impl Tls {
     #[must_use]
     pub fn certificate(&self) -> Certificate {
         self.loaded().certificate.clone()
+    }
+
+    /// The certificate that the other end of a connection has shown, as its inventory would tell it; none where it does not
+    /// come from an authority that we trust now.
+    #[must_use]
+    pub fn certificate_of(&self, stream: &Stream) -> Option<Certificate> {
+        let chain = stream.get_ref().1.peer_certificates()?;
+        facts(chain, &self.loaded().authorities).ok().flatten()
     }
 
     /// Makes a connection that was dialled trustworthy: at its other end is the host `peer`.
@@ -318,11 +327,12 @@ impl Loaded {
         let key = key(&files.key)?;
         let leaf = chain.first().ok_or_else(|| content(&files.chain, "certificate"))?;
         let host = host_of(leaf)?;
-        let certificate = facts(files, &chain, &authorities)?;
+        let foreign = || TlsError::OwnAuthority { chain: files.chain.clone(), authorities: files.authorities.clone() };
+        let certificate = facts(&chain, &authorities)?.ok_or_else(foreign)?;
 
         let mut roots = RootCertStore::empty();
-        for authority in authorities {
-            roots.add(authority).map_err(|_| content(&files.authorities, "authority certificate"))?;
+        for authority in &authorities {
+            roots.add(authority.clone()).map_err(|_| content(&files.authorities, "authority certificate"))?;
         }
         let roots = Arc::new(roots);
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
@@ -338,7 +348,8 @@ impl Loaded {
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
         server.enable_secret_extraction = true;
-        Ok(Self { host, certificate, server: Arc::new(server), client: ClientParts { provider, roots, chain, key } })
+        let client = ClientParts { provider, roots, chain, key };
+        Ok(Self { host, certificate, authorities, server: Arc::new(server), client })
     }
 }
 
@@ -436,15 +447,11 @@ fn host_of(certificate: &CertificateDer<'_>) -> Result<HostId, TlsError> {
     id.parse().map_err(TlsError::HostId)
 }
 
-fn facts(
-    files: &Files,
-    chain: &[CertificateDer<'_>],
-    authorities: &[CertificateDer<'_>],
-) -> Result<Certificate, TlsError> {
+/// What a chain says, and which of the authorities it comes from; none where it comes from none of them.
+fn facts(chain: &[CertificateDer<'_>], authorities: &[CertificateDer<'_>]) -> Result<Option<Certificate>, TlsError> {
     let parse = |der| X509Certificate::from_der(der).map(|(_, parsed)| parsed).map_err(|_| TlsError::Malformed);
-    let foreign = || TlsError::OwnAuthority { chain: files.chain.clone(), authorities: files.authorities.clone() };
-    let leaf = parse(chain.first().ok_or_else(foreign)?)?;
-    let last = parse(chain.last().ok_or_else(foreign)?)?;
+    let (Some(leaf), Some(last)) = (chain.first(), chain.last()) else { return Ok(None) };
+    let (leaf, last) = (parse(leaf)?, parse(last)?);
     for authority in authorities {
         let authority = parse(authority)?;
         if authority.subject() == last.issuer() {
@@ -453,14 +460,14 @@ fn facts(
                 Timestamp::from_unix_microseconds(time.timestamp().saturating_mul(1_000_000))
             };
             let validity = leaf.validity();
-            return Ok(Certificate {
+            return Ok(Some(Certificate {
                 authority: digest,
                 not_before: at(&validity.not_before),
                 not_after: at(&validity.not_after),
-            });
+            }));
         }
     }
-    Err(foreign())
+    Ok(None)
 }
 
 fn sha256_hex(bytes: &[u8]) -> String {

@@ -79,7 +79,8 @@ pub struct Source {
     disks: Option<SourceDisks>,
     /// How much of each disk the target has from an earlier move.
     held: Vec<u64>,
-    pump: Option<(mpsc::Sender<Block>, JoinHandle<()>)>,
+    /// Carries blocks to the lanes; tells how many once there are no more.
+    pump: Option<(mpsc::Sender<Block>, JoinHandle<u64>)>,
     relay: Option<SourceRelay>,
     generation: Generation,
     blackout: Blackout,
@@ -521,14 +522,17 @@ pub fn settings(plan: &Plan) -> MigrationSettings {
     }
 }
 
-async fn pump(mut queue: mpsc::Receiver<Block>, sender: Sender) {
+async fn pump(mut queue: mpsc::Receiver<Block>, sender: Sender) -> u64 {
+    let mut blocks = 0;
     while let Some(Block { disk, offset, body }) = queue.recv().await {
         let sent = match body {
             Body::Data(bytes) => sender.block(disk, offset, bytes).await,
             Body::Zero(length) => sender.zero(disk, offset, length).await,
         };
         if sent.is_err() {
-            return; // The queue closes, and the pass sees that.
+            break; // The queue closes, and the pass sees that.
         }
+        blocks += 1;
     }
+    blocks
 }

@@ -183,6 +183,8 @@ impl Service {
 
     pub(super) async fn admit(&mut self, peer: &HostId, attach: &Attach) -> Admission {
         let record = match self.host.journal.job(attach.job) {
+            // What no job is may be a probe.
+            Ok(None) => return self.probes.admit(peer, attach).map_or_else(Admission::Refuse, |()| Admission::Admit),
             Ok(record) => record,
             Err(error) => return Admission::Refuse(unreadable(&error)),
         };
@@ -201,7 +203,9 @@ impl Service {
     pub(super) async fn take_session(&mut self, session: Session) {
         let job = session.job();
         let Some(Job { context, sessions, .. }) = self.jobs.get(&job) else {
-            self.answer_late(session).await;
+            if let Some(session) = self.probes.take(session) {
+                self.answer_late(session).await;
+            }
             return;
         };
         if let Err(mpsc::error::TrySendError::Full(session) | mpsc::error::TrySendError::Closed(session)) =

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Subcommand;
 use serde_json::json;
-use sterna_shared::bus::{ApiReply, ApiRequest, JobAnswer};
+use sterna_shared::bus::{ApiReply, ApiRequest, JobAnswer, JobChange};
 use sterna_shared::id::JobId;
 use sterna_shared::job::{DiskPlacement, JobStatus, Progress, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
@@ -14,6 +14,7 @@ use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::migrate::parse_placement;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
+use super::schedule::ScheduleArgs;
 use super::{confirm, host, now, unexpected, watch};
 use crate::view::JobView;
 
@@ -72,6 +73,29 @@ pub(super) enum JobCommand {
         /// Take it off the list of jobs
         #[arg(long)]
         delete: bool,
+    },
+    /// Change properties of a job by their names in Msvm_MigrationJob, such as Priority=5; those that are read-only are refused
+    Edit {
+        /// Its id
+        job: JobId,
+        /// What to change; nothing after the = is NULL
+        #[arg(value_name = "NAME=VALUE", required = true, value_parser = parse_property)]
+        properties: Vec<JobChange>,
+    },
+    /// Change when a job runs that has not begun
+    Schedule {
+        /// Its id
+        job: JobId,
+        #[command(flatten)]
+        schedule: ScheduleArgs,
+        /// As soon as its hosts have a slot
+        #[arg(long, conflicts_with_all = ["at", "start"])]
+        now: bool,
+    },
+    /// Show the runs of a recurring job
+    History {
+        /// Its id
+        job: JobId,
     },
     /// Answer what a job in state query_pending waits for
     Answer {
@@ -166,6 +190,24 @@ pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Resu
             let reply = bus.ask(&ApiRequest::JobKill { job: *job, delete: *delete }).await?;
             returned(reply, RequestedState::Kill, output)
         }
+        JobCommand::Edit { job, properties } => {
+            let told = format!("{job} is changed; see it with sterna job show {job} --output cim");
+            done(bus, &ApiRequest::JobEdit { job: *job, changes: properties.clone() }, told, output).await
+        }
+        JobCommand::Schedule { job, schedule, now } => {
+            let schedule = schedule.schedule().map(Box::new);
+            if schedule.is_none() && !now {
+                return Err(CliError::new(Exit::Usage, "nothing says when it runs").hint("give --at, --start or --now"));
+            }
+            let told = format!("{job} has another schedule; see it with sterna job show {job} --output cim");
+            let changes = vec![JobChange::Schedule { schedule }];
+            done(bus, &ApiRequest::JobEdit { job: *job, changes }, told, output).await
+        }
+        JobCommand::History { job } => {
+            let (status, _) = status(bus, *job).await?;
+            output.result(&status.runs.latest, || history(&status))?;
+            Ok(Exit::Ok)
+        }
         JobCommand::Answer { job, answer } => {
             let answer = match answer {
                 Answer::Retry => JobAnswer::Retry,
@@ -218,6 +260,27 @@ async fn error(bus: &Bus, job: JobId, main: bool, output: Output) -> Result<Exit
         Format::Table | Format::Json => output.result(&errors, || told(&errors))?,
     }
     Ok(Exit::Ok)
+}
+
+fn history(status: &JobStatus) -> String {
+    let rows = status.runs.latest.iter().map(|run| {
+        [
+            run.job.to_string(),
+            moment(run.turn),
+            moment(run.began_at),
+            or_dash(run.ended_at.map(moment)),
+            run.state.map_or_else(|| "under way".to_owned(), |state| state.to_string()),
+            run.failure.as_ref().map_or_else(String::new, |failure| failure.message.clone()),
+        ]
+    });
+    let runs = table(["RUN", "TURN", "BEGAN", "ENDED", "STATE", "FAILURE"], rows);
+    let next = or_dash(status.next_turn(now()).map(moment));
+    format!("{runs}\n\n{} runs in all; the next turn: {next}", status.runs.count)
+}
+
+fn parse_property(text: &str) -> Result<JobChange, String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| "give NAME=VALUE, such as Priority=5".to_owned())?;
+    Ok(JobChange::Property { name: name.to_owned(), value: value.to_owned() })
 }
 
 fn told(errors: &[MsvmError]) -> String {

@@ -6,13 +6,14 @@ use clap::{Args, ValueEnum};
 use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, StorageWish,
+    DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery, StorageWish,
 };
 use sterna_shared::units::{Bandwidth, ByteCount};
 
 use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Output, pairs, table};
+use super::schedule::ScheduleArgs;
 use super::{job, unexpected, watch};
 use crate::view::{JobView, PlanView};
 
@@ -34,13 +35,9 @@ enum Storage {
     None,
 }
 
+/// What is to be moved, where to and how.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  \
-    sterna migrate web --to beta\n  \
-    sterna migrate web --to beta --disk root=fast:raw --bandwidth 200MiB/s\n  \
-    sterna migrate web --storage-only --disk root=slow\n  \
-    sterna migrate web --to beta --dry-run --output json")]
-pub(super) struct MigrateArgs {
+pub(super) struct WishArgs {
     /// The VM's name or id
     vm: String,
     /// The host to move it to
@@ -67,6 +64,17 @@ pub(super) struct MigrateArgs {
     /// Connections between the two hosts
     #[arg(long, value_name = "COUNT")]
     lanes: Option<u8>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    sterna migrate web --to beta\n  \
+    sterna migrate web --to beta --disk root=fast:raw --bandwidth 200MiB/s\n  \
+    sterna migrate web --storage-only --disk root=slow\n  \
+    sterna migrate web --to beta --dry-run --output json")]
+pub(super) struct MigrateArgs {
+    #[command(flatten)]
+    wish: WishArgs,
     /// Which jobs go first where not all can: lower numbers
     #[arg(long, value_name = "NUMBER", default_value_t = PRIORITY_DEFAULT)]
     priority: u32,
@@ -76,6 +84,26 @@ pub(super) struct MigrateArgs {
     /// How long it is listed then
     #[arg(long, value_name = "SECONDS", default_value_t = KEEP_DEFAULT_SECONDS)]
     keep: u32,
+    /// Tell somebody when it is over: subject:NAME, or command:NAME of the coordinators' configuration
+    #[arg(long, value_name = "WHOM")]
+    notify: Option<String>,
+    /// Run it after the jobs of that group that were submitted before it
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+    /// When it fails, let the next job of its group run all the same
+    #[arg(long, conflicts_with_all = ["reruns", "on_failure"])]
+    go_on: bool,
+    /// When it fails, try again, at most that often
+    #[arg(long, value_name = "COUNT", conflicts_with = "on_failure")]
+    reruns: Option<u32>,
+    /// The pause before it is tried again, which doubles each time
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "reruns")]
+    rerun_pause: u32,
+    /// What people do when it fails, in words
+    #[arg(long, value_name = "TEXT")]
+    on_failure: Option<String>,
+    #[command(flatten)]
+    schedule: ScheduleArgs,
     /// Check and show the plan, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -88,9 +116,10 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+    let waits = args.schedule.schedule().is_some();
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
     let policy = Box::new(policy_of(args, bus.sender()));
-    let request = ApiRequest::Migrate { request: request_of(args), dry_run: args.dry_run, job, policy };
+    let request = ApiRequest::Migrate { request: args.wish.request(), dry_run: args.dry_run, job, policy };
     let reply = bus.ask(&request).await.map_err(|error| {
         // Only then may the job exist unseen.
         if error.exit == Exit::Unreachable && !args.dry_run {
@@ -108,7 +137,7 @@ pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result
             output.result(&view, || show_plan(&view))?;
             Ok(Exit::Ok)
         }
-        ApiReply::JobStarted { status } if args.detach => {
+        ApiReply::JobStarted { status } if args.detach || waits => {
             let view = JobView::new(&status, None);
             output.remark(&format!("watch it: sterna job watch {job}"));
             output.result(&view, || job.to_string())?;
@@ -125,27 +154,39 @@ fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
         priority: args.priority,
         delete_on_completion: args.delete_on_completion,
         keep_seconds: args.keep,
+        notify: args.notify.clone(),
+        schedule: args.schedule.schedule(),
+        recovery: match (args.reruns, &args.on_failure) {
+            (Some(times), _) => Recovery::Rerun { times, pause_seconds: args.rerun_pause },
+            (None, Some(text)) => Recovery::Other { text: text.clone() },
+            (None, None) if args.go_on => Recovery::Next,
+            (None, None) => Recovery::Stop,
+        },
+        group: args.group.clone(),
     }
 }
 
-fn request_of(args: &MigrateArgs) -> MoveRequest {
-    MoveRequest {
-        vm: args.vm.clone(),
-        target: args.to.clone(),
-        mode: match args.mode {
-            Mode::Auto => ModeWish::Auto,
-            Mode::Live => ModeWish::Live,
-            Mode::Cold => ModeWish::Cold,
-        },
-        storage: match args.storage {
-            Storage::All => StorageWish::All,
-            Storage::None => StorageWish::None,
-        },
-        disks: args.disks.clone(),
-        storage_only: args.storage_only,
-        bandwidth: args.bandwidth,
-        blackout_max_ms: args.max_blackout,
-        lanes: args.lanes,
+impl WishArgs {
+    /// The wish that they come to.
+    pub(super) fn request(&self) -> MoveRequest {
+        MoveRequest {
+            vm: self.vm.clone(),
+            target: self.to.clone(),
+            mode: match self.mode {
+                Mode::Auto => ModeWish::Auto,
+                Mode::Live => ModeWish::Live,
+                Mode::Cold => ModeWish::Cold,
+            },
+            storage: match self.storage {
+                Storage::All => StorageWish::All,
+                Storage::None => StorageWish::None,
+            },
+            disks: self.disks.clone(),
+            storage_only: self.storage_only,
+            bandwidth: self.bandwidth,
+            blackout_max_ms: self.max_blackout,
+            lanes: self.lanes,
+        }
     }
 }
 

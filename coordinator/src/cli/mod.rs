@@ -12,6 +12,7 @@
 //! and never the watch.
 
 mod bus;
+mod check;
 mod console;
 mod doctor;
 mod error;
@@ -22,6 +23,7 @@ mod migrate;
 mod nats_config;
 mod output;
 mod pki;
+mod schedule;
 mod settings;
 mod vm;
 mod watch;
@@ -81,6 +83,8 @@ enum Command {
     Vm(vm::VmCommand),
     /// Move a VM, its disks, or both
     Migrate(migrate::MigrateArgs),
+    /// Check a move: find all that speaks against it, measure, and change nothing
+    Check(check::CheckArgs),
     /// Jobs: moves in hand, and those that are over
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -131,7 +135,12 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         Command::NatsConfig(args) => return nats_config::run(&args, output),
         Command::Completions(args) => return manual::completions(&args, Cli::command()),
         Command::Man(args) => return manual::pages(&args, Cli::command(), output),
-        Command::Host(_) | Command::Vm(_) | Command::Migrate(_) | Command::Job(_) | Command::Doctor => {}
+        Command::Host(_)
+        | Command::Vm(_)
+        | Command::Migrate(_)
+        | Command::Check(_)
+        | Command::Job(_)
+        | Command::Doctor => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -142,6 +151,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Host(command) => host::run(command, &connect(global).await?, output).await,
             Command::Vm(command) => vm::run(command, global, output).await,
             Command::Migrate(args) => migrate::run(args, &connect(global).await?, output).await,
+            Command::Check(args) => check::run(args, &connect(global).await?, output).await,
             Command::Job(command) => job::run(command, &connect(global).await?, output).await,
             Command::Doctor => doctor::run(global, output).await,
             Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),
@@ -186,6 +196,7 @@ fn unexpected(reply: &ApiReply) -> CliError {
         ApiReply::Done => "done",
         ApiReply::Console { .. } => "console",
         ApiReply::Plan { .. } => "plan",
+        ApiReply::Checked { .. } => "checked",
         ApiReply::JobStarted { .. } => "job started",
         ApiReply::StateRequested { .. } => "state requested",
         ApiReply::Jobs { .. } => "jobs",

@@ -4,16 +4,19 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiErrorKind, ApiReply, Envelope};
-use sterna_shared::id::{Epoch, HostId, TOKEN_LENGTH, Token};
+use sterna_shared::id::{Epoch, HostId, JobId, TOKEN_LENGTH, Token};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Standing;
+use super::check::{CheckAnswers, CheckQuestions};
 use super::perform::{Performer, Work, respond};
 use super::request::{AGENT_WAIT_MAX, AGENT_WORK_WAIT_MAX};
 use super::state::{Action, CallId, Event, State};
 use crate::api::{self, ENDPOINTS, fault};
 use crate::bus::{ApiService, Bus, BusError, Call};
+use crate::config::Config;
+use crate::notify::Commands;
 use crate::store::Store;
 
 /// Work that waits for the performer; a full queue holds the service back.
@@ -24,6 +27,7 @@ const CALLS_OPEN_MAX: usize = 1024;
 pub(super) struct Desk {
     bus: Bus,
     name: HostId,
+    notify: Commands,
     epoch: Epoch,
     api: Option<ApiService>,
     calls: HashMap<CallId, Call>,
@@ -37,15 +41,17 @@ impl Desk {
     pub(super) fn new(
         bus: &Bus,
         store: &Store,
-        name: &HostId,
+        config: &Config,
         epoch: Epoch,
         standing: watch::Receiver<Standing>,
     ) -> Self {
         let (work, waiting) = mpsc::channel(WORK_MAX);
+        let name = &config.name;
         let performer = Performer::new(bus.clone(), store.clone(), name.clone(), epoch, standing);
         Self {
             bus: bus.clone(),
             name: name.clone(),
+            notify: config.notify.clone(),
             epoch,
             api: None,
             calls: HashMap::new(),
@@ -127,8 +133,35 @@ impl Desk {
                     }
                     continue;
                 }
+                Action::Check { check, questions } => {
+                    let CheckQuestions { source, target, expect, probe, clock } = *questions;
+                    let expect = self.ask(target.clone(), &expect, AGENT_WAIT_MAX);
+                    let probe = self.ask(source, &probe, AGENT_WAIT_MAX);
+                    let clock = self.ask(target, &clock, AGENT_WAIT_MAX);
+                    self.asked.spawn(async move {
+                        let (expect, probe) = (expect.await, probe.await);
+                        // Last, so that both clocks are looked at at about the same time.
+                        let answers = Box::new(CheckAnswers { expect, probe, clock: clock.await });
+                        Event::Checked { check, answers }
+                    });
+                    continue;
+                }
+                Action::Notify { job, name, state, document } => {
+                    let Some(command) = self.notify.get(&name).cloned() else {
+                        tracing::warn!(%job, name, "the configuration has no [notify] of that name; nobody is told");
+                        continue;
+                    };
+                    self.asked.spawn(async move {
+                        if let Err(why) = command.run(&state.to_string(), &document).await {
+                            tracing::warn!(%job, name, why, "nobody was told that the job is over");
+                        }
+                        Event::Tick
+                    });
+                    continue;
+                }
                 Action::Draw => {
-                    self.asked.spawn(async { Event::Drawn { token: token() } });
+                    self.asked
+                        .spawn(async { Event::Drawn { job: JobId::from_uuid(uuid::Uuid::now_v7()), token: token() } });
                     continue;
                 }
                 Action::DropKept { host, vm } => {
@@ -155,6 +188,7 @@ impl Desk {
                 },
                 Action::EnsureConsumer(host) => Work::EnsureConsumer(host),
                 Action::StoreJob(status) => Work::StoreJob(status),
+                Action::RemoveJob(job) => Work::RemoveJob(job),
                 Action::StoreVm { vm, host, generation } => Work::StoreVm { vm, host, generation },
                 Action::Feed(document) => Work::Feed(document),
             };

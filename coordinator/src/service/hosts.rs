@@ -42,7 +42,7 @@ impl State {
     pub(super) fn host_was_set(&mut self, inventory: Inventory, now: Now, out: &mut Vec<Action>) -> ApiReply {
         let host = inventory.host.clone();
         self.heard(inventory, now, out);
-        self.tend_queue(out);
+        self.tend_queue(now, out);
         ApiReply::Hosts { hosts: self.host_views(self.fleet.host(&host)) }
     }
 }

@@ -6,13 +6,15 @@
 
 use std::time::Duration;
 
-use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, Command, JobAnswer};
+use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, Command, JobAnswer, JobChange};
 use sterna_shared::id::{JobId, Token};
 use sterna_shared::job::{
     EventBody, Hands, JobState, JobStatus, MoveRequest, RequestedState, ReturnCode, StepFigures, Verdict,
 };
 
-use super::request::{AGENT_WAIT_MAX, Outcome, no_job, to_both};
+use sterna_shared::view::cim;
+
+use super::request::{AGENT_WAIT_MAX, Outcome, faults_of, no_job, to_both};
 use super::state::{Action, CallId, Message, Now, State};
 use crate::api::fault;
 
@@ -121,6 +123,47 @@ impl State {
         Ok(Outcome::Publish { messages, reply: ApiReply::Done })
     }
 
+    /// Changes what may be changed of a job.
+    pub(super) fn edit(
+        &mut self,
+        job: JobId,
+        changes: Vec<JobChange>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Outcome, ApiError> {
+        let status = self.live(job)?;
+        let mut policy = status.policy.clone();
+        for change in changes {
+            match change {
+                JobChange::Schedule { schedule } => policy.schedule = schedule.map(|schedule| *schedule),
+                JobChange::Property { name, value } => {
+                    cim::edit(&mut policy, &name, &value, now.at).map_err(|fault| {
+                        let hint = format!("see them with: sterna job show {job} --output cim");
+                        crate::api::fault(ApiErrorKind::Invalid, fault.to_string(), hint)
+                    })?;
+                }
+            }
+        }
+        let faults = if policy.schedule == status.policy.schedule { policy.faults() } else { faults_of(&policy, now) };
+        if !faults.is_empty() {
+            let message = format!("job {job} cannot be changed like that");
+            return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
+        }
+        if policy.schedule != status.policy.schedule && status.has_begun() {
+            let message = format!("job {job} has begun; when it begins can no longer be changed");
+            return Err(fault(ApiErrorKind::Refused, message, "suspend it, or submit another"));
+        }
+        if policy.recurs() != status.policy.recurs() && status.runs.count > 0 {
+            let message = format!("job {job} has had runs; it cannot become a job of one run, or cease to be one");
+            return Err(fault(ApiErrorKind::Refused, message, "set JobRunTimes to another number than 1"));
+        }
+        let mut messages = Vec::new();
+        if policy != status.policy {
+            self.say(job, EventBody::Edited { policy: Box::new(policy) }, now, out, &mut messages);
+        }
+        Ok(Outcome::Publish { messages, reply: ApiReply::Done })
+    }
+
     /// An operator's word for a job that waits for one.
     pub(super) fn answered_by_operator(
         &mut self,
@@ -188,6 +231,9 @@ impl State {
             };
         }
         let mut messages = Vec::new();
+        if let (RequestedState::Terminate | RequestedState::Kill, Some(run)) = (wanted, status.runs.current()) {
+            messages = self.change_state(run, wanted, token.clone(), now, out);
+        }
         let body = match wanted {
             RequestedState::Start => EventBody::Resumed,
             RequestedState::Suspend => EventBody::Suspended { figures: StepFigures::default() },

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sterna_shared::bus::{ApiErrorKind, ApiReply, Command, Envelope, HostView, Subject};
-use sterna_shared::id::{Epoch, Generation, HostId, VmId};
+use sterna_shared::id::{Epoch, Generation, HostId, JobId, VmId};
 use sterna_shared::job::{JobStatus, Reporter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ const WORK_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(super) enum Work {
     Publish { messages: Vec<Message>, answer: Option<Box<(Call, ApiReply)>> },
     StoreJob(Box<JobStatus>),
+    RemoveJob(JobId),
     StoreVm { vm: VmId, host: HostId, generation: Generation },
     StoreHost(Box<HostView>),
     EnsureConsumer(HostId),
@@ -85,6 +86,10 @@ impl Performer {
             Work::StoreJob(status) => {
                 let body = self.seal("job", &status)?;
                 self.writer.write(Bucket::Jobs, &status.job.to_string(), body).await
+            }
+            Work::RemoveJob(job) => {
+                self.store.remove(Bucket::Jobs, &job.to_string()).await?;
+                self.store.remove(Bucket::Feed, &format!("job.{job}")).await
             }
             Work::StoreVm { vm, host, generation } => {
                 let body = self.seal("vm", &Owner { host, generation })?;

@@ -14,39 +14,52 @@ use std::time::Duration;
 
 use sterna_shared::bus::Command;
 use sterna_shared::id::{JobId, Token};
-use sterna_shared::job::{EventBody, FailureCode, FailureReport, JobStatus, Plan, Refusal, RefusalCode, StepFigures};
+use sterna_shared::job::{
+    EventBody, FailureCode, FailureReport, JobState, JobStatus, Plan, Recovery, Refusal, RefusalCode, StepFigures,
+};
 
 use super::request::to_both;
-use super::state::{Action, Message, Now, State};
+use super::state::{Action, Job, Message, Now, State};
 use crate::planner::{self, Seeds};
 
 /// How long what speaks against a job that waited must go on doing so: what is known of hosts is some seconds old.
 const REFUSED_WAIT: Duration = Duration::from_secs(6);
 
 impl State {
-    /// Asks for a token where something waits.
-    pub(super) fn tend_queue(&mut self, out: &mut Vec<Action>) {
-        if !self.replaying && !self.drawing && self.jobs.values().any(|job| job.status.is_queued()) {
+    /// Asks for what a new job or a new plan needs where there may be one.
+    pub(super) fn tend_queue(&mut self, now: Now, out: &mut Vec<Action>) {
+        if self.replaying || self.drawing {
+            return;
+        }
+        self.tend_runs(now, out);
+        let waits = |job: &Job| job.status.is_queued() && job.status.is_due(now.at);
+        if self.jobs.values().any(waits) || self.submission_due(now) {
             self.drawing = true;
             out.push(Action::Draw);
         }
     }
 
-    /// A token is there: the first job that can begin does.
-    pub(super) fn drawn(&mut self, token: Token, now: Now, out: &mut Vec<Action>) {
+    /// What was asked for is there: a job that is due is submitted, or the first that can begin does.
+    pub(super) fn drawn(&mut self, drawn: (JobId, Token), now: Now, out: &mut Vec<Action>) {
         self.drawing = false;
         let mut messages = Vec::new();
-        self.begin_next(token, now, out, &mut messages);
+        let token = drawn.1.clone();
+        if !self.submit_due(drawn, now, out, &mut messages) {
+            self.end_followers(now, out, &mut messages);
+            self.begin_next(token, now, out, &mut messages);
+        }
         if !messages.is_empty() {
             out.push(Action::Publish { messages, answer: None });
             // There may be more.
-            self.tend_queue(out);
+            self.tend_queue(now, out);
         }
     }
 
     /// Plans the first job of the queue that can begin; says what is to be published.
     pub(super) fn begin_next(&mut self, token: Token, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
-        let mut queue: Vec<_> = self.jobs.values().map(|job| &job.status).filter(|status| status.is_queued()).collect();
+        let ready =
+            |status: &&JobStatus| status.is_queued() && status.is_due(now.at) && self.may_follow(status) == Some(true);
+        let mut queue: Vec<_> = self.jobs.values().map(|job| &job.status).filter(ready).collect();
         queue.sort_by_key(|status| (status.policy.priority, status.job));
         let queue: Vec<JobId> = queue.into_iter().map(|status| status.job).collect();
         self.refused_since.retain(|job, _| queue.contains(job));
@@ -60,6 +73,48 @@ impl State {
                 Ok(plan) => return self.begin(plan, now, out, messages),
                 Err(refusals) => self.refused(job, &refusals, now, out, messages),
             }
+        }
+    }
+
+    /// Whether the jobs of its group that were submitted before a job are settled, and it may follow them; none while they
+    /// are not.
+    fn may_follow(&self, status: &JobStatus) -> Option<bool> {
+        let Some(group) = &status.policy.group else { return Some(true) };
+        let earlier = self.jobs.range(..status.job).map(|(_, job)| &job.status);
+        // What was over before this one was submitted is no business of it.
+        let before = |other: &&JobStatus| {
+            other.policy.group.as_ref() == Some(group)
+                && other.parent != status.parent.or(Some(status.job))
+                && Some(other.job) != status.parent
+                && other.finished_at.is_none_or(|finished| finished >= status.submitted_at)
+        };
+        earlier.filter(before).map(|other| self.went_well(other)).try_fold(true, |well, one| Some(well && one?))
+    }
+
+    /// Whether what comes after a job may begin; none while it, or what is done about its failure, is under way.
+    fn went_well(&self, status: &JobStatus) -> Option<bool> {
+        match (status.state, &status.policy.recovery) {
+            (state, _) if !state.is_final() => None,
+            (JobState::Completed, _) | (JobState::Exception, Recovery::Next) => Some(true),
+            (JobState::Exception, Recovery::Rerun { .. } | Recovery::Run { .. }) => {
+                match self.jobs.values().find(|job| job.status.parent == Some(status.job)) {
+                    Some(again) => self.went_well(&again.status),
+                    None => Some(false),
+                }
+            }
+            _ => Some(false),
+        }
+    }
+
+    /// Ends the jobs that were to follow one that failed.
+    fn end_followers(&mut self, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
+        let queued = self.jobs.values().map(|job| &job.status).filter(|status| status.is_queued());
+        let held: Vec<JobId> =
+            queued.filter(|status| self.may_follow(status) == Some(false)).map(|status| status.job).collect();
+        for job in held {
+            let text = "a job before it in its group has failed, and its recovery is not to go on".to_owned();
+            self.say(job, EventBody::Notice { text }, now, out, messages);
+            self.say(job, EventBody::Terminated, now, out, messages);
         }
     }
 

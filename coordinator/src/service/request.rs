@@ -47,6 +47,17 @@ impl State {
             self.drop_kept(vm, out);
         }
         let outcome = match request {
+            ApiRequest::Check { request } => {
+                // Its id names nothing but the probe.
+                let probe = (
+                    JobId::from_uuid(uuid::Uuid::from_u64_pair(now.at.unix_microseconds().unsigned_abs(), call)),
+                    token,
+                );
+                match self.check(call, &request, probe, now, out) {
+                    Some(outcome) => Ok(outcome),
+                    None => return,
+                }
+            }
             ApiRequest::Migrate { request, dry_run, job, policy } => {
                 let seeds = Seeds { job, token, attempt: 0, now: now.at };
                 self.migrate(request, dry_run, policy, seeds, now, out)
@@ -61,6 +72,7 @@ impl State {
                 let request = StateRequest { call, job, requested, timeout: Duration::ZERO, token };
                 self.kill(request, delete, now, out)
             }
+            ApiRequest::JobEdit { job, changes } => self.edit(job, changes, now, out),
             ApiRequest::JobAnswer { job, answer } => self.answered_by_operator(job, answer, token, now, out),
             request => self.answer(request, now),
         };
@@ -189,15 +201,17 @@ impl State {
         if let Some(known) = self.jobs.get(&job) {
             return Ok(Outcome::Reply(ApiReply::JobStarted { status: Box::new(known.status.clone()) }));
         }
-        let faults = policy.faults();
+        let faults = faults_of(&policy, now);
         if !faults.is_empty() {
             let message = format!("VM {} cannot be moved like that", request.vm);
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
         }
-        let jobs = self.jobs.values().map(|job| &job.status);
+        let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.holds_vm(now.at));
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
+        // What is so now may not be so when the job's time has come; then it is looked at again.
+        let later = policy.schedule.is_some() || policy.group.is_some();
         let (waits_for, refusals): (Vec<_>, Vec<_>) =
-            refusals.into_iter().partition(|refusal| planner::passes(refusal.code));
+            refusals.into_iter().partition(|refusal| later || planner::passes(refusal.code));
         let plan = match plan {
             Some(plan) if refusals.is_empty() => plan,
             _ => return Err(refused(format!("VM {} cannot be moved", request.vm), refusals)),
@@ -207,7 +221,7 @@ impl State {
         if dry_run {
             return Ok(Outcome::Reply(ApiReply::Plan { plan: draft, waits_for }));
         }
-        let body = EventBody::Submitted { draft, request: Box::new(request), policy };
+        let body = EventBody::Submitted { draft, request: Box::new(request), policy, parent: None };
         let event = JobEvent { job, reporter: Reporter::Coordinator, sequence: 1, at: now.at, body };
         self.told(&event, now, out);
         let mut messages = vec![Message::Event(Box::new(event))];
@@ -250,6 +264,15 @@ impl State {
             Err(fault(ApiErrorKind::Refused, message, "give the new VM another name and another id"))
         })
     }
+}
+
+/// What is wrong with a policy, the clock included.
+pub(super) fn faults_of(policy: &Policy, now: Now) -> Vec<String> {
+    let mut faults = policy.faults();
+    if let Some(at) = policy.schedule.as_ref().and_then(|schedule| schedule.at).filter(|at| *at < now.at) {
+        faults.push(format!("{at} has passed; give a time to come, or leave it out to begin at once"));
+    }
+    faults
 }
 
 /// A command to target and source; once where they are one. The target has it first, so that it is ready when the

@@ -7,9 +7,10 @@ use std::time::Duration;
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, Command};
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token, VmId};
-use sterna_shared::job::{Event as JobEvent, EventBody, Ignored, JobStatus, Progress, Reporter};
+use sterna_shared::job::{Event as JobEvent, EventBody, Ignored, JobState, JobStatus, Notify, Progress, Reporter};
 use sterna_shared::time::Timestamp;
 
+use super::check::{Check, CheckAnswers, CheckQuestions};
 use super::methods::Wait;
 use crate::feed::{self, Document, Limiter};
 use crate::fence::{Fence, Fencing};
@@ -58,8 +59,10 @@ pub(super) enum Event {
     Journalled { host: HostId, skip: u64, page: Result<AgentReply, String> },
     /// The fence command has ended: with its host out of action, or why not.
     Fenced { job: JobId, host: HostId, ended: Result<(), String> },
-    /// A token was drawn for the next job of the queue.
-    Drawn { token: Token },
+    /// The agents of a check have answered.
+    Checked { check: Box<Check>, answers: Box<CheckAnswers> },
+    /// An id and a token were drawn for the next job that is due.
+    Drawn { job: JobId, token: Token },
     /// Time passes.
     Tick,
 }
@@ -75,8 +78,14 @@ pub(super) enum Action {
     Forward { call: CallId, host: HostId, request: Box<AgentRequest>, wait: Duration },
     /// Run the fence command against a host.
     Fence { job: JobId, host: HostId },
-    /// Draw a token for the next job of the queue.
+    /// Draw an id and a token for the next job that is due.
     Draw,
+    /// Ask the two agents of a check.
+    Check { check: Box<Check>, questions: Box<CheckQuestions> },
+    /// Run a command that tells that a job is over.
+    Notify { job: JobId, name: String, state: JobState, document: Vec<u8> },
+    /// Forget a job that has been over for long enough: its status, and what the feed has of it.
+    RemoveJob(JobId),
     /// Have an agent remove what cut moves of a VM have left there.
     DropKept { host: HostId, vm: VmId },
     /// Ask an agent for a page of its journal.
@@ -128,7 +137,7 @@ pub(super) struct State {
     scheduler: Scheduler,
     /// Since when something speaks against a job that waits, and does not pass.
     pub(super) refused_since: BTreeMap<JobId, Duration>,
-    /// A token is on its way.
+    /// An id and a token are on their way.
     pub(super) drawing: bool,
     pub(super) waits: Vec<Wait>,
     pub(super) fence: Option<Fence>,
@@ -170,14 +179,15 @@ impl State {
         match event {
             Event::Heartbeat(inventory) => {
                 self.heard(*inventory, now, &mut out);
-                self.tend_queue(&mut out);
+                self.tend_queue(now, &mut out);
             }
             Event::Told(event) => {
                 self.told(&event, now, &mut out);
-                self.tend_queue(&mut out);
+                self.tend_queue(now, &mut out);
             }
             Event::Replayed => self.replayed(now, &mut out),
-            Event::Drawn { token } => self.drawn(token, now, &mut out),
+            Event::Checked { check, answers } => self.checked(*check, *answers, now, &mut out),
+            Event::Drawn { job, token } => self.drawn((job, token), now, &mut out),
             Event::Progressed(progress) => self.progressed(*progress, now, &mut out),
             Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),
             Event::Answered { call: CALL_NONE, host, reply } => Self::answered_to_nobody(&host, &reply),
@@ -196,7 +206,8 @@ impl State {
                 self.tick(now, &mut out);
                 self.fence_due(now, &mut out);
                 self.answer_waits(now, &mut out);
-                self.tend_queue(&mut out);
+                self.remove_old(now.at, &mut out);
+                self.tend_queue(now, &mut out);
             }
         }
         out
@@ -288,6 +299,7 @@ impl State {
 
     /// Folds an event in. Says whether it was new here.
     pub(super) fn told(&mut self, event: &JobEvent, now: Now, out: &mut Vec<Action>) -> bool {
+        let was_over = self.jobs.get(&event.job).is_some_and(|job| job.status.state.is_final());
         let new = match self.jobs.get_mut(&event.job) {
             Some(job) => match job.status.apply(event) {
                 Err(Ignored::Repeated { .. } | Ignored::OtherJob(_)) => false,
@@ -316,13 +328,16 @@ impl State {
             if event.reporter == Reporter::Coordinator {
                 job.own_sequence = job.own_sequence.max(event.sequence);
             }
-            if job.status.state.is_final() {
+            if !job.status.is_active() {
                 job.progress = None;
             }
         }
         if new && !self.replaying {
             self.job_changed(event.job, now, out);
             self.answer_waits(now, out);
+            if !was_over {
+                self.notify(event.job, now.at, out);
+            }
         }
         new
     }
@@ -389,6 +404,35 @@ impl State {
     pub(super) fn own_event(&self, job: JobId, body: EventBody, now: Now) -> Option<JobEvent> {
         let sequence = self.jobs.get(&job)?.own_sequence + 1;
         Some(JobEvent { job, reporter: Reporter::Coordinator, sequence, at: now.at, body })
+    }
+
+    /// Tells whom a job names that it is over.
+    fn notify(&self, job: JobId, now: Timestamp, out: &mut Vec<Action>) {
+        let Some(status) = self.jobs.get(&job).map(|job| &job.status).filter(|status| status.state.is_final()) else {
+            return;
+        };
+        let document = |name: &str| feed::job_over(&self.name, name, status, now);
+        match status.policy.notify.as_deref().map(str::parse) {
+            Some(Ok(Notify::Subject(name))) => push_document(document(&name), out),
+            Some(Ok(Notify::Command(name))) => match document(&name) {
+                Ok(document) => out.push(Action::Notify { job, name, state: status.state, document: document.body }),
+                Err(error) => tracing::error!(%error, "a document of the feed could not be written"),
+            },
+            Some(Err(_)) | None => {}
+        }
+    }
+
+    /// Takes jobs off the list that are over, and were to go.
+    fn remove_old(&mut self, now: Timestamp, out: &mut Vec<Action>) {
+        let old = |status: &JobStatus| {
+            let over = status.finished_at.filter(|_| status.state.is_final() && status.policy.delete_on_completion);
+            over.is_some_and(|over| now.seconds_since(over) >= f64::from(status.policy.keep_seconds))
+        };
+        let old: Vec<JobId> = self.jobs.iter().filter(|(_, job)| old(&job.status)).map(|(job, _)| *job).collect();
+        for job in old {
+            self.jobs.remove(&job);
+            out.push(Action::RemoveJob(job));
+        }
     }
 
     fn forget_the_oldest(&mut self) {

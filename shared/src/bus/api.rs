@@ -3,9 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Inventory, LimitsChange, MovesInHand, VmReport};
-use crate::id::{Epoch, HostId, JobId, VmId};
-use crate::job::{DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode};
+use crate::id::{Epoch, HostId, JobId, Token, VmId};
+use crate::job::{
+    CheckReport, DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule,
+};
 use crate::ownership::Message;
+use crate::probe::{ProbePeer, ProbeReport};
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
 use crate::vm::VmSpec;
@@ -101,6 +104,11 @@ pub enum ApiRequest {
         #[serde(default)]
         policy: Box<Policy>,
     },
+    /// Check a move: find all that speaks against it, measure, and change nothing.
+    Check {
+        /// The wish.
+        request: MoveRequest,
+    },
     /// All jobs, newest first.
     JobList,
     /// One job.
@@ -128,6 +136,13 @@ pub enum ApiRequest {
         job: JobId,
         /// Whether it goes from the list of jobs then, whatever its policy says.
         delete: bool,
+    },
+    /// Change what may be changed of a job: all of it or nothing.
+    JobEdit {
+        /// Which.
+        job: JobId,
+        /// What, in order.
+        changes: Vec<JobChange>,
     },
     /// Answer what a job waits for.
     JobAnswer {
@@ -165,16 +180,36 @@ impl ApiRequest {
             Self::VmConsole { .. } => ("vm", "console"),
             Self::VmResolve { .. } => ("vm", "resolve"),
             Self::Migrate { .. } => ("job", "migrate"),
+            Self::Check { .. } => ("job", "check"),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
             Self::JobCancel { .. } => ("job", "cancel"),
             Self::JobState { .. } => ("job", "state"),
             Self::JobKill { .. } => ("job", "kill"),
+            Self::JobEdit { .. } => ("job", "edit"),
             Self::JobAnswer { .. } => ("job", "answer"),
             Self::JobBandwidth { .. } => ("job", "bandwidth"),
             Self::SystemShow => ("system", "show"),
         }
     }
+}
+
+/// A change of a job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum JobChange {
+    /// A property of `Msvm_MigrationJob`, by its name.
+    Property {
+        /// The name.
+        name: String,
+        /// The value as text; none in it is CIM's NULL.
+        value: String,
+    },
+    /// When it runs.
+    Schedule {
+        /// None for as soon as its hosts have a slot.
+        schedule: Option<Box<Schedule>>,
+    },
 }
 
 /// What an operator says to a job that waits for a word.
@@ -220,6 +255,11 @@ pub enum ApiReply {
         /// What a job would wait for before it began.
         #[serde(default)]
         waits_for: Vec<Refusal>,
+    },
+    /// What came of a check.
+    Checked {
+        /// Findings, measurements and forecast.
+        report: Box<CheckReport>,
     },
     /// A job was made, or existed under that id.
     JobStarted {
@@ -416,6 +456,28 @@ pub enum AgentRequest {
     },
     /// The inventory, now.
     Inventory,
+    /// Admit one probe of another host within the next seconds. Asked again it changes nothing; an agent that starts anew
+    /// has forgotten it.
+    ProbeExpect {
+        /// The probe's id.
+        job: JobId,
+        /// The host that it comes from.
+        source: HostId,
+        /// What it must present.
+        token: Token,
+    },
+    /// Measure what the checks of a move need; see [`crate::probe`]. Changes nothing, and takes little longer than
+    /// `time_ms`, but for a QEMU before 8.2, which takes a second.
+    Probe {
+        /// The VM to measure the guest of, if any.
+        vm: Option<VmId>,
+        /// The host to measure the way to, if any. It must have been told by [`AgentRequest::ProbeExpect`].
+        peer: Option<ProbePeer>,
+        /// How long each measurement may take, in milliseconds; held to
+        /// [`PROBE_TIME_MS_MIN`](crate::probe::PROBE_TIME_MS_MIN) and
+        /// [`PROBE_TIME_MS_MAX`](crate::probe::PROBE_TIME_MS_MAX).
+        time_ms: u32,
+    },
 }
 
 /// What an agent answers.
@@ -445,6 +507,11 @@ pub enum AgentReply {
     Inventory {
         /// As it is.
         inventory: Box<Inventory>,
+    },
+    /// What a probe has measured.
+    Probed {
+        /// The measurements, or why there are none.
+        report: Box<ProbeReport>,
     },
     /// It cannot be done.
     Error {

@@ -11,7 +11,7 @@ mod subject;
 
 pub use api::{
     AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer,
-    SystemView, VmView,
+    JobChange, SystemView, VmView,
 };
 pub use command::Command;
 pub use envelope::{BODY_LENGTH_MAX, DEPTH_MAX, Envelope, EnvelopeError, VERSION, decode, encode};

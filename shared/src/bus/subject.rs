@@ -43,6 +43,8 @@ pub enum Subject {
     FeedHost(HostId),
     /// The public feed of a VM.
     FeedVm(VmId),
+    /// What is told of jobs that are over and name it.
+    FeedNotify(String),
 }
 
 /// In place of a host where the coordinators report events; no host may be called so.
@@ -92,6 +94,7 @@ impl fmt::Display for Subject {
             Self::FeedJob(job) => write!(f, "sterna.v1.feed.job.{job}"),
             Self::FeedHost(host) => write!(f, "sterna.v1.feed.host.{host}"),
             Self::FeedVm(vm) => write!(f, "sterna.v1.feed.vm.{vm}"),
+            Self::FeedNotify(name) => write!(f, "sterna.v1.feed.notify.{name}"),
         }
     }
 }
@@ -116,6 +119,7 @@ impl FromStr for Subject {
                 ["feed", "job", job] => Self::FeedJob(job.parse().ok()?),
                 ["feed", "host", host] => Self::FeedHost(host.parse().ok()?),
                 ["feed", "vm", vm] => Self::FeedVm(vm.parse().ok()?),
+                ["feed", "notify", name] if token(name) => Self::FeedNotify(name.to_owned()),
                 _ => return None,
             })
         };
@@ -148,6 +152,7 @@ mod tests {
             Subject::FeedJob(job),
             Subject::FeedHost(host),
             Subject::FeedVm(vm),
+            Subject::FeedNotify("night".into()),
         ] {
             assert_eq!(subject.to_string().parse(), Ok(subject));
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FailureReport, MoveRequest, Plan, Policy, StepFigures, StepKind};
+use super::{FailureReport, JobState, MoveRequest, Plan, Policy, StepFigures, StepKind};
 use crate::id::{Generation, HostId, JobId, VmId};
 use crate::time::Timestamp;
 
@@ -43,6 +43,34 @@ pub enum EventBody {
         request: Box<MoveRequest>,
         /// How it is to be treated.
         policy: Box<Policy>,
+        /// The job that it is a run of: one that recurs, or one that failed.
+        #[serde(default)]
+        parent: Option<JobId>,
+    },
+    /// A run of a recurring job was submitted.
+    RunBegun {
+        /// The run, a job of its own.
+        run: JobId,
+        /// The turn of the schedule that it is for.
+        turn: Timestamp,
+    },
+    /// Turns of the schedule were missed, and no run is made for them.
+    RunsSkipped {
+        /// The newest of them.
+        turn: Timestamp,
+        /// How many.
+        missed: u32,
+    },
+    /// A run of a recurring job is over.
+    RunEnded {
+        /// The run.
+        run: JobId,
+        /// How it ended.
+        state: JobState,
+        /// Why it failed.
+        failure: Option<FailureReport>,
+        /// Whether there is another turn.
+        more: bool,
     },
     /// What may be changed of a job was changed.
     Edited {

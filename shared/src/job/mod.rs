@@ -7,8 +7,10 @@
 //!
 //! [`JobState`] has the numbers of `Msvm_MigrationJob`; which event is legal in which state stands in one table there.
 
+mod check;
 mod event;
 mod failure;
+mod forecast;
 mod percent;
 mod plan;
 mod policy;
@@ -20,14 +22,18 @@ mod state;
 mod status;
 mod step;
 
+pub use check::{CheckReport, Finding, Severity};
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
+pub use forecast::{Estimate, Forecast, ForecastInput};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
-pub use policy::{KEEP_DEFAULT_SECONDS, PRIORITY_DEFAULT, Policy, TEXT_LENGTH_MAX};
+pub use policy::{
+    KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,
+};
 pub use progress::{Progress, Volume};
 pub use request::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
 pub use request_state::{Hands, RequestedState, ReturnCode, STANDINGS, Verdict, verdict};
 pub use schedule::{DayOfWeek, Due, Missed, Month, Rule, SEARCH_YEARS, Schedule, Weekday, Zone};
 pub use state::{IllegalTransition, JobState, StateInput};
-pub use status::{Dispatch, Ignored, JobStatus, NOTICES_MAX, Notice};
+pub use status::{Dispatch, Ignored, JobStatus, NOTICES_MAX, Notice, RUNS_MAX, Run, Runs};
 pub use step::{StepFigures, StepKind, StepState, StepStatus};

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::{MoveRequest, Schedule};
+
 /// The priority of a job that names none. Lower numbers come first, as in `CIM_Job.Priority`.
 pub const PRIORITY_DEFAULT: u32 = 100;
 /// How long a job that is over is listed where nothing else was said, in seconds: five minutes, the default of
@@ -23,6 +25,14 @@ pub struct Policy {
     pub delete_on_completion: bool,
     /// How long it is listed all the same once it is over, in seconds.
     pub keep_seconds: u32,
+    /// Who is told when it is over: `subject:NAME` or `command:NAME` ([`Notify`]).
+    pub notify: Option<String>,
+    /// When it runs; none for as soon as its hosts have a slot.
+    pub schedule: Option<Schedule>,
+    /// What is done when it fails.
+    pub recovery: Recovery,
+    /// The group that it is part of: jobs of one group run one after the other, in the order in which they were submitted.
+    pub group: Option<String>,
 }
 
 impl Default for Policy {
@@ -32,9 +42,73 @@ impl Default for Policy {
             priority: PRIORITY_DEFAULT,
             delete_on_completion: false,
             keep_seconds: KEEP_DEFAULT_SECONDS,
+            notify: None,
+            schedule: None,
+            recovery: Recovery::default(),
+            group: None,
         }
     }
 }
+
+/// Who is told when a job is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notify {
+    /// Whoever listens to `sterna.v1.feed.notify.NAME`.
+    Subject(String),
+    /// The command of that name in the coordinators' configuration.
+    Command(String),
+}
+
+impl std::str::FromStr for Notify {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let fits = |name: &str| {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+            !name.is_empty() && name.len() <= 64 && name.bytes().all(plain)
+        };
+        match text.split_once(':') {
+            Some(("subject", name)) if fits(name) => Ok(Self::Subject(name.to_owned())),
+            Some(("command", name)) if fits(name) => Ok(Self::Command(name.to_owned())),
+            _ => Err(format!(
+                "{text:?} names nobody to tell; give subject:NAME or command:NAME, the name of letters, digits, - and _"
+            )),
+        }
+    }
+}
+
+/// What is done when a job fails (`CIM_Job.RecoveryAction`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Recovery {
+    /// Nothing; what comes after it in its group is not begun.
+    #[default]
+    Stop,
+    /// Nothing; the next job of its group runs all the same.
+    Next,
+    /// The same wish again, as a job of its own, after a pause that doubles with each.
+    Rerun {
+        /// How often at most.
+        times: u32,
+        /// The first pause, in seconds.
+        pause_seconds: u32,
+    },
+    /// Another wish.
+    Run {
+        /// What.
+        request: Box<MoveRequest>,
+    },
+    /// What people know how to do.
+    Other {
+        /// In words (`OtherRecoveryAction`).
+        text: String,
+    },
+}
+
+/// The most times that a failed job is run again.
+pub const RERUNS_MAX: u32 = 100;
+/// The longest pause before a failed job is run again, in seconds.
+pub const PAUSE_MAX_SECONDS: u32 = 86_400;
 
 impl Policy {
     /// Everything that is wrong with it, each in a sentence.
@@ -45,6 +119,32 @@ impl Policy {
         {
             faults.push(format!("the owner is too long or not plain text; give at most {TEXT_LENGTH_MAX} bytes"));
         }
+        let named =
+            |name: &String| !name.is_empty() && name.len() <= TEXT_LENGTH_MAX && !name.chars().any(char::is_control);
+        if self.group.as_ref().is_some_and(|group| !named(group)) {
+            faults.push(format!("the group has no name, or none in plain text of at most {TEXT_LENGTH_MAX} bytes"));
+        }
+        faults.extend(self.notify.as_ref().and_then(|notify| notify.parse::<Notify>().err()));
+        match &self.recovery {
+            Recovery::Rerun { times, pause_seconds } => {
+                if !(1..=RERUNS_MAX).contains(times) || *pause_seconds > PAUSE_MAX_SECONDS {
+                    faults.push(format!(
+                        "a failed job is run again 1 to {RERUNS_MAX} times, after a pause of at most {PAUSE_MAX_SECONDS} s"
+                    ));
+                }
+            }
+            Recovery::Other { text } if !named(text) => {
+                faults.push(format!("say what is done when the job fails, in at most {TEXT_LENGTH_MAX} bytes"));
+            }
+            Recovery::Stop | Recovery::Next | Recovery::Run { .. } | Recovery::Other { .. } => {}
+        }
+        faults.extend(self.schedule.iter().flat_map(Schedule::faults));
         faults
+    }
+
+    /// Whether the job stands for a number of runs, each a job of its own.
+    #[must_use]
+    pub fn recurs(&self) -> bool {
+        self.schedule.as_ref().is_some_and(|schedule| schedule.run_times != 1)
     }
 }

@@ -52,6 +52,8 @@ pub enum StateInput {
     Resumed,
     /// It is held for whoever looks into it.
     Held,
+    /// A run of it is over, and another will come.
+    Rested,
     /// It did what it should.
     Completed,
     /// It was cancelled.
@@ -133,9 +135,13 @@ impl JobState {
                 I::Suspended,
             ) => Self::Suspended,
             (Self::New | Self::Suspended | Self::Service | Self::QueryPending, I::Resumed) => Self::Starting,
-            (Self::New | Self::Starting | Self::Suspended | Self::Service | Self::QueryPending, I::Held) => {
-                Self::Service
-            }
+            (
+                Self::New | Self::Starting | Self::Running | Self::Suspended | Self::Service | Self::QueryPending,
+                I::Held,
+            ) => Self::Service,
+            // Its next run has never been started.
+            (Self::New | Self::Starting | Self::Running, I::Rested) => Self::New,
+            (Self::Suspended | Self::Service, I::Rested | I::Progressed) => self,
             (from, input) => return Err(IllegalTransition { from, input }),
         })
     }
@@ -163,7 +169,7 @@ impl fmt::Display for JobState {
 mod tests {
     use super::*;
 
-    const INPUTS: [StateInput; 11] = [
+    const INPUTS: [StateInput; 12] = [
         StateInput::Accepted,
         StateInput::Progressed,
         StateInput::Unwinding,
@@ -171,6 +177,7 @@ mod tests {
         StateInput::Suspended,
         StateInput::Resumed,
         StateInput::Held,
+        StateInput::Rested,
         StateInput::Completed,
         StateInput::Terminated,
         StateInput::Killed,

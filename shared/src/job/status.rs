@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Event, EventBody, FailureReport, Hands, IllegalTransition, JobState, MoveRequest, Plan, Policy, Reporter,
+    Due, Event, EventBody, FailureReport, Hands, IllegalTransition, JobState, MoveRequest, Plan, Policy, Reporter,
     StateInput, StepFigures, StepKind, StepState, StepStatus,
 };
 use crate::id::{HostId, JobId, Token};
@@ -46,6 +46,10 @@ pub struct JobStatus {
     /// What it had done before it was last suspended.
     #[serde(default)]
     pub before: StepFigures,
+    /// The job that it is a run of: one that recurs, or one that failed.
+    pub parent: Option<JobId>,
+    /// Its runs, where it recurs.
+    pub runs: Runs,
     /// How long the guest did not execute, in microseconds.
     pub blackout_us: Option<u64>,
     /// What watchers should know.
@@ -64,6 +68,60 @@ pub enum Dispatch {
     Sent,
     /// An agent has it.
     Taken,
+}
+
+/// The most runs of a recurring job that its status lists; the oldest go first, and are still counted.
+pub const RUNS_MAX: usize = 64;
+
+/// The runs of a recurring job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Runs {
+    /// How many have begun.
+    pub count: u32,
+    /// Up to which instant the schedule was looked at.
+    pub considered: Timestamp,
+    /// The latest, the oldest first.
+    pub latest: Vec<Run>,
+}
+
+/// One run of a recurring job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// The run, a job of its own.
+    pub job: JobId,
+    /// The turn that it is for.
+    pub turn: Timestamp,
+    /// When it was submitted.
+    pub began_at: Timestamp,
+    /// When it was over.
+    pub ended_at: Option<Timestamp>,
+    /// How it ended.
+    pub state: Option<JobState>,
+    /// Why it failed.
+    pub failure: Option<FailureReport>,
+}
+
+impl Runs {
+    /// The run that is not over.
+    #[must_use]
+    pub fn current(&self) -> Option<JobId> {
+        self.latest.last().filter(|run| run.state.is_none()).map(|run| run.job)
+    }
+
+    fn begin(&mut self, job: JobId, turn: Timestamp, at: Timestamp) {
+        if self.latest.len() == RUNS_MAX {
+            self.latest.remove(0);
+        }
+        self.latest.push(Run { job, turn, began_at: at, ended_at: None, state: None, failure: None });
+        self.count += 1;
+        self.considered = self.considered.max(turn);
+    }
+
+    fn end(&mut self, job: JobId, state: JobState, failure: Option<FailureReport>, at: Timestamp) {
+        if let Some(run) = self.latest.iter_mut().find(|run| run.job == job) {
+            (run.state, run.failure, run.ended_at) = (Some(state), failure, Some(at));
+        }
+    }
 }
 
 /// Something a watcher should know.
@@ -119,6 +177,8 @@ impl JobStatus {
             finished_at: None,
             failure: None,
             before: StepFigures::default(),
+            parent: None,
+            runs: Runs { count: 0, considered: plan.planned_at, latest: Vec::new() },
             blackout_us: None,
             notices: Vec::new(),
             seen: BTreeMap::new(),
@@ -154,7 +214,34 @@ impl JobStatus {
     /// Whether the job waits in the queue: for its time, or for a slot at its hosts.
     #[must_use]
     pub fn is_queued(&self) -> bool {
-        self.dispatch == Dispatch::Waiting && matches!(self.state, JobState::New | JobState::Starting)
+        self.dispatch == Dispatch::Waiting
+            && matches!(self.state, JobState::New | JobState::Starting)
+            && !self.policy.recurs()
+    }
+
+    /// Whether its time has come: it has no schedule, its turn is there, or somebody said that it is to begin.
+    #[must_use]
+    pub fn is_due(&self, now: Timestamp) -> bool {
+        match &self.policy.schedule {
+            Some(schedule) if self.state == JobState::New => {
+                matches!(schedule.due(self.runs.considered, now, self.runs.count), Due::Run { .. })
+            }
+            _ => true,
+        }
+    }
+
+    /// Whether it holds its VM, so that no other job may move it. One whose time has not come holds nothing, and one that
+    /// recurs has runs that do.
+    #[must_use]
+    pub fn holds_vm(&self, now: Timestamp) -> bool {
+        !self.state.is_final() && !self.policy.recurs() && (self.has_begun() || self.is_due(now))
+    }
+
+    /// When its next turn is, while it waits for one.
+    #[must_use]
+    pub fn next_turn(&self, now: Timestamp) -> Option<Timestamp> {
+        let waits = self.state == JobState::New && self.dispatch == Dispatch::Waiting;
+        self.policy.schedule.as_ref().filter(|_| waits)?.next(now, self.runs.count)
     }
 
     /// Whether it was begun before: it is under way, or was, and goes on from there.
@@ -223,11 +310,26 @@ impl JobStatus {
     fn fold(&mut self, event: &Event) -> Result<(), Ignored> {
         match &event.body {
             EventBody::Ownership { .. } => {}
-            EventBody::Submitted { request, policy, .. } => {
+            EventBody::Submitted { request, policy, parent, .. } => {
+                self.parent = *parent;
+                self.runs.considered = event.at;
                 self.request = MoveRequest::clone(request);
                 self.policy = Policy::clone(policy);
                 (self.dispatch, self.begun) = (Dispatch::Waiting, false);
                 self.submitted_at = event.at;
+            }
+            EventBody::RunBegun { run, turn } => {
+                self.enter(StateInput::Progressed, event.at)?;
+                self.started_at.get_or_insert(event.at);
+                self.runs.begin(*run, *turn, event.at);
+            }
+            EventBody::RunsSkipped { turn, missed } => {
+                self.runs.considered = *turn;
+                self.note(event, &format!("{missed} turns up to {turn} were missed and are not made up for"));
+            }
+            EventBody::RunEnded { run, state, failure, more } => {
+                self.runs.end(*run, *state, failure.clone(), event.at);
+                self.enter(if *more { StateInput::Rested } else { StateInput::Completed }, event.at)?;
             }
             EventBody::Edited { policy } => self.policy = Policy::clone(policy),
             EventBody::Planned { plan } => {

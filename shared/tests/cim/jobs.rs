@@ -145,7 +145,12 @@ pub(crate) fn query_pending() -> JobStatus {
 /// A job that its submitter has said something about, and that waits for its turn.
 pub(crate) fn submitted(policy: Policy) -> JobStatus {
     let draft = Box::new(plan(MoveMode::Live, true));
-    let body = EventBody::Submitted { request: Box::new(MoveRequest::of(&draft)), draft, policy: Box::new(policy) };
+    let body = EventBody::Submitted {
+        request: Box::new(MoveRequest::of(&draft)),
+        draft,
+        policy: Box::new(policy),
+        parent: None,
+    };
     let job = plan(MoveMode::Live, true).job;
     JobStatus::from_event(&Event { job, reporter: Reporter::Coordinator, sequence: 1, at: at(0), body }).expect("a job")
 }

@@ -10,9 +10,10 @@ mod reader;
 use std::path::Path;
 
 use serde_json::Value;
-use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, Policy, Progress};
+use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, MoveRequest, Policy, Progress, Recovery};
 use sterna_shared::view::cim::{
-    CAPTION_LENGTH_MAX, CimDateTime, Contact, Contacts, ErrorCode, MigrationJob, OperationalStatus,
+    CAPTION_LENGTH_MAX, CimDateTime, Contact, Contacts, EditFault, ErrorCode, MigrationJob, OperationalStatus,
+    READ_ONLY, READ_WRITE, edit,
 };
 
 use jobs::{ONLINE, at};
@@ -296,7 +297,13 @@ fn properties_are_those_of_the_published_class() {
 
 #[test]
 fn policy_is_what_was_submitted() {
-    let policy = Policy { owner: Some("ops".into()), priority: 7, delete_on_completion: true, keep_seconds: 90 };
+    let policy = Policy {
+        owner: Some("ops".into()),
+        priority: 7,
+        delete_on_completion: true,
+        keep_seconds: 90,
+        ..Policy::default()
+    };
     let job = json(&face(&jobs::submitted(policy), None));
     assert_eq!((&job["Owner"], &job["Priority"]), (&"ops".into(), &7.into()));
     assert_eq!(
@@ -304,4 +311,77 @@ fn policy_is_what_was_submitted() {
         (&true.into(), &"00000000000130.000000:000".into())
     );
     assert_eq!(job["JobState"], 2);
+}
+
+#[test]
+fn a_schedule_reads_as_it_was_edited() {
+    let mut policy = Policy::default();
+    let changes = [
+        ("RunStartInterval", "00000000023000.000000:000"),
+        ("RunMonth", "2"),
+        ("RunDay", "-1"),
+        ("RunDayOfWeek", "-1"),
+        ("JobRunTimes", "5"),
+        ("UntilTime", "20301231235959.000000+000"),
+        ("Notify", "subject:night"),
+        ("Priority", "3"),
+        ("DeleteOnCompletion", "true"),
+        ("TimeBeforeRemoval", "00000001000000.000000:000"),
+    ];
+    for (name, value) in changes {
+        edit(&mut policy, name, value, at(0)).expect(name);
+    }
+    assert_eq!(policy.faults(), Vec::<String>::new());
+    let job = json(&face(&jobs::submitted(policy.clone()), None));
+    for (name, value) in changes {
+        let told = &job[name];
+        assert_eq!(told.as_str().map_or_else(|| told.to_string(), str::to_owned), value, "{name}");
+    }
+    assert_eq!(job["LocalOrUtcTime"], 2);
+    // The last Sunday on or before the last day of March 2027.
+    assert_eq!(job["ScheduledStartTime"], "20270328023000.000000+000");
+    for (name, value) in [("UntilTime", "99999999999999.999999:000"), ("RunMonth", ""), ("Notify", "")] {
+        edit(&mut policy, name, value, at(0)).expect(name);
+    }
+    let job = json(&face(&jobs::submitted(policy), None));
+    assert_eq!((&job["UntilTime"], &job["RunMonth"]), (&"99999999999999.999999:000".into(), &Value::Null));
+}
+
+#[test]
+fn what_cannot_be_edited_is_refused_by_name_and_changes_nothing() {
+    let properties = json(&face(&jobs::planned(), None));
+    let names: std::collections::BTreeSet<&str> =
+        properties.as_object().expect("an object").keys().map(String::as_str).collect();
+    assert_eq!(names, READ_ONLY.into_iter().chain(READ_WRITE).collect(), "every property is in one of the lists");
+    let mut policy = Policy::default();
+    for name in READ_ONLY {
+        assert_eq!(edit(&mut policy, name, "1", at(0)), Err(EditFault::ReadOnly { name }));
+    }
+    for (name, value) in [
+        ("RunDay", "1"),
+        ("JobRunTimes", "2"),
+        ("Priority", "high"),
+        ("RunStartInterval", "noon"),
+        ("UntilTime", "soon"),
+    ] {
+        assert!(edit(&mut policy, name, value, at(0)).is_err(), "{name}");
+    }
+    assert_eq!(policy, Policy::default());
+}
+
+#[test]
+fn recovery_is_told_by_its_number() {
+    let request = Box::new(MoveRequest::of(&jobs::plan(MoveMode::Live, true)));
+    let words = "call the night shift".to_owned();
+    for (recovery, number) in [
+        (Recovery::Other { text: words.clone() }, 1),
+        (Recovery::Stop, 2),
+        (Recovery::Next, 3),
+        (Recovery::Rerun { times: 2, pause_seconds: 60 }, 4),
+        (Recovery::Run { request }, 5),
+    ] {
+        let job = json(&face(&jobs::submitted(Policy { recovery, ..Policy::default() }), None));
+        assert_eq!(job["RecoveryAction"], number);
+        assert_eq!(job["OtherRecoveryAction"], if number == 1 { words.clone().into() } else { Value::Null });
+    }
 }

@@ -75,6 +75,9 @@ pub struct NodeImage {
     /// Its size as a guest sees it.
     #[serde(rename = "virtual-size")]
     pub size: ByteCount,
+    /// What it takes where it lies, as the system says: nothing of a device.
+    #[serde(rename = "actual-size")]
+    pub allocated: Option<ByteCount>,
 }
 
 /// A dirty bitmap.

@@ -5,6 +5,7 @@
 //!   command_line    VmSpec + Placement ─▶ arguments               ─▶ guest::launcher
 //!   qmp ─▶ Machine  blocks     exports, bitmaps, passes           ─▶ disk, migration
 //!                   migration  capabilities, phases, figures      ─▶ migration, memory
+//!                   measure    what the guest dirties             ─▶ probe
 //! ```
 //!
 //! [`Machine`] adds no state to the connection: QEMU is asked, and never remembered, so that an agent that starts anew
@@ -13,6 +14,7 @@
 mod blocks;
 pub mod command_line;
 pub mod extra_arguments;
+mod measure;
 mod migration;
 pub mod probe;
 pub mod qmp;
@@ -265,6 +267,14 @@ pub enum MachineError {
         status: MigrationStatus,
         /// QEMU's reason, for people; not to be taken apart.
         description: Option<String>,
+    },
+    /// A measurement was waited for in vain.
+    #[error("QEMU has not measured the {what} within {wait:?}; the host is busy, or the guest very large")]
+    NotMeasured {
+        /// What was to be measured.
+        what: &'static str,
+        /// How long it was given.
+        wait: Duration,
     },
     /// A migration status was waited for in vain.
     #[error("the migration is {status:?} after {wait:?}, and not one of {wanted:?}")]

@@ -14,12 +14,17 @@ use crate::memory::SourceRelay;
 use crate::migration::context::{MoveError, Outcome};
 use crate::migration::conversation::ConversationError;
 use crate::migration::disks::SourceDisks;
+use crate::migration::gate::Wish;
 use crate::migration::images;
 
 /// How long QEMU may take to give a migration up.
 const CANCEL_WAIT: Duration = Duration::from_secs(10);
 /// How long QEMU may take to say how its migration is, before it is taken to be stuck in it.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
+/// How long a job that is suspended waits for the target to take what is on its way.
+const DRAIN_WAIT: Duration = Duration::from_secs(15);
+/// The number of no pass: what was on its way when a job was suspended.
+const PASS_DRAINED: u32 = u32::MAX;
 /// How long after its end a job goes on trying to tell its target that it was given up: as long as lanes may be down.
 const ABORT_LINGER: Duration = Duration::from_secs(150);
 
@@ -32,6 +37,9 @@ impl Source {
         // Where the job was to end, that is what became of it, whatever it met on the way.
         let error = context.gate.wish().map_or(error, MoveError::Ended);
         let figures = self.done_so_far();
+        if matches!(error, MoveError::Ended(Wish::Suspend)) && self.blackout.deadline().is_none() {
+            let _ = tokio::time::timeout(DRAIN_WAIT, self.drain()).await;
+        }
         self.blackout.over();
         // The target is told while the guest is cared for: neither waits for the other.
         let told = self.say_abort(&error);
@@ -63,6 +71,23 @@ impl Source {
             bytes_resumed: volume.resumed,
             passes: self.disks.as_ref().map_or(0, SourceDisks::passes),
             ..StepFigures::default()
+        }
+    }
+
+    /// Has the target take what is on its way: what it has need not be sent when the job goes on.
+    async fn drain(&mut self) {
+        let (Some((blocks, pump)), Some(conversation)) = (self.pump.take(), &mut self.conversation) else { return };
+        drop(blocks);
+        let Ok(blocks) = pump.await else { return };
+        let end = Message::PassEnd { pass: PASS_DRAINED, blocks };
+        if conversation.say(&end).await.is_err() {
+            return;
+        }
+        // The answer to what was asked before may come first.
+        while let Ok(message) = conversation.next().await {
+            if matches!(message, Message::PassApplied { pass: PASS_DRAINED }) {
+                return;
+            }
         }
     }
 

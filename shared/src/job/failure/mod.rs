@@ -173,6 +173,22 @@ pub enum RefusalCode {
     Accelerator,
     /// A host's settings let no move through.
     MigrationDisabled,
+    /// The source does not reach the target's data-plane port.
+    PortUnreachable,
+    /// One of the two hosts does not accept the other's certificate.
+    PeerCertificate,
+    /// A host's clock is wrong.
+    ClockSkew,
+    /// The guest dirties more than the path carries.
+    NotConverging,
+    /// A certificate expires soon.
+    CertificateExpiring,
+    /// The target's QEMU is older than the source's.
+    OlderHypervisor,
+    /// The target has fewer processors than the guest.
+    FewProcessors,
+    /// Something could not be looked at.
+    NotMeasured,
 }
 
 /// One reason why not, with what to do about it.

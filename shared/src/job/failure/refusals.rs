@@ -147,4 +147,42 @@ catalogue!(RefusalCode {
             "Allow it: `sterna host set HOST --migration on`, or a limit above 0.",
             "Or choose another target.",
         ];
+    PortUnreachable = "STERNA-R031", "port_unreachable",
+        "The source does not reach the target's data-plane port at an address that the target advertises.",
+        causes ["A firewall between the hosts, or on the target, closes the port.", "The target advertises an address that leads elsewhere."],
+        remedies [
+            "Let the port pass between the hosts (4900/tcp unless agent.toml says otherwise).",
+            "Or correct `advertise` in the target's agent.toml.",
+        ];
+    PeerCertificate = "STERNA-R032", "peer_certificate",
+        "One of the two hosts does not accept the other's certificate.",
+        causes ["The certificates are of different authorities, or one has expired.", "Another host answers at that address."],
+        remedies ["Issue both by one authority: `sterna pki issue host HOST`.", "See what the target advertises: `sterna host show HOST`."];
+    ClockSkew = "STERNA-R033", "clock_skew",
+        "A host's clock differs from the coordinator's.",
+        causes ["The clock is not kept by NTP."],
+        remedies ["Set the clocks right, and keep them so: `systemctl status systemd-timesyncd` on the host."];
+    NotConverging = "STERNA-R034", "not_converging",
+        "The guest dirties its memory faster than the path carries it, so that a live move may not get there.",
+        causes ["The guest is busy.", "The path is slow, or other moves share it, or the job's rate is limited."],
+        remedies [
+            "Move it at a quieter time, or with a longer `--max-blackout`.",
+            "Or stop it and move it cold: `--mode cold`.",
+        ];
+    CertificateExpiring = "STERNA-R035", "certificate_expiring",
+        "A host's certificate expires within two weeks.",
+        causes ["It was not renewed yet."],
+        remedies ["Issue a new one: `sterna pki issue host HOST`."];
+    OlderHypervisor = "STERNA-R036", "older_hypervisor",
+        "The target's QEMU is older than the source's.",
+        causes ["The hosts are not upgraded together."],
+        remedies ["Upgrade QEMU on the target."];
+    FewProcessors = "STERNA-R037", "few_processors",
+        "The guest has more vcpus than the target has processors.",
+        causes ["The target is a smaller host."],
+        remedies ["Choose a larger target, or define the VM with fewer vcpus."];
+    NotMeasured = "STERNA-R038", "not_measured",
+        "A check could not look at something.",
+        causes ["An agent does not answer, or is of an older version."],
+        remedies ["See that the agents are of the coordinator's version: `sterna host list`, `sterna doctor`."];
 });

@@ -118,6 +118,16 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::HostBusy => Self::new(Type::Oversubscription, Cause::ResourceAtOrNearingCapacity, Low),
             RefusalCode::InvalidValue => unsupported(Cause::UnexpectedInformation).status(Status::InvalidParameter),
             RefusalCode::MigrationDisabled => Self::new(Type::UnavailableResource, Cause::OutOfService, Low),
+            RefusalCode::PortUnreachable => {
+                Self::new(Type::Communications, Cause::ConnectionEstablishmentError, Medium)
+            }
+            RefusalCode::PeerCertificate => Self::new(Type::Security, Cause::SecurityCredentialMismatch, Medium),
+            RefusalCode::ClockSkew => Self::new(Type::Environmental, Cause::TimingProblem, Medium),
+            RefusalCode::NotConverging => Self::new(Type::QualityOfService, Cause::Congestion, Low),
+            RefusalCode::CertificateExpiring => Self::new(Type::Security, Cause::KeyExpired, Low),
+            RefusalCode::OlderHypervisor => unsupported(Cause::VersionMismatch),
+            RefusalCode::FewProcessors => Self::new(Type::Oversubscription, Cause::ResourceAtOrNearingCapacity, Low),
+            RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),
             RefusalCode::Accelerator => unsupported(Cause::SoftwareEnvironmentProblem).status(Status::NotSupported),
         }
     }

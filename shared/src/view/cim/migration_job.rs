@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use crate::id::VmId;
-use crate::job::{DiskMove, JobState, JobStatus, MoveMode, Plan, Progress};
+use crate::job::{DiskMove, JobState, JobStatus, MoveMode, Plan, Progress, Recovery};
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
 
@@ -50,27 +50,27 @@ pub struct MigrationJob {
     pub job_status: String,
     /// When it was planned.
     pub time_submitted: CimDateTime,
-    /// None while it is new, since there are no schedules and the agents take it on at once; then the word for "is past it".
+    /// Its next turn while it waits for one; the word for "is past it" once it has begun; none where it waits for a slot.
     pub scheduled_start_time: Option<CimDateTime>,
     /// When its first step began.
     pub start_time: Option<CimDateTime>,
     /// From its start to its end, or to now.
     pub elapsed_time: CimInterval,
-    /// Once: a plan is carried out a single time.
+    /// How often it runs; 0 until `UntilTime`.
     pub job_run_times: u32,
-    /// None: there are no schedules.
+    /// The month of its calendar; none where it has none, or runs in every month.
     pub run_month: Option<RunMonth>,
-    /// None: there are no schedules.
+    /// The day of its calendar, from the end of the month where negative.
     pub run_day: Option<i8>,
-    /// None: there are no schedules.
+    /// The weekday that is sought from that day.
     pub run_day_of_week: Option<DayOfWeek>,
-    /// None: there are no schedules.
+    /// The time of day of its calendar.
     pub run_start_interval: Option<CimInterval>,
-    /// UTC, as all of Sterna's times.
+    /// Whether the calendar is read in a zone of its own, or in UTC.
     pub local_or_utc_time: LocalOrUtcTime,
-    /// For ever: a job has no date by which it must be over.
+    /// The last instant at which it may begin.
     pub until_time: CimDateTime,
-    /// None: nobody is notified; the feed is there for who wants to know.
+    /// Who is told when it is over.
     pub notify: Option<String>,
     /// Who submitted it, as he said.
     pub owner: Option<String>,
@@ -84,9 +84,9 @@ pub struct MigrationJob {
     pub error_code: ErrorCode,
     /// The failure with its causes, its host and its remedy.
     pub error_description: Option<String>,
-    /// The job ends and says so: what agents do when one fails.
+    /// What is done when it fails.
     pub recovery_action: RecoveryAction,
-    /// None: that is for actions that have no number.
+    /// The same in words, where it has no number.
     pub other_recovery_action: Option<String>,
     /// `Sterna:` and the job's id.
     #[serde(rename = "InstanceID")]
@@ -135,6 +135,9 @@ impl MigrationJob {
         let condition = Condition::of(status, contacts, &job_status);
         let (operational_status, status_descriptions): (Vec<_>, Vec<_>) = condition.indicators.into_iter().unzip();
         let is_new = status.state == JobState::New;
+        let schedule = status.policy.schedule.as_ref();
+        let rule = schedule.and_then(|schedule| schedule.rule.as_ref());
+        let (recovery_action, other_recovery_action) = recovery(&status.policy.recovery);
         Self {
             caption: caption(plan, job_type),
             description: description(plan),
@@ -150,27 +153,30 @@ impl MigrationJob {
             primary_status: condition.primary,
             job_status,
             time_submitted: status.submitted_at.into(),
-            scheduled_start_time: (!is_new).then_some(CimDateTime::ALREADY_EXECUTING),
+            scheduled_start_time: match is_new {
+                true => status.next_turn(now).map(CimDateTime::from),
+                false => Some(CimDateTime::ALREADY_EXECUTING),
+            },
             start_time: status.started_at.map(CimDateTime::from),
             elapsed_time: status
                 .started_at
                 .map_or(CimInterval::ZERO, |started| CimInterval::between(started, status.finished_at.unwrap_or(now))),
-            job_run_times: 1,
-            run_month: None,
-            run_day: None,
-            run_day_of_week: None,
-            run_start_interval: None,
-            local_or_utc_time: LocalOrUtcTime::Utc,
-            until_time: CimDateTime::FOREVER,
-            notify: None,
+            job_run_times: schedule.map_or(1, |schedule| schedule.run_times),
+            run_month: rule.and_then(|rule| rule.month).map(RunMonth::from),
+            run_day: rule.and_then(|rule| rule.day),
+            run_day_of_week: rule.map(|rule| rule.day_of_week.into()),
+            run_start_interval: rule.map(|rule| rule.start.into()),
+            local_or_utc_time: rule.map_or(LocalOrUtcTime::Utc, |rule| (&rule.zone).into()),
+            until_time: schedule.and_then(|schedule| schedule.until).map_or(CimDateTime::FOREVER, CimDateTime::from),
+            notify: status.policy.notify.clone(),
             owner: status.policy.owner.clone(),
             priority: status.policy.priority,
             percent_complete: percent(status.percent(progress)),
             delete_on_completion: status.policy.delete_on_completion,
             error_code: fault_code,
             error_description: fault_description,
-            recovery_action: RecoveryAction::DoNotContinue,
-            other_recovery_action: None,
+            recovery_action,
+            other_recovery_action,
             instance_id: format!("Sterna:{}", status.job),
             name: plan.vm.name.to_string(),
             job_state: status.state,
@@ -197,6 +203,16 @@ impl MigrationJob {
 
 fn number<S: Serializer>(state: &JobState, serializer: S) -> Result<S::Ok, S::Error> {
     state.number().serialize(serializer)
+}
+
+fn recovery(recovery: &Recovery) -> (RecoveryAction, Option<String>) {
+    match recovery {
+        Recovery::Stop => (RecoveryAction::DoNotContinue, None),
+        Recovery::Next => (RecoveryAction::ContinueWithNextJob, None),
+        Recovery::Rerun { .. } => (RecoveryAction::RerunJob, None),
+        Recovery::Run { .. } => (RecoveryAction::RunRecoveryJob, None),
+        Recovery::Other { text } => (RecoveryAction::Other, Some(text.clone())),
+    }
 }
 
 /// A storage move is one of disks; any other one of the VM, with its disks where any are copied.

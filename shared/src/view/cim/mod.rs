@@ -7,6 +7,7 @@
 //! | `error` | every property of an error record, and which records a job has |
 //! | `error_class` | what kind of error each code is: one row a code |
 //! | `schedule` | from a schedule's words to the class's |
+//! | `edit` | which properties may be changed, and to what |
 //! | `values`, `error_values` | what the numbers mean |
 //! | `datetime` | instants and intervals as CIM writes them |
 //! | `xml` | the same as an `INSTANCE` element |
@@ -15,6 +16,7 @@
 
 mod condition;
 mod datetime;
+mod edit;
 mod error;
 mod error_class;
 mod error_values;
@@ -25,6 +27,7 @@ mod xml;
 
 pub use condition::{Contact, Contacts};
 pub use datetime::{CimDateTime, CimInterval, CimTimestamp, DATETIME_LENGTH, Forever, InvalidDateTime};
+pub use edit::{EditFault, READ_ONLY, READ_WRITE, edit};
 pub use error::{ERRORS_MAX, MsvmError, OWNING_ENTITY, get_error, get_error_ex};
 pub use error_class::ErrorClass;
 pub use error_values::{CimStatusCode, ErrorSourceFormat, ErrorType, PerceivedSeverity, ProbableCause};
