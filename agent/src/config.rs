@@ -56,7 +56,7 @@ pub struct Config {
     /// slower where one device does both; without it the proof is of what the kernel gives back, and is flushed.
     #[serde(default)]
     pub prove_on_medium: bool,
-    /// What the host takes on at once.
+    /// What the host takes on at once, as long as operators set nothing else.
     #[serde(default)]
     pub limits: Limits,
     /// For how long jobs are remembered that are over.
@@ -256,6 +256,17 @@ key_file = "/etc/sterna/host.key"
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.keep_partial_seconds, 86_400);
         assert_eq!(config.runtime_directory, Path::new("/run/sterna"));
+    }
+
+    #[test]
+    fn limits_are_taken_one_by_one() {
+        let limits = |text: &str| parse(&format!("{SOUND}\n[limits]\n{text}\n")).map(|config| config.limits);
+        let old = Limits { outbound_moves_max: 2, inbound_moves_max: 3, lanes_max: 8, ..Limits::default() };
+        assert_eq!(limits("outbound_moves_max = 2\ninbound_moves_max = 3\nlanes_max = 8"), Ok(old));
+        let new = Limits { enabled: false, storage_moves_max: 1, ..Limits::default() };
+        assert_eq!(limits("enabled = false\nstorage_moves_max = 1"), Ok(new));
+        let error = limits("storage_moves = 1").expect_err("unknown key");
+        assert!(error.contains("storage_moves") && error.contains("storage_moves_max"), "{error}");
     }
 
     #[test]

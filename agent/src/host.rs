@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::host::{Inventory, PartialReport, Pool as PoolReport, VmReport};
+use sterna_shared::host::{Inventory, Limits, PartialReport, Pool as PoolReport, VmReport};
 use sterna_shared::id::{HostId, JobId, PoolName, VmId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport};
 use sterna_shared::units::ByteCount;
@@ -255,11 +255,18 @@ impl Host {
             bridges: self.config.bridges.clone(),
             boot_files: self.boot_files(),
             certificate: self.tls.certificate(),
-            limits: self.config.limits,
+            limits: self.limits(),
+            limits_set: self.journal.limits_set().unwrap_or_default(),
             epoch: self.journal.epoch().unwrap_or_default(),
             vms,
             partials: partials.iter().filter_map(|partial| self.partial_report(partial)).collect(),
         }
+    }
+
+    /// What it takes on at once: as the configuration says, but for what was set since.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.config.limits.with(self.journal.limits_set().unwrap_or_default())
     }
 
     fn partial_report(&self, partial: &Partial) -> Option<PartialReport> {

@@ -5,7 +5,7 @@
 //!   jobs     JobId          → JobRecord   the plan and how far it is
 //!   events   number         → Event       what this agent told of its jobs, in order
 //!   told     JobId          → number      how many events it told of that job
-//!   facts    name           → number      the highest epoch; how far events are published, and jobs forgotten
+//!   facts    name           → number      the highest epoch; how far events are published, and jobs forgotten; limits
 //!   partials VmId           → Partial     images of moves into this host that are not, or not yet, a VM's
 //! ```
 //!
@@ -18,6 +18,7 @@
 pub mod retention;
 
 mod events;
+mod limits;
 mod partial;
 
 use std::path::{Path, PathBuf};
@@ -396,6 +397,7 @@ impl Journal {
             "partials": self.partials()?.iter().map(Partial::dump).collect::<Vec<_>>(),
             "events": events,
             "epoch": self.epoch()?,
+            "limits_set": self.limits_set()?,
             "published": self.published()?,
         }))
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ConsoleChunk, encode};
+use sterna_shared::host::LimitsChange;
 use sterna_shared::id::{HostId, JobId, Token, VmId};
 use sterna_shared::ownership::{Input, Message, Record};
 use sterna_shared::vm::VmSpec;
@@ -53,7 +54,10 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         | AgentRequest::VmFenced { vm, .. }
         | AgentRequest::Handover { vm, .. } => Some(*vm),
         AgentRequest::Probe { vm, .. } => *vm,
-        AgentRequest::Events { .. } | AgentRequest::Inventory | AgentRequest::ProbeExpect { .. } => None,
+        AgentRequest::HostSet { .. }
+        | AgentRequest::Events { .. }
+        | AgentRequest::Inventory
+        | AgentRequest::ProbeExpect { .. } => None,
     }
 }
 
@@ -71,6 +75,20 @@ pub fn proof(
 ) -> Result<[u8; 32], sterna_shared::bus::EnvelopeError> {
     let content = encode("handover message", &(vm, job, from, message))?;
     Ok(*blake3::keyed_hash(token.bytes(), &content).as_bytes())
+}
+
+/// Sets what the host takes on at once; what is wrong with it, if anything.
+pub(crate) async fn set_limits(host: &Host, change: LimitsChange, reset: bool) -> Option<AgentReply> {
+    let faults = change.faults();
+    if !faults.is_empty() {
+        let message = format!("{} cannot be set like that", host.id());
+        let error = ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: Vec::new() };
+        return Some(AgentReply::Error { error });
+    }
+    match host.journal.set_limits(change, reset).await {
+        Ok(()) => None,
+        Err(failure) => Some(failed(&failure)),
+    }
 }
 
 /// A refusal as an answer.
@@ -153,7 +171,8 @@ impl Handler {
                 self.hand_over(keeper, vm, job, from, message, &proof).await
             }
             // These are answered by the service itself.
-            AgentRequest::VmDefine { .. }
+            AgentRequest::HostSet { .. }
+            | AgentRequest::VmDefine { .. }
             | AgentRequest::VmDrop { .. }
             | AgentRequest::Events { .. }
             | AgentRequest::Inventory

@@ -298,6 +298,15 @@ impl Service {
             AgentRequest::Inventory => {
                 let _ = reply.send(AgentReply::Inventory { inventory: Box::new(self.inventory()) });
             }
+            AgentRequest::HostSet { change, reset } => {
+                let fault = requests::set_limits(&self.host, change, reset).await;
+                let inventory = self.inventory();
+                if fault.is_none() {
+                    info!(limits = ?inventory.limits, "what is taken on at once was set");
+                    self.bus.publish_inventory(&inventory).await;
+                }
+                let _ = reply.send(fault.unwrap_or(AgentReply::Inventory { inventory: Box::new(inventory) }));
+            }
             AgentRequest::VmDrop { vm } => {
                 let dropped = self.drop_kept_of(vm).await;
                 let _ = reply.send(dropped.err().unwrap_or(AgentReply::Done));

@@ -8,6 +8,7 @@ use sterna_shared::job::Refusal;
 pub const ENDPOINTS: &[(&str, &str)] = &[
     ("host", "list"),
     ("host", "show"),
+    ("host", "set"),
     ("vm", "define"),
     ("vm", "list"),
     ("vm", "show"),
@@ -118,6 +119,7 @@ mod tests {
     use super::*;
     use crate::fleet::{Fleet, vm_view};
     use crate::planner::example;
+    use sterna_shared::host::LimitsChange;
 
     #[test]
     fn what_is_no_request_is_told_so() {
@@ -132,6 +134,7 @@ mod tests {
         let vm = || "web".to_owned();
         for request in [
             ApiRequest::HostList,
+            ApiRequest::HostSet { host: "a".parse().expect("a name"), change: LimitsChange::default(), reset: true },
             ApiRequest::VmList,
             ApiRequest::VmStart { vm: vm() },
             ApiRequest::VmDrop { vm: vm(), host: "a".parse().expect("a name") },

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_shared::bus::{HostView, VmView};
-use sterna_shared::host::{HEARTBEAT_SILENCE_SECONDS_MAX, Inventory, VmReport};
+use sterna_shared::host::{HEARTBEAT_SILENCE_SECONDS_MAX, Inventory, MovesInHand, VmReport};
 use sterna_shared::id::{Epoch, HostId, VmId};
 use sterna_shared::time::Timestamp;
 
@@ -190,10 +190,15 @@ impl Fleet {
 }
 
 impl Member {
-    /// As operators see it.
+    /// As operators see it, but for the moves that it has in hand: of jobs the fleet knows nothing.
     #[must_use]
     pub fn view(&self) -> HostView {
-        HostView { inventory: self.inventory.clone(), online: self.online, heard_at: self.heard_at }
+        HostView {
+            inventory: self.inventory.clone(),
+            online: self.online,
+            heard_at: self.heard_at,
+            moves: MovesInHand::default(),
+        }
     }
 }
 
@@ -219,14 +224,16 @@ fn says_the_same(a: &Inventory, b: &Inventory) -> bool {
         boot_files,
         certificate,
         limits,
+        limits_set,
         epoch,
         vms,
         partials,
     } = a;
     (host, version, addresses, hypervisor, cpu, memory_total, memory_free)
         == (&b.host, &b.version, &b.addresses, &b.hypervisor, &b.cpu, &b.memory_total, &b.memory_free)
-        && (pools, bridges, boot_files, certificate, limits, epoch, vms, partials)
-            == (&b.pools, &b.bridges, &b.boot_files, &b.certificate, &b.limits, &b.epoch, &b.vms, &b.partials)
+        && (pools, bridges, boot_files, certificate, limits, limits_set)
+            == (&b.pools, &b.bridges, &b.boot_files, &b.certificate, &b.limits, &b.limits_set)
+        && (epoch, vms, partials) == (&b.epoch, &b.vms, &b.partials)
 }
 
 #[cfg(test)]
@@ -256,7 +263,8 @@ mod tests {
     fn what_was_remembered_is_offline_until_heard() {
         let mut fleet = Fleet::default();
         let inventory = example::inventory("alpha");
-        fleet.remember(HostView { inventory: inventory.clone(), online: true, heard_at: example::now() });
+        let moves = MovesInHand::default();
+        fleet.remember(HostView { inventory: inventory.clone(), online: true, heard_at: example::now(), moves });
         assert!(!fleet.host(&inventory.host).expect("there").online);
         assert_eq!(fleet.heard(inventory, example::now(), seconds(1)), Heard::CameOnline);
     }

@@ -15,6 +15,7 @@
 
 mod check;
 mod desk;
+mod hosts;
 mod keeper;
 mod methods;
 mod perform;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, VmId, VmName};
+use crate::peer::attach::DATA_LANES_MAX;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{BootFile, VmSpec};
@@ -43,6 +44,9 @@ pub struct Inventory {
     pub certificate: Certificate,
     /// What it takes on at once.
     pub limits: Limits,
+    /// What of these was set while it ran, and not by its agent.toml.
+    #[serde(default)]
+    pub limits_set: LimitsChange,
     /// The highest coordinator epoch it has accepted a command of.
     pub epoch: Epoch,
     /// The VMs it has a record of.
@@ -136,22 +140,90 @@ pub struct Certificate {
     pub not_after: Timestamp,
 }
 
-/// What a host takes on at once.
+/// What a host takes on at once. They are the settings of Hyper-V's `Msvm_VirtualSystemMigrationServiceSettingData`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Moves out of the host at a time.
+    /// Whether VMs move out of the host and into it at all. Disks move between its pools either way.
+    pub enabled: bool,
+    /// Moves out of the host at a time; 0 lets no VM out.
     pub outbound_moves_max: u16,
-    /// Moves into the host at a time.
+    /// Moves into the host at a time; 0 lets no VM in.
     pub inbound_moves_max: u16,
+    /// Storage moves within the host at a time; 0 has its disks stay where they are.
+    pub storage_moves_max: u16,
     /// Lanes of one session.
     pub lanes_max: u8,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { outbound_moves_max: 4, inbound_moves_max: 4, lanes_max: 16 }
+        Self {
+            enabled: true,
+            outbound_moves_max: 4,
+            inbound_moves_max: 4,
+            storage_moves_max: 4,
+            lanes_max: DATA_LANES_MAX,
+        }
     }
+}
+
+impl Limits {
+    /// These, but for what was changed.
+    #[must_use]
+    pub fn with(self, change: LimitsChange) -> Self {
+        Self {
+            enabled: change.enabled.unwrap_or(self.enabled),
+            outbound_moves_max: change.outbound_moves_max.unwrap_or(self.outbound_moves_max),
+            inbound_moves_max: change.inbound_moves_max.unwrap_or(self.inbound_moves_max),
+            storage_moves_max: change.storage_moves_max.unwrap_or(self.storage_moves_max),
+            lanes_max: change.lanes_max.unwrap_or(self.lanes_max),
+        }
+    }
+}
+
+/// What an operator sets of a host's [`Limits`] while it runs; the rest is as its agent.toml says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LimitsChange {
+    /// Of [`Limits::enabled`].
+    pub enabled: Option<bool>,
+    /// Of [`Limits::outbound_moves_max`].
+    pub outbound_moves_max: Option<u16>,
+    /// Of [`Limits::inbound_moves_max`].
+    pub inbound_moves_max: Option<u16>,
+    /// Of [`Limits::storage_moves_max`].
+    pub storage_moves_max: Option<u16>,
+    /// Of [`Limits::lanes_max`].
+    pub lanes_max: Option<u8>,
+}
+
+impl LimitsChange {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Everything that is wrong with it, each in a sentence with what to give instead.
+    #[must_use]
+    pub fn faults(self) -> Vec<String> {
+        let lanes = self.lanes_max.filter(|lanes| !(1..=DATA_LANES_MAX).contains(lanes));
+        lanes.map(|lanes| format!("lanes_max is {lanes}; give 1 to {DATA_LANES_MAX}")).into_iter().collect()
+    }
+}
+
+/// How many moves a host has in hand: what its [`Limits`] are held against. A job counts from when its plan goes to the
+/// agents until it is over, also while its handover is not resolved; one that waits or is suspended does not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MovesInHand {
+    /// Out of the host.
+    pub outbound: usize,
+    /// Into it.
+    pub inbound: usize,
+    /// Of disks between its pools.
+    pub storage: usize,
 }
 
 /// Images that a move into the host has left when it was cut: the next move of that VM uses them on.
@@ -219,5 +291,41 @@ impl std::fmt::Display for VmState {
             Self::Incoming => "incoming",
             Self::Failed => "failed",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_an_earlier_version_are_read() {
+        let limits: Limits = serde_json::from_str(r#"{"outbound_moves_max": 2, "lanes_max": 8}"#).expect("limits");
+        assert_eq!(limits, Limits { outbound_moves_max: 2, lanes_max: 8, ..Limits::default() });
+        assert!(limits.enabled && limits.storage_moves_max > 0);
+    }
+
+    #[test]
+    fn what_is_not_set_stays() {
+        let change = LimitsChange { enabled: Some(false), storage_moves_max: Some(0), ..LimitsChange::default() };
+        let limits = Limits::default().with(change);
+        assert_eq!(limits, Limits { enabled: false, storage_moves_max: 0, ..Limits::default() });
+        assert_eq!(limits.with(LimitsChange::default()), limits);
+        assert!(LimitsChange::default().is_empty() && !change.is_empty());
+    }
+
+    #[test]
+    fn a_bad_value_is_named_with_what_to_give() {
+        for lanes in [0, DATA_LANES_MAX + 1] {
+            let faults = LimitsChange { lanes_max: Some(lanes), ..LimitsChange::default() }.faults();
+            assert_eq!(faults, [format!("lanes_max is {lanes}; give 1 to {DATA_LANES_MAX}")]);
+        }
+        let sound = LimitsChange {
+            outbound_moves_max: Some(0),
+            inbound_moves_max: Some(u16::MAX),
+            lanes_max: Some(DATA_LANES_MAX),
+            ..LimitsChange::default()
+        };
+        assert!(sound.faults().is_empty(), "0 is a way to let none through");
     }
 }

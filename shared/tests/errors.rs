@@ -61,6 +61,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R025", "host_busy", 8, 44, 2, 1),
     ("STERNA-R026", "invalid_value", 10, 130, 2, 4),
     ("STERNA-R027", "accelerator", 10, 108, 2, 7),
+    ("STERNA-R028", "migration_disabled", 9, 128, 2, 1),
     ("STERNA-R031", "port_unreachable", 2, 5, 3, 1),
     ("STERNA-R032", "peer_certificate", 7, 64, 3, 1),
     ("STERNA-R033", "clock_skew", 6, 53, 3, 1),

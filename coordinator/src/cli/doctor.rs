@@ -346,7 +346,7 @@ fn text(checks: &[Check]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sterna_shared::host::{Certificate, Cpu, Hypervisor, Inventory, Limits, Pool};
+    use sterna_shared::host::{Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, MovesInHand, Pool};
     use sterna_shared::id::Epoch;
     use sterna_shared::units::ByteCount;
 
@@ -398,12 +398,14 @@ mod tests {
                     not_after: at(90 * 86_400),
                 },
                 limits: Limits::default(),
+                limits_set: LimitsChange::default(),
                 epoch: Epoch(1),
                 vms: vec![],
                 partials: vec![],
             },
             online: true,
             heard_at: at(0),
+            moves: MovesInHand::default(),
         }
     }
 

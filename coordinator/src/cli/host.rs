@@ -1,7 +1,8 @@
 //! `sterna host`: the hosts of the fleet.
 
-use clap::Subcommand;
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use sterna_shared::bus::{ApiReply, ApiRequest, HostView};
+use sterna_shared::host::LimitsChange;
 use sterna_shared::id::HostId;
 
 use super::bus::Bus;
@@ -14,11 +15,51 @@ pub(super) enum HostCommand {
     /// List all hosts
     #[command(visible_alias = "ls")]
     List,
-    /// Show one host: its hypervisor, pools, bridges, certificate and VMs
+    /// Show one host: its hypervisor, settings, moves in hand, pools, bridges, certificate and VMs
     Show {
         /// Its id
         host: HostId,
     },
+    /// Set what a host takes on at once, from now on and over restarts of its agent
+    #[command(after_help = "Examples:\n  \
+        sterna host set alpha --outbound 2 --inbound 2\n  \
+        sterna host set alpha --migration off\n  \
+        sterna host set alpha --reset")]
+    Set(SetArgs),
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Switch {
+    /// VMs move out of the host and into it
+    On,
+    /// They do not; disks still move between its pools
+    Off,
+}
+
+#[derive(Debug, Args)]
+#[command(group(ArgGroup::new("settings").required(true).multiple(true)
+    .args(["outbound", "inbound", "storage", "lanes", "migration", "reset"])))]
+pub(super) struct SetArgs {
+    /// Its id
+    host: HostId,
+    /// Moves out of it at a time; 0 lets no VM out
+    #[arg(long, value_name = "COUNT")]
+    outbound: Option<u16>,
+    /// Moves into it at a time; 0 lets no VM in
+    #[arg(long, value_name = "COUNT")]
+    inbound: Option<u16>,
+    /// Storage moves within it at a time; 0 allows none
+    #[arg(long, value_name = "COUNT")]
+    storage: Option<u16>,
+    /// Lanes of one move
+    #[arg(long, value_name = "COUNT")]
+    lanes: Option<u8>,
+    /// Whether VMs move out of it and into it at all
+    #[arg(long, value_enum)]
+    migration: Option<Switch>,
+    /// Go back to what its agent.toml says, before anything else that is given here is set
+    #[arg(long)]
+    reset: bool,
 }
 
 pub(super) async fn run(command: &HostCommand, bus: &Bus, output: Output) -> Result<Exit, CliError> {
@@ -35,8 +76,25 @@ pub(super) async fn run(command: &HostCommand, bus: &Bus, output: Output) -> Res
             };
             output.result(shown, || show(shown))?;
         }
+        HostCommand::Set(args) => {
+            let hosts = ask(bus, &set_request(args)).await?;
+            if let Some(host) = hosts.first() {
+                output.result(host, || settings(host))?;
+            }
+        }
     }
     Ok(Exit::Ok)
+}
+
+fn set_request(args: &SetArgs) -> ApiRequest {
+    let change = LimitsChange {
+        enabled: args.migration.map(|switch| matches!(switch, Switch::On)),
+        outbound_moves_max: args.outbound,
+        inbound_moves_max: args.inbound,
+        storage_moves_max: args.storage,
+        lanes_max: args.lanes,
+    };
+    ApiRequest::HostSet { host: args.host.clone(), change, reset: args.reset }
 }
 
 pub(super) async fn ask(bus: &Bus, request: &ApiRequest) -> Result<Vec<HostView>, CliError> {
@@ -86,14 +144,8 @@ fn show(host: &HostView) -> String {
             "certificate",
             format!("{} to {}", moment(inventory.certificate.not_before), moment(inventory.certificate.not_after)),
         ),
-        (
-            "limits",
-            format!(
-                "{} moves out, {} in, {} lanes each",
-                inventory.limits.outbound_moves_max, inventory.limits.inbound_moves_max, inventory.limits.lanes_max
-            ),
-        ),
     ]);
+    let limits = settings(host);
     let pools = table(
         ["POOL", "KIND", "FREE", "CAPACITY", "SHARED"],
         inventory.pools.iter().map(|pool| {
@@ -114,7 +166,7 @@ fn show(host: &HostView) -> String {
             ]
         }),
     );
-    let mut text = format!("{head}\n\n{pools}\n\n{vms}");
+    let mut text = format!("{head}\n\n{limits}\n\n{pools}\n\n{vms}");
     if !inventory.partials.is_empty() {
         let rows = inventory.partials.iter().map(|partial| {
             let (received, allocated) = (partial.received.to_string(), partial.allocated.to_string());
@@ -124,4 +176,59 @@ fn show(host: &HostView) -> String {
         text += &table(["KEPT FOR THE NEXT MOVE OF", "RECEIVED", "ALLOCATED", "SINCE", "LEFT BY JOB"], rows);
     }
     text
+}
+
+/// What a host takes on at once, what of it is in hand, and who says so.
+fn settings(host: &HostView) -> String {
+    let (limits, set, moves) = (host.inventory.limits, host.inventory.limits_set, host.moves);
+    let row = |name: &str, value: String, in_hand: Option<usize>, was_set: bool| {
+        let by = if was_set { "sterna host set" } else { "agent.toml" };
+        [name.to_owned(), value, super::output::or_dash(in_hand), by.to_owned()]
+    };
+    let migration = if limits.enabled { "on" } else { "off" };
+    let count = |most: u16| most.to_string();
+    table(
+        ["SETTING", "VALUE", "IN HAND", "SET BY"],
+        [
+            row("migration", migration.to_owned(), None, set.enabled.is_some()),
+            row("moves out", count(limits.outbound_moves_max), Some(moves.outbound), set.outbound_moves_max.is_some()),
+            row("moves in", count(limits.inbound_moves_max), Some(moves.inbound), set.inbound_moves_max.is_some()),
+            row("storage moves", count(limits.storage_moves_max), Some(moves.storage), set.storage_moves_max.is_some()),
+            row("lanes of a move", limits.lanes_max.to_string(), None, set.lanes_max.is_some()),
+        ],
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: HostCommand,
+    }
+
+    fn request(arguments: &[&str]) -> Result<ApiRequest, clap::Error> {
+        let line = Line::try_parse_from([&["host", "set"], arguments].concat())?;
+        match &line.command {
+            HostCommand::Set(args) => Ok(set_request(args)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_is_given_is_set() {
+        let host = || "alpha".parse().expect("a name");
+        let change = LimitsChange { enabled: Some(false), inbound_moves_max: Some(0), ..LimitsChange::default() };
+        let given = request(&["alpha", "--inbound", "0", "--migration", "off"]).expect("a request");
+        assert_eq!(given, ApiRequest::HostSet { host: host(), change, reset: false });
+        let reset = request(&["alpha", "--reset"]).expect("a request");
+        assert_eq!(reset, ApiRequest::HostSet { host: host(), change: LimitsChange::default(), reset: true });
+        for wrong in [&["alpha"][..], &["alpha", "--inbound", "-1"], &["alpha", "--lanes", "300"], &["--reset"]] {
+            assert!(request(wrong).is_err(), "{wrong:?}");
+        }
+    }
 }

@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sterna_shared::host::{Accelerator, VmState};
-use sterna_shared::id::{HostId, PoolName};
-use sterna_shared::job::{ModeWish, MoveMode, Refusal, RefusalCode, StorageWish};
+use sterna_shared::id::PoolName;
+use sterna_shared::job::{ModeWish, Refusal, RefusalCode, StorageWish};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, Firmware};
 
 use super::placement::{self, placed};
-use super::{BANDWIDTH_MIN, BLACKOUT_MAX_MS, BLACKOUT_MIN_MS, Case};
+use super::{BANDWIDTH_MIN, BLACKOUT_MAX_MS, BLACKOUT_MIN_MS, Case, slots};
 use crate::fleet::{FindError, Member};
 
 /// A check adds its reasons; that it adds none means that nothing speaks against the request as far as it can see.
@@ -40,7 +40,8 @@ pub(super) const CHECKS: &[Check] = &[
     name_is_free,
     certificates_hold,
     authority_is_the_same,
-    hosts_have_a_slot,
+    slots::moves_are_let_through,
+    slots::hosts_have_a_slot,
     target_can_be_dialled,
     values_are_in_range,
 ];
@@ -54,7 +55,7 @@ pub(super) fn incomplete() -> Refusal {
     )
 }
 
-fn refusal(code: RefusalCode, message: impl Into<String>, remedy: impl Into<String>) -> Refusal {
+pub(super) fn refusal(code: RefusalCode, message: impl Into<String>, remedy: impl Into<String>) -> Refusal {
     Refusal { code, message: message.into(), remedy: remedy.into() }
 }
 
@@ -456,27 +457,6 @@ fn authority_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn hosts_have_a_slot(case: &Case, out: &mut Vec<Refusal>) {
-    let Some((source, target)) = case.hosts() else { return };
-    let moves = || {
-        let active = case.jobs.iter().filter(|status| status.is_active() && status.plan.mode != MoveMode::Storage);
-        active.map(|status| &status.plan)
-    };
-    let outbound = moves().filter(|plan| plan.source.id == source.inventory.host).count();
-    let inbound = moves().filter(|plan| plan.target.id == target.inventory.host).count();
-    let mut slot = |host: &HostId, way: &str, count: usize, most: u16| {
-        if count >= usize::from(most) {
-            out.push(refusal(
-                RefusalCode::HostBusy,
-                format!("host {host} has {count} {way} moves in hand, of at most {most}"),
-                format!("wait for one to end (`sterna job list`), or raise {way}_moves_max under [limits] there"),
-            ));
-        }
-    };
-    slot(&source.inventory.host, "outbound", outbound, source.inventory.limits.outbound_moves_max);
-    slot(&target.inventory.host, "inbound", inbound, target.inventory.limits.inbound_moves_max);
-}
-
 fn target_can_be_dialled(case: &Case, out: &mut Vec<Refusal>) {
     let Some((_, target)) = case.hosts().filter(|(_, target)| target.inventory.addresses.is_empty()) else { return };
     out.push(refusal(
@@ -497,7 +477,7 @@ fn values_are_in_range(case: &Case, out: &mut Vec<Refusal>) {
         let most = format!("give 1 to {lanes_max}, which both hosts allow");
         check((1..=lanes_max).contains(&lanes), format!("{lanes} lanes are out of range"), most);
     } else if lanes_max == 0 {
-        check(false, "a host allows no lanes at all".into(), "raise lanes_max under [limits] there".into());
+        check(false, "a host allows no lanes at all".into(), "raise it: `sterna host set HOST --lanes 4`".into());
     }
     if let Some(bandwidth) = case.request.bandwidth {
         let least = format!("give at least {}/s, or leave it out", ByteCount(BANDWIDTH_MIN));

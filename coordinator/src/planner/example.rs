@@ -1,6 +1,8 @@
 //! Examples for tests: hosts, a VM and a request that nothing speaks against.
 
-use sterna_shared::host::{Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, Pool, VmReport, VmState};
+use sterna_shared::host::{
+    Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, Pool, VmReport, VmState,
+};
 use sterna_shared::id::{Epoch, Generation, JobId, TOKEN_LENGTH, Token};
 use sterna_shared::job::{ModeWish, MoveRequest, StorageWish};
 use sterna_shared::time::Timestamp;
@@ -92,6 +94,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         boot_files: vec![boot_file("vmlinuz")],
         certificate: Certificate { authority: "ab12".into(), not_before: later(-1000), not_after: later(1_000_000) },
         limits: Limits::default(),
+        limits_set: LimitsChange::default(),
         epoch: Epoch(0),
         vms: vec![],
         partials: vec![],

@@ -16,6 +16,7 @@ mod check;
 #[cfg(test)]
 pub(crate) mod example;
 mod placement;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,8 @@ use sterna_shared::job::{Host, JobStatus, ModeWish, MoveMode, MoveRequest, Plan,
 use sterna_shared::time::Timestamp;
 
 use crate::fleet::{FindError, Fleet, Member};
+
+pub use slots::in_hand;
 
 /// Lanes of a session where the request names no number.
 pub const LANES_DEFAULT: u8 = 4;

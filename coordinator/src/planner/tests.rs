@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sterna_shared::host::{Accelerator, Inventory, VmState};
+use sterna_shared::host::{Accelerator, Inventory, Limits, MovesInHand, VmState};
 use sterna_shared::id::Generation;
 use sterna_shared::job::{
     DiskPlacement, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal, RefusalCode, StepKind, StorageWish,
@@ -10,7 +10,7 @@ use sterna_shared::job::{
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::vm::{DiskFormat, Firmware, VmSpec};
 
-use super::{BLACKOUT_DEFAULT_MS, LANES_DEFAULT, example, plan};
+use super::{BLACKOUT_DEFAULT_MS, LANES_DEFAULT, example, in_hand, passes, plan};
 use crate::fleet::Fleet;
 
 /// A request and everything it is planned on, before a fault is planted.
@@ -103,6 +103,8 @@ const FAULTS: &[(RefusalCode, Plant)] = &[
         let job = world.job_in_hand(2);
         world.jobs.push(job);
     }),
+    (RefusalCode::MigrationDisabled, |world| world.target.limits.enabled = false),
+    (RefusalCode::MigrationDisabled, |world| world.source.limits.outbound_moves_max = 0),
     (RefusalCode::InvalidValue, |world| world.request.lanes = Some(17)),
     (RefusalCode::InvalidValue, |world| world.request.blackout_max_ms = Some(9)),
     (RefusalCode::InvalidValue, |world| world.request.bandwidth = Some(Bandwidth(1))),
@@ -266,6 +268,79 @@ fn a_storage_move_stays_on_its_host() {
     assert_eq!(plan.disks.len(), 1);
     world.request.target = Some("beta".parse().expect("a name"));
     assert_eq!(world.codes(), [RefusalCode::InvalidValue].into());
+}
+
+#[test]
+fn a_host_that_is_switched_off_lets_nothing_in_or_out_and_says_so_for_good() {
+    let either: [Plant; 2] = [|world| world.source.limits.enabled = false, |world| world.target.limits.enabled = false];
+    for off in either {
+        let mut world = World::sound();
+        off(&mut world);
+        assert_eq!(world.codes(), [RefusalCode::MigrationDisabled].into());
+    }
+    assert!(!passes(RefusalCode::MigrationDisabled), "a job that waited for it would wait for an operator");
+    let mut world = World::sound();
+    (world.source.limits.enabled, world.target.limits.enabled) = (false, false);
+    let refusals = world.plan().expect_err("switched off");
+    let named = |host| refusals.iter().any(|refusal| refusal.message.contains(host) && refusal.remedy.contains(host));
+    assert!(refusals.len() == 2 && named("alpha") && named("beta"), "{refusals:?}");
+}
+
+#[test]
+fn a_limit_of_none_is_not_waited_for() {
+    let either: [Plant; 2] =
+        [|world| world.source.limits.outbound_moves_max = 0, |world| world.target.limits.inbound_moves_max = 0];
+    for none in either {
+        let mut world = World::sound();
+        none(&mut world);
+        assert_eq!(world.codes(), [RefusalCode::MigrationDisabled].into());
+    }
+    let mut world = World::sound();
+    (world.source.limits.inbound_moves_max, world.target.limits.outbound_moves_max) = (0, 0);
+    assert!(world.plan().is_ok(), "the other way is not asked for");
+}
+
+#[test]
+fn moves_out_and_in_are_counted_apart() {
+    let mut world = World::sound();
+    (world.source.limits.outbound_moves_max, world.target.limits.inbound_moves_max) = (2, 2);
+    let back = |number| {
+        let mut job = World::sound().job_in_hand(number);
+        std::mem::swap(&mut job.plan.source, &mut job.plan.target);
+        job
+    };
+    world.jobs = vec![world.job_in_hand(2), back(3), back(4)];
+    assert!(world.plan().is_ok(), "one goes this way, two the other");
+    world.jobs.push(world.job_in_hand(5));
+    let refusals = world.plan().expect_err("no slot");
+    assert_eq!(world.codes(), [RefusalCode::HostBusy].into());
+    assert!(passes(RefusalCode::HostBusy) && refusals.len() == 2, "{refusals:?}");
+    assert!(refusals[1].remedy.contains("`sterna host set beta --inbound 3`"), "{refusals:?}");
+    world.source.limits.outbound_moves_max = 3;
+    world.target.limits.inbound_moves_max = 3;
+    assert!(world.plan().is_ok(), "raised");
+}
+
+#[test]
+fn a_storage_move_takes_a_storage_slot_and_no_other() {
+    let mut world = World::sound();
+    (world.request.target, world.request.storage_only) = (None, true);
+    world.request.disks = vec![placement("root", "san")];
+    world.source.limits = Limits { storage_moves_max: 1, outbound_moves_max: 1, enabled: false, ..Limits::default() };
+    world.jobs = vec![world.job_in_hand(2)];
+    let mut first = JobStatus::planned(world.plan().expect("moves of VMs are not counted, nor need they be allowed"));
+    first.plan.vm.id = "0197c0de-0000-7000-8000-0000000000aa".parse().expect("a UUID");
+    (first.job, first.plan.job) = (example::job(3), example::job(3));
+    world.jobs.push(first);
+    let alpha = "alpha".parse().expect("a name");
+    assert_eq!(in_hand(&alpha, &world.jobs), MovesInHand { outbound: 1, inbound: 0, storage: 1 });
+    assert_eq!(world.codes(), [RefusalCode::HostBusy].into());
+    world.source.limits.storage_moves_max = 0;
+    assert_eq!(world.codes(), [RefusalCode::MigrationDisabled].into());
+    // A move to another host needs no such slot.
+    (world.request, world.source.limits.enabled) = (example::request(), true);
+    world.source.limits.outbound_moves_max = 2;
+    assert!(world.plan().is_ok());
 }
 
 #[test]

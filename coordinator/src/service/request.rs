@@ -101,8 +101,8 @@ impl State {
 
     fn answer(&self, request: ApiRequest, now: Now) -> Result<Outcome, ApiError> {
         let reply = match request {
-            ApiRequest::HostList => ApiReply::Hosts { hosts: self.fleet.hosts().map(Member::view).collect() },
-            ApiRequest::HostShow { host } => ApiReply::Hosts { hosts: vec![self.member(&host)?.view()] },
+            ApiRequest::HostList => ApiReply::Hosts { hosts: self.host_views(self.fleet.hosts()) },
+            ApiRequest::HostShow { host } => ApiReply::Hosts { hosts: self.host_views([self.member(&host)?]) },
             ApiRequest::VmList => {
                 ApiReply::Vms { vms: self.fleet.vms().into_iter().map(|(member, vm)| vm_view(member, vm)).collect() }
             }
@@ -139,6 +139,7 @@ impl State {
             reachable(member).map(|host| (host, report.id()))
         };
         let (host, request, wait) = match request {
+            ApiRequest::HostSet { host, change, reset } => return self.set_host(&host, change, reset),
             ApiRequest::VmDefine { host, spec } => {
                 let faults = spec.faults();
                 if !faults.is_empty() {
@@ -250,7 +251,7 @@ impl State {
         Ok(status)
     }
 
-    fn member(&self, host: &HostId) -> Result<&Member, ApiError> {
+    pub(super) fn member(&self, host: &HostId) -> Result<&Member, ApiError> {
         self.fleet.host(host).ok_or_else(|| {
             fault(ApiErrorKind::NotFound, format!("no host {host} was ever heard of"), "see `sterna host list`")
         })

@@ -192,8 +192,13 @@ impl State {
             Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),
             Event::Answered { call: CALL_NONE, host, reply } => Self::answered_to_nobody(&host, &reply),
             Event::Answered { call, host, reply } => {
-                let reply = Box::new(super::request::forwarded(&host, reply));
-                out.push(Action::Answer { call, reply });
+                let reply = match reply {
+                    Ok(AgentReply::Inventory { inventory }) if inventory.host == host => {
+                        self.host_was_set(*inventory, now, &mut out)
+                    }
+                    reply => super::request::forwarded(&host, reply),
+                };
+                out.push(Action::Answer { call, reply: Box::new(reply) });
             }
             Event::Journalled { host, skip, page } => self.journalled(&host, skip, page, now, &mut out),
             Event::Fenced { job, host, ended } => self.fenced(job, &host, ended, now, &mut out),
@@ -208,7 +213,7 @@ impl State {
         out
     }
 
-    fn heard(&mut self, inventory: Inventory, now: Now, out: &mut Vec<Action>) {
+    pub(super) fn heard(&mut self, inventory: Inventory, now: Now, out: &mut Vec<Action>) {
         let host = inventory.host.clone();
         let heard = self.fleet.heard(inventory, now.at, now.clock);
         match heard {

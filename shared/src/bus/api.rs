@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::host::{Inventory, VmReport};
+use crate::host::{Inventory, LimitsChange, MovesInHand, VmReport};
 use crate::id::{Epoch, HostId, JobId, Token, VmId};
 use crate::job::{
     CheckReport, DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule,
@@ -23,6 +23,15 @@ pub enum ApiRequest {
     HostShow {
         /// Which.
         host: HostId,
+    },
+    /// Set what a host takes on at once.
+    HostSet {
+        /// Which.
+        host: HostId,
+        /// What; the rest stays as it is.
+        change: LimitsChange,
+        /// Whether what was set before is dropped first, so that its agent.toml holds again.
+        reset: bool,
     },
     /// Tell a host of a VM, and make its disks.
     VmDefine {
@@ -160,6 +169,7 @@ impl ApiRequest {
         match self {
             Self::HostList => ("host", "list"),
             Self::HostShow { .. } => ("host", "show"),
+            Self::HostSet { .. } => ("host", "set"),
             Self::VmDefine { .. } => ("vm", "define"),
             Self::VmList => ("vm", "list"),
             Self::VmShow { .. } => ("vm", "show"),
@@ -327,6 +337,9 @@ pub struct HostView {
     pub online: bool,
     /// When it was last heard of, by the coordinator's clock.
     pub heard_at: Timestamp,
+    /// The moves that it has in hand. They are counted when an operator asks, and zero in what is kept.
+    #[serde(default)]
+    pub moves: MovesInHand,
 }
 
 /// A VM, as the coordinators see it.
@@ -414,6 +427,13 @@ pub enum AgentRequest {
         vm: VmId,
         /// The host that was fenced.
         fenced: HostId,
+    },
+    /// Set what the host takes on at once. The answer is the inventory.
+    HostSet {
+        /// What; the rest stays as it is.
+        change: LimitsChange,
+        /// Whether what was set before is dropped first, so that agent.toml holds again.
+        reset: bool,
     },
     /// A message of the handover, where the lanes cannot carry it.
     Handover {

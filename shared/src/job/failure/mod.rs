@@ -171,6 +171,8 @@ pub enum RefusalCode {
     InvalidValue,
     /// A guest cannot run the same way at both hosts.
     Accelerator,
+    /// A host's settings let no move through.
+    MigrationDisabled,
     /// The source does not reach the target's data-plane port.
     PortUnreachable,
     /// One of the two hosts does not accept the other's certificate.

@@ -126,7 +126,7 @@ catalogue!(RefusalCode {
         causes ["It has as many moves in hand as its limits allow."],
         remedies [
             "Wait for one to end: `sterna job list`.",
-            "Or raise the limit under `[limits]` in its agent.toml.",
+            "Or raise the limit: `sterna host set HOST`.",
         ];
     InvalidValue = "STERNA-R026", "invalid_value",
         "A value of the request is out of its range, or does not go with another.",
@@ -136,6 +136,17 @@ catalogue!(RefusalCode {
         "The two hosts do not run guests by the same accelerator.",
         causes ["One of them has no KVM: it is off in the firmware, or the host is a VM itself."],
         remedies ["Choose a target with the same accelerator, or move it stopped: `--mode cold`."];
+    MigrationDisabled = "STERNA-R028", "migration_disabled",
+        "A host's settings let no such move through.",
+        causes [
+            "Migration was switched off there, for maintenance perhaps.",
+            "Or its limit of moves out, moves in or storage moves is 0.",
+        ],
+        remedies [
+            "See what is set: `sterna host show HOST`.",
+            "Allow it: `sterna host set HOST --migration on`, or a limit above 0.",
+            "Or choose another target.",
+        ];
     PortUnreachable = "STERNA-R031", "port_unreachable",
         "The source does not reach the target's data-plane port at an address that the target advertises.",
         causes ["A firewall between the hosts, or on the target, closes the port.", "The target advertises an address that leads elsewhere."],

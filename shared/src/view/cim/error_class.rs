@@ -117,6 +117,7 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::CertificateAuthority => Self::new(Type::Security, Cause::SecurityCredentialMismatch, Medium),
             RefusalCode::HostBusy => Self::new(Type::Oversubscription, Cause::ResourceAtOrNearingCapacity, Low),
             RefusalCode::InvalidValue => unsupported(Cause::UnexpectedInformation).status(Status::InvalidParameter),
+            RefusalCode::MigrationDisabled => Self::new(Type::UnavailableResource, Cause::OutOfService, Low),
             RefusalCode::PortUnreachable => {
                 Self::new(Type::Communications, Cause::ConnectionEstablishmentError, Medium)
             }
