@@ -86,7 +86,7 @@ async fn every_request_in_every_state_that_a_job_comes_to_returns_what_the_table
         let mut guest = Guest::start(fleet, ["alpha", "bravo"], &wish).await?;
         let mut tried = 0;
         for requested in RequestedState::ALL {
-            for state in [JobState::Running, JobState::Suspended, JobState::Service] {
+            for state in [JobState::New, JobState::Running, JobState::Suspended, JobState::Service] {
                 let job = bring_to(fleet, &guest, state).await?;
                 let hands = if state == JobState::Running { Hands::Agents } else { Hands::Coordinator };
                 expect(fleet, &job, state, hands, requested).await?;
@@ -94,31 +94,33 @@ async fn every_request_in_every_state_that_a_job_comes_to_returns_what_the_table
                 end(fleet, &guest, &job).await?;
             }
         }
-        // Jobs that are over, and numbers that are none.
-        let over = fleet.sterna(&["job", "list"]).await?;
-        let of_state = |wanted: JobState| {
-            let jobs = over.as_array().map_or(&[][..], Vec::as_slice);
-            jobs.iter().find(|job| job["state"] == wanted.to_string()).and_then(|job| job["job"].as_str())
-        };
-        for state in [JobState::Terminated, JobState::Killed] {
-            let job = of_state(state).context("there are jobs that ended so")?;
+        // Jobs that are over.
+        for state in [JobState::Terminated, JobState::Killed, JobState::Completed] {
+            if state == JobState::Completed {
+                guest.move_to(fleet, "bravo").await?;
+            }
+            let over = fleet.sterna(&["job", "list"]).await?;
+            let jobs = over.as_array().context("a list")?;
+            let found = jobs.iter().find(|job| job["state"] == state.to_string()).and_then(|job| job["job"].as_str());
+            let job = found.context("there are jobs that ended so")?;
             for requested in RequestedState::ALL {
                 expect(fleet, job, state, Hands::Coordinator, requested).await?;
                 tried += 1;
             }
         }
         eprintln!("{tried} cells of the table were tried");
-        guest.expect_whole().await?;
-        guest.move_to(fleet, "bravo").await?;
         guest.expect_whole().await
     })
     .await;
 }
 
-/// A job of a state, over a slow link.
+/// A job of a state, over a slow link; a new one waits for its time.
 async fn bring_to(fleet: &Fleet, guest: &Guest, state: JobState) -> anyhow::Result<String> {
     ensure!(guest.settled_at(fleet, WAIT).await? == "alpha", "it is where it was");
     fleet.agent("bravo")?.host.shape(Link::Data, 40)?;
+    if state == JobState::New {
+        return guest.begin_move(fleet, "bravo", &["--max-blackout", "60000", "--at", "2099-01-01T00:00:00Z"]).await;
+    }
     let job = guest.begin_move(fleet, "bravo", &["--max-blackout", "60000"]).await?;
     begins(fleet, "alpha", &job, "copy_disks").await?;
     state_becomes(fleet, &job, &JobState::Running.to_string(), WAIT).await?;
