@@ -16,6 +16,7 @@ pub const HEARTBEAT_SILENCE_SECONDS_MAX: u64 = 10;
 
 /// All that the fleet knows of a host, as its agent last said.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Inventory {
     /// The host.
     pub host: HostId,
@@ -54,6 +55,7 @@ pub struct Inventory {
 
 /// The hypervisor of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Hypervisor {
     /// QEMU's version, such as `10.0.2`.
     pub version: String,
@@ -69,6 +71,7 @@ pub struct Hypervisor {
 
 /// How guests are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
     /// By the processor's own virtualisation.
@@ -90,6 +93,7 @@ impl Accelerator {
 
 /// The processor of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Cpu {
     /// Its model, as the kernel names it.
     pub model: String,
@@ -101,6 +105,7 @@ pub struct Cpu {
 
 /// A place where images live.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pool {
     /// Its name on this host.
     pub name: PoolName,
@@ -127,6 +132,7 @@ impl Pool {
 
 /// The agent's certificate, as far as planning needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Certificate {
     /// SHA-256 of the authority's key, in hex: two hosts that trust one authority report the same.
     pub authority: String,
@@ -138,6 +144,7 @@ pub struct Certificate {
 
 /// What a host takes on at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Moves out of the host at a time.
@@ -156,6 +163,7 @@ impl Default for Limits {
 
 /// Images that a move into the host has left when it was cut: the next move of that VM uses them on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PartialReport {
     /// The VM.
     pub vm: VmId,
@@ -173,6 +181,7 @@ pub struct PartialReport {
 
 /// A VM as its host reports it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmReport {
     /// What it is. For a VM that was ceded to another host and not yet released, what it was.
     pub spec: VmSpec,
@@ -196,6 +205,7 @@ impl VmReport {
 
 /// Whether a VM's guest executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
     /// No QEMU runs.

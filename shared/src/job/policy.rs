@@ -13,6 +13,7 @@ pub const TEXT_LENGTH_MAX: usize = 256;
 
 /// How a job is to be treated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Policy {
     /// Who asked for it.
