@@ -1,13 +1,13 @@
 //! `sterna host`: the hosts of the fleet.
 
 use clap::Subcommand;
-use sterna_shared::bus::{ApiReply, ApiRequest, HostView};
+use sterna_shared::bus::HostView;
 use sterna_shared::id::HostId;
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Output, moment, pairs, table};
-use super::{unexpected, vm};
+use super::vm;
+use crate::client::Client;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HostCommand {
@@ -21,29 +21,18 @@ pub(super) enum HostCommand {
     },
 }
 
-pub(super) async fn run(command: &HostCommand, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+pub(super) async fn run(command: &HostCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         HostCommand::List => {
-            let hosts = ask(bus, &ApiRequest::HostList).await?;
+            let hosts = client.hosts().await?;
             output.result(&hosts, || list(&hosts))?;
         }
         HostCommand::Show { host } => {
-            let hosts = ask(bus, &ApiRequest::HostShow { host: host.clone() }).await?;
-            let Some(shown) = hosts.first() else {
-                return Err(CliError::new(Exit::NotFound, format!("no host is called {host}"))
-                    .hint("sterna host list shows all"));
-            };
-            output.result(shown, || show(shown))?;
+            let shown = client.host(host).await?;
+            output.result(&shown, || show(&shown))?;
         }
     }
     Ok(Exit::Ok)
-}
-
-pub(super) async fn ask(bus: &Bus, request: &ApiRequest) -> Result<Vec<HostView>, CliError> {
-    match bus.ask(request).await? {
-        ApiReply::Hosts { hosts } => Ok(hosts),
-        other => Err(unexpected(&other)),
-    }
 }
 
 fn state(host: &HostView) -> &'static str {
