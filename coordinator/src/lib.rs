@@ -22,3 +22,6 @@ pub mod scheduler;
 pub mod service;
 pub mod store;
 pub mod view;
+
+#[cfg(test)]
+mod schema;
