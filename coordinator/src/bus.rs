@@ -1,6 +1,6 @@
 //! Core NATS: the connection, what is listened to, requests to agents, and the operators' API as a NATS service.
 //!
-//! With [`store`](crate::store) the only module that names the NATS client. What comes in is handed on as subject and
+//! With [`store`](crate::store) the only module of the service that names the NATS client. What comes in is handed on as subject and
 //! bytes; what it means is decided elsewhere.
 
 use std::os::unix::fs::PermissionsExt;

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use sterna_shared::bus::Subject;
-use sterna_shared::host::VmReport;
-use sterna_shared::id::{HostId, JobId};
+use sterna_shared::host::{Accelerator, VmReport, VmState};
+use sterna_shared::id::{Generation, HostId, JobId, PoolName, VmId, VmName};
 use sterna_shared::job::{JobStatus, Progress};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
@@ -42,40 +42,71 @@ pub struct Document {
     pub body: Vec<u8>,
 }
 
+/// A host.
 #[derive(Debug, Serialize)]
-struct HostDocument {
-    host: String,
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct HostDocument {
+    /// Its id.
+    host: HostId,
+    /// Whether it was heard of lately.
     online: bool,
+    /// When it was last heard of, by the coordinator's clock.
     heard_at: Timestamp,
+    /// Its agent's version.
     version: String,
+    /// QEMU's version.
     hypervisor: String,
-    accelerator: &'static str,
+    /// How guests are executed.
+    accelerator: Accelerator,
+    /// Memory for guests in all, in bytes.
     memory_total: ByteCount,
+    /// Memory that no guest and no reservation holds, in bytes.
     memory_free: ByteCount,
+    /// Its pools.
     pools: Vec<PoolDocument>,
+    /// Until when its certificate holds.
     certificate_not_after: Timestamp,
+    /// How many VMs it has a record of.
     vms: usize,
 }
 
+/// A pool of a host.
 #[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 struct PoolDocument {
-    name: String,
+    /// Its name on this host.
+    name: PoolName,
+    /// What storage it is, where several hosts see the same.
     shared: Option<String>,
+    /// What it can hold, in bytes.
     capacity: ByteCount,
+    /// What is free, in bytes.
     free: ByteCount,
+    /// The extents of a volume group, in bytes; none for a directory.
     extent: Option<ByteCount>,
 }
 
+/// A VM.
 #[derive(Debug, Serialize)]
-struct VmDocument {
-    vm: String,
-    name: String,
-    host: String,
-    state: String,
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct VmDocument {
+    /// Its id.
+    vm: VmId,
+    /// Its name.
+    name: VmName,
+    /// The host that owns it.
+    host: HostId,
+    /// Whether its guest executes.
+    state: VmState,
+    /// False while a handover of it is unresolved.
     owned: bool,
-    generation: u64,
-    job: Option<String>,
+    /// The generation of its owner's record.
+    generation: Generation,
+    /// The job that holds it.
+    job: Option<JobId>,
+    /// Its memory in bytes.
     memory: ByteCount,
+    /// Its virtual processors.
     vcpus: u16,
 }
 
@@ -141,19 +172,19 @@ impl Limiter {
 pub fn host_changed(source: &HostId, member: &Member, now: Timestamp) -> Result<Document, serde_json::Error> {
     let inventory = &member.inventory;
     let pools = inventory.pools.iter().map(|pool| PoolDocument {
-        name: pool.name.to_string(),
+        name: pool.name.clone(),
         shared: pool.shared.clone(),
         capacity: pool.capacity,
         free: pool.free,
         extent: pool.extent,
     });
     let data = HostDocument {
-        host: inventory.host.to_string(),
+        host: inventory.host.clone(),
         online: member.online,
         heard_at: member.heard_at,
         version: inventory.version.clone(),
         hypervisor: inventory.hypervisor.version.clone(),
-        accelerator: inventory.hypervisor.accelerator.as_str(),
+        accelerator: inventory.hypervisor.accelerator,
         memory_total: inventory.memory_total,
         memory_free: inventory.memory_free,
         pools: pools.collect(),
@@ -174,13 +205,13 @@ pub fn vm_changed(
     now: Timestamp,
 ) -> Result<Document, serde_json::Error> {
     let data = VmDocument {
-        vm: report.id().to_string(),
-        name: report.spec.name.to_string(),
-        host: member.inventory.host.to_string(),
-        state: report.state.to_string(),
+        vm: report.id(),
+        name: report.spec.name.clone(),
+        host: member.inventory.host.clone(),
+        state: report.state,
         owned: report.owned,
-        generation: report.generation.0,
-        job: report.job.map(|job| job.to_string()),
+        generation: report.generation,
+        job: report.job,
         memory: report.spec.memory,
         vcpus: report.spec.vcpus,
     };

@@ -22,6 +22,7 @@ use sterna_shared::vm::DiskFormat;
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct JobView {
     /// Its id.
     pub job: JobId,
@@ -74,6 +75,7 @@ pub struct JobView {
 
 /// What a job waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Question {
     /// Which of its hosts may run the VM: that the target answers, or that it is fenced.
@@ -84,6 +86,7 @@ pub enum Question {
 
 /// A VM, named both ways.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VmRef {
     /// For people.
     pub name: VmName,
@@ -93,6 +96,7 @@ pub struct VmRef {
 
 /// A step of a job.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct StepView {
     /// Which.
     pub step: StepKind,
@@ -120,6 +124,7 @@ pub struct StepView {
 
 /// How far a running job is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProgressView {
     /// The step under way.
     pub step: StepKind,
@@ -139,6 +144,7 @@ pub struct ProgressView {
 
 /// How much of something has crossed: what there was at the start and what was dirtied anew, told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct VolumeView {
     /// Bytes there were at the start.
     pub total: u64,
@@ -158,6 +164,7 @@ pub struct VolumeView {
 
 /// A plan, as a dry run shows it: without its token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PlanView {
     /// The job it would be.
     pub job: JobId,
@@ -191,6 +198,7 @@ pub struct PlanView {
 
 /// One disk of a plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DiskMoveView {
     /// Its name.
     pub disk: DiskName,
@@ -357,6 +365,7 @@ mod tests {
     use sterna_shared::vm::VmSpec;
 
     use super::*;
+    use crate::schema;
 
     const MIB: u64 = 1 << 20;
 
@@ -436,6 +445,7 @@ mod tests {
         ]);
         let view = JobView::new(&status, Some(&progress(768 * MIB, Volume::default())));
         let mut json = serde_json::to_value(&view).expect("JSON");
+        schema::expect_valid("job", &json);
         // The waiting steps all look alike.
         json["steps"].as_array_mut().expect("steps").truncate(3);
         insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z","owner":null,"priority":100,"attempt":0,"bytes_sent":4096,"question":null}"#);
@@ -473,6 +483,8 @@ mod tests {
         let view = JobView::new(&over, Some(&progress(0, Volume::default())));
         assert!(view.progress.is_none());
         assert_eq!((view.percent, view.blackout_ms, view.state_number), (100.0, Some(12.345), 7));
+        schema::expect_valid("job", &serde_json::to_value(&view).expect("JSON"));
+        schema::expect_valid("plan", &serde_json::to_value(PlanView::new(&plan())).expect("JSON"));
         let json = serde_json::to_string(&(view, PlanView::new(&plan()))).expect("JSON");
         assert!(!json.contains("token"), "{json}");
     }

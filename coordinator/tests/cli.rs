@@ -6,9 +6,10 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, Subject};
+use sterna_coordinator::client::{Client, ClientError};
+use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, NatsSettings, Subject};
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token};
-use sterna_shared::job::{Event, EventBody, Host, JobStatus, MoveMode, Plan, Refusal, RefusalCode, Reporter};
+use sterna_shared::job::{Event, EventBody, Host, JobState, JobStatus, MoveMode, Plan, Refusal, RefusalCode, Reporter};
 use sterna_shared::time::Timestamp;
 use sterna_shared::vm::VmSpec;
 
@@ -341,6 +342,29 @@ fn a_detached_move_prints_its_id_and_a_dry_run_hides_the_token() {
         let plan: serde_json::Value = serde_json::from_slice(&ended.stdout).expect("JSON");
         assert_eq!((plan["source"].as_str(), plan["lanes"].as_u64()), (Some("alpha"), Some(4)));
         assert!(plan.get("token").is_none());
+    });
+}
+
+#[test]
+fn a_program_asks_by_the_client_and_has_typed_answers() {
+    let answer = |request| match request {
+        ApiRequest::JobShow { .. } => ApiReply::Job { status: Box::new(status(EventBody::Terminated)), progress: None },
+        ApiRequest::JobCancel { .. } => ApiReply::Jobs { jobs: vec![] },
+        _ => ApiReply::Hosts { hosts: vec![] },
+    };
+    with_coordinator(answer, |url| {
+        let settings =
+            NatsSettings { servers: vec![url.into()], ca_file: None, nkey_file: None, credentials_file: None };
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        runtime.block_on(async {
+            let client = Client::connect(&settings, "a test", PATIENCE).await.expect("connected");
+            let job = JOB.parse().expect("a UUID");
+            assert_eq!(client.job(job).await.expect("a job").view().state, JobState::Terminated);
+            let host = client.host(&"alpha".parse().expect("a name")).await;
+            assert!(matches!(host, Err(ClientError::NotFound { what: "host", .. })), "{host:?}");
+            let cancelled = client.cancel(job).await;
+            assert!(matches!(cancelled, Err(ClientError::Unexpected { found: "jobs" })), "{cancelled:?}");
+        });
     });
 }
 

@@ -17,6 +17,7 @@ pub const HEARTBEAT_SILENCE_SECONDS_MAX: u64 = 10;
 
 /// All that the fleet knows of a host, as its agent last said.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Inventory {
     /// The host.
     pub host: HostId,
@@ -58,6 +59,7 @@ pub struct Inventory {
 
 /// The hypervisor of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Hypervisor {
     /// QEMU's version, such as `10.0.2`.
     pub version: String,
@@ -73,6 +75,7 @@ pub struct Hypervisor {
 
 /// How guests are executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Accelerator {
     /// By the processor's own virtualisation.
@@ -94,6 +97,7 @@ impl Accelerator {
 
 /// The processor of a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Cpu {
     /// Its model, as the kernel names it.
     pub model: String,
@@ -105,6 +109,7 @@ pub struct Cpu {
 
 /// A place where images live.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pool {
     /// Its name on this host.
     pub name: PoolName,
@@ -131,6 +136,7 @@ impl Pool {
 
 /// The agent's certificate, as far as planning needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Certificate {
     /// SHA-256 of the authority's key, in hex: two hosts that trust one authority report the same.
     pub authority: String,
@@ -142,6 +148,7 @@ pub struct Certificate {
 
 /// What a host takes on at once. They are the settings of Hyper-V's `Msvm_VirtualSystemMigrationServiceSettingData`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Whether VMs move out of the host and into it at all. Disks move between its pools either way.
@@ -184,6 +191,7 @@ impl Limits {
 
 /// What an operator sets of a host's [`Limits`] while it runs; the rest is as its agent.toml says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct LimitsChange {
     /// Of [`Limits::enabled`].
@@ -216,6 +224,7 @@ impl LimitsChange {
 /// How many moves a host has in hand: what its [`Limits`] are held against. A job counts from when its plan goes to the
 /// agents until it is over, also while its handover is not resolved; one that waits or is suspended does not.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct MovesInHand {
     /// Out of the host.
@@ -228,6 +237,7 @@ pub struct MovesInHand {
 
 /// Images that a move into the host has left when it was cut: the next move of that VM uses them on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PartialReport {
     /// The VM.
     pub vm: VmId,
@@ -245,6 +255,7 @@ pub struct PartialReport {
 
 /// A VM as its host reports it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmReport {
     /// What it is. For a VM that was ceded to another host and not yet released, what it was.
     pub spec: VmSpec,
@@ -268,6 +279,7 @@ impl VmReport {
 
 /// Whether a VM's guest executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
     /// No QEMU runs.

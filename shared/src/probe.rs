@@ -40,6 +40,7 @@ pub struct ProbePeer {
 
 /// A measurement, or why there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Measured<T> {
     /// It was measured.
@@ -79,6 +80,7 @@ impl<T, E: std::fmt::Display> From<Result<T, E>> for Measured<T> {
 
 /// What an agent has measured. Each part stands alone: one that failed says so, and the others are there all the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ProbeReport {
     /// The agent's wall clock as the report was finished: what a difference between two hosts' clocks is told by. The asker
     /// adds half of what the answer may have taken.
@@ -91,6 +93,7 @@ pub struct ProbeReport {
 
 /// The way to another host's data plane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PathReport {
     /// What came of each address, in the order given.
     pub addresses: Vec<AddressReport>,
@@ -103,6 +106,7 @@ pub struct PathReport {
 
 /// What came of an address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AddressReport {
     /// The address.
     pub address: SocketAddr,
@@ -124,6 +128,7 @@ impl AddressReport {
 
 /// What came of an address, for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum AddressOutcome {
     /// The host meant answers there, and both ends accept each other's certificate.
@@ -142,6 +147,7 @@ pub enum AddressOutcome {
 /// A guest, as far as a forecast needs it. All of it is unknown while no QEMU runs, and rates while its vCPUs do not execute
 /// are zero.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GuestReport {
     /// Bytes of memory that the guest has.
     pub memory_total: Measured<ByteCount>,
@@ -173,6 +179,7 @@ impl GuestReport {
 
 /// What a disk takes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DiskUse {
     /// The disk.
     pub disk: DiskName,

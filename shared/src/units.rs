@@ -125,7 +125,29 @@ macro_rules! quantity {
                 deserializer.deserialize_any(Quantity(std::marker::PhantomData))
             }
         }
+
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                quantity_schema(generator)
+            }
+        }
     };
+}
+
+/// Written as a number, always; read as one, or as a text with a unit.
+#[cfg(feature = "schema")]
+fn quantity_schema(generator: &schemars::SchemaGenerator) -> schemars::Schema {
+    let number = schemars::json_schema!({ "type": "integer", "format": "uint64", "minimum": 0 });
+    if generator.contract().is_serialize() {
+        return number;
+    }
+    let text = r"^\s*[0-9]+\s*(B|K|KiB|M|MiB|G|GiB|T|TiB)?\s*(/s)?\s*$";
+    schemars::json_schema!({ "anyOf": [number, { "type": "string", "pattern": text }] })
 }
 
 quantity!(ByteCount);

@@ -30,6 +30,7 @@ pub const DISK_SIZE_UNIT: u64 = 64 << 10;
 
 /// A VM, wholly described.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VmSpec {
     /// The name people use.
@@ -82,6 +83,7 @@ fn default_machine() -> String {
 
 /// What starts the guest.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Firmware {
     /// SeaBIOS.
@@ -93,6 +95,7 @@ pub enum Firmware {
 
 /// A kernel started directly. Its files are in the host's boot directory, under the same names on every host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct KernelBoot {
     /// The kernel image.
@@ -107,6 +110,7 @@ pub struct KernelBoot {
 
 /// The name of a file in a host's boot directory: no separators, and not hidden.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = r"^[A-Za-z0-9_+-][A-Za-z0-9._+-]{0,127}$")))]
 #[serde(try_from = "String", into = "String")]
 pub struct BootFile(String);
 
@@ -139,6 +143,7 @@ impl From<BootFile> for String {
 
 /// One disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DiskSpec {
     /// Its name within the VM.
@@ -170,6 +175,7 @@ fn yes() -> bool {
 
 /// An image format.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum DiskFormat {
     /// Bytes as the guest sees them.
@@ -209,6 +215,7 @@ impl FromStr for DiskFormat {
 
 /// The bus a disk is on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum DiskBus {
     /// virtio-blk.
@@ -222,6 +229,7 @@ pub enum DiskBus {
 
 /// How the host caches an image.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum CacheMode {
     /// Direct I/O; the guest's flushes reach the disk.
@@ -233,6 +241,7 @@ pub enum CacheMode {
 
 /// One network interface.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NicSpec {
     /// The address the guest sees; it moves with the VM.
@@ -245,6 +254,7 @@ pub struct NicSpec {
 
 /// A unicast Ethernet address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$")))]
 #[serde(try_from = "String", into = "String")]
 pub struct MacAddress([u8; 6]);
 

@@ -12,6 +12,7 @@
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
 //!   faults         the matrix of faults and phases
 //!   scenario       a watched witness, and what must hold after each move
+//!   schema         messages held against the schemas that are published
 //!   witness        asking the witness, and writing down all it says
 //! ```
 //!
@@ -28,4 +29,5 @@ pub mod namespace;
 pub mod nats;
 pub mod process;
 pub mod scenario;
+pub mod schema;
 pub mod witness;

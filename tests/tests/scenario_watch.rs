@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::scenario::{Watched, on_fleet};
+use sterna_tests::schema::{FeedSchemas, Schema};
 use tokio::sync::watch;
 
 const FEED_WAIT: Duration = Duration::from_secs(30);
@@ -72,6 +73,7 @@ async fn watched_move(fleet: &mut Fleet) -> anyhow::Result<()> {
         cim["JobState"] == 7 && cim["JobType"] == 306 && cim["PercentComplete"] == 100 && cim["ErrorCode"] == 0,
         "{cim:#}"
     );
+    Schema::read("migration-job")?.expect(&cim)?;
     ensure!(cim["DestinationHost"] == "bravo" && cim["InstanceID"] == format!("Sterna:{job}"), "{cim:#}");
     let xml = fleet.try_sterna(&["--output", "cim-xml", "job", "show", &job]).await?;
     let xml = String::from_utf8(xml.stdout)?;
@@ -101,6 +103,8 @@ fn expect_watched(views: &[Value]) -> anyhow::Result<()> {
             ensure!(figures.iter().all(|figure| *figure > 0), "{step:#}");
         }
     }
+    let schema = Schema::read("job")?;
+    views.iter().try_for_each(|view| schema.expect(view))?;
     let percents: Vec<f64> = views.iter().filter_map(|view| view["percent"].as_f64()).collect();
     ensure!(percents.is_sorted(), "progress runs backwards: {percents:?}");
     let progress: Vec<&Value> =
@@ -116,9 +120,11 @@ fn expect_watched(views: &[Value]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The feed told of the job, both hosts and the VM, each message a CloudEvent.
+/// The feed told of the job, both hosts and the VM, each message a CloudEvent whose body is as its schema says.
 fn expect_feed(said: &Said, job: &str) -> anyhow::Result<()> {
+    let schemas = FeedSchemas::read()?;
     for message in &said.messages {
+        schemas.expect(message["subject"].as_str().context("a subject")?, &message["body"])?;
         let headers = &message["headers"];
         ensure!(
             headers["ce-specversion"] == "1.0" && headers["ce-datacontenttype"] == "application/json",

@@ -4,15 +4,13 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::job::{CheckReport, Estimate, Severity};
 use sterna_shared::probe::Measured;
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::migrate::WishArgs;
 use super::output::{Output, pairs};
-use super::unexpected;
+use crate::client::Client;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -23,14 +21,10 @@ pub(super) struct CheckArgs {
     wish: WishArgs,
 }
 
-pub(super) async fn run(args: &CheckArgs, bus: &Bus, output: Output) -> Result<Exit, CliError> {
-    match bus.ask(&ApiRequest::Check { request: args.wish.request() }).await? {
-        ApiReply::Checked { report } => {
-            output.result(&report, || told(&report))?;
-            Ok(if report.migratable { Exit::Ok } else { Exit::Refused })
-        }
-        other => Err(unexpected(&other)),
-    }
+pub(super) async fn run(args: &CheckArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let report = client.check(&args.wish.request()).await?;
+    output.result(&report, || told(&report))?;
+    Ok(if report.migratable { Exit::Ok } else { Exit::Refused })
 }
 
 fn told(report: &CheckReport) -> String {

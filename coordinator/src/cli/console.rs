@@ -3,14 +3,12 @@
 use std::io::{self, BufRead, IsTerminal};
 use std::time::Duration;
 
-use sterna_shared::bus::{ApiReply, ApiRequest};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Output, write_out};
-use super::unexpected;
+use crate::client::Client;
 
 /// How often the log is asked for.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -21,12 +19,18 @@ const LINES_WAITING_MAX: usize = 16;
 /// How many times in a row the console may be out of reach, as while its VM moves to another host.
 const FAILURES_MAX: u32 = 150;
 
-pub(super) async fn run(vm: &str, follow: bool, from_start: bool, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+pub(super) async fn run(
+    vm: &str,
+    follow: bool,
+    from_start: bool,
+    client: &Client,
+    output: Output,
+) -> Result<Exit, CliError> {
     let mut offset = from_start.then_some(0);
     if !follow {
         // One answer is bounded; what there is now may take several.
         loop {
-            let chunk = ask(vm, offset, Vec::new(), bus).await?;
+            let chunk = client.console(vm, offset, Vec::new()).await?;
             let last = chunk.bytes.is_empty() || !from_start;
             offset = Some(chunk.end);
             write_out(&chunk.bytes)?;
@@ -49,7 +53,7 @@ pub(super) async fn run(vm: &str, follow: bool, from_start: bool, bus: &Bus, out
             line = next_line(&mut lines) => line,
         };
         let typed = !input.is_empty();
-        match ask(vm, offset, input, bus).await {
+        match client.console(vm, offset, input).await.map_err(CliError::from) {
             Ok(chunk) => {
                 failures = 0;
                 offset = Some(chunk.end);
@@ -59,18 +63,6 @@ pub(super) async fn run(vm: &str, follow: bool, from_start: bool, bus: &Bus, out
             Err(error) if error.exit == Exit::Unreachable && !typed && failures < FAILURES_MAX => failures += 1,
             Err(error) => return Err(error),
         }
-    }
-}
-
-async fn ask(
-    vm: &str,
-    offset: Option<u64>,
-    input: Vec<u8>,
-    bus: &Bus,
-) -> Result<sterna_shared::bus::ConsoleChunk, CliError> {
-    match bus.ask(&ApiRequest::VmConsole { vm: vm.to_owned(), offset, input }).await? {
-        ApiReply::Console { chunk } => Ok(chunk),
-        other => Err(unexpected(&other)),
     }
 }
 

@@ -4,9 +4,12 @@
 //! the coordinators see it. The findings on a fleet are a pure function of its reports.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use serde::Serialize;
-use sterna_shared::bus::{ApiReply, ApiRequest, HostView, NATS_VERSION_ADVISED, SystemView, VmView, version_numbers};
+use sterna_shared::bus::{HostView, NATS_VERSION_ADVISED, SystemView, VmView, version_numbers};
 use sterna_shared::host::{Accelerator, VmState};
 use sterna_shared::id::HostId;
 use sterna_shared::job::{JobState, JobStatus};
@@ -14,7 +17,7 @@ use sterna_shared::time::Timestamp;
 
 use super::error::{CliError, Exit};
 use super::output::{Output, moment};
-use super::{Global, bus, connect_by, host, now, settings, unexpected, vm};
+use super::{Global, connect_by, now, settings};
 
 /// How far two clocks may differ before it is worth a word, in seconds.
 const CLOCK_WARN_SECONDS: f64 = 2.0;
@@ -78,39 +81,34 @@ async fn examine(global: &Global) -> Vec<Check> {
         Err(error) => return vec![Check::error("configuration", &error.into())],
     };
     checks.push(configuration(&found));
-    let bus = match connect_by(&found, global).await {
-        Ok(bus) => bus,
+    let client = match connect_by(&found, global).await {
+        Ok(client) => client,
         Err(error) => {
             checks.push(Check::error("broker", &error));
             return checks;
         }
     };
-    checks.push(broker(&bus.server_version(), bus.server_demands_tls()));
+    checks.push(broker(&client.server_version(), client.server_demands_tls()));
     let asked_at = now();
-    let system = match bus.ask(&ApiRequest::SystemShow).await {
-        Ok(ApiReply::System { system }) => system,
-        Ok(other) => {
-            checks.push(Check::error("coordinator", &unexpected(&other)));
-            return checks;
-        }
+    let system = match client.system().await {
+        Ok(system) => system,
         Err(error) => {
-            checks.push(Check::error("coordinator", &error));
+            checks.push(Check::error("coordinator", &error.into()));
             return checks;
         }
     };
     checks.extend(coordinator(&system, asked_at, now()));
-    match host::ask(&bus, &ApiRequest::HostList).await {
+    match client.hosts().await {
         Ok(hosts) => checks.extend(fleet(&hosts, &system)),
-        Err(error) => checks.push(Check::error("hosts", &error)),
+        Err(error) => checks.push(Check::error("hosts", &error.into())),
     }
-    match vm::ask(&bus, &ApiRequest::VmList).await {
+    match client.vms().await {
         Ok(vms) => checks.extend(machines(&vms)),
-        Err(error) => checks.push(Check::error("vms", &error)),
+        Err(error) => checks.push(Check::error("vms", &error.into())),
     }
-    match bus.ask(&ApiRequest::JobList).await {
-        Ok(ApiReply::Jobs { jobs: all }) => checks.extend(jobs(&all)),
-        Ok(other) => checks.push(Check::error("jobs", &unexpected(&other))),
-        Err(error) => checks.push(Check::error("jobs", &error)),
+    match client.jobs().await {
+        Ok(all) => checks.extend(jobs(&all)),
+        Err(error) => checks.push(Check::error("jobs", &error.into())),
     }
     checks
 }
@@ -129,7 +127,7 @@ fn configuration(found: &settings::Found) -> Check {
             format!("{} names no key: anybody who reaches the broker may do the same", file.display()),
             "set [nats] nkey_file; sterna nats-config makes keys",
         ),
-        Some(path) => match bus::secret_mode(path) {
+        Some(path) => match mode_of(path) {
             Some(mode) if mode & 0o077 == 0 => Check::ok("configuration", file.display().to_string()),
             Some(mode) => {
                 let found = format!("{} has mode {mode:04o}", path.display());
@@ -141,6 +139,11 @@ fn configuration(found: &settings::Found) -> Check {
             }
         },
     }
+}
+
+/// Whether a file that should be secret is.
+fn mode_of(path: &Path) -> Option<u32> {
+    fs::metadata(path).ok().map(|metadata| metadata.mode() & 0o7777)
 }
 
 fn broker(version: &str, tls: bool) -> Check {

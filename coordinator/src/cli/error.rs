@@ -7,6 +7,8 @@ use serde::Serialize;
 use sterna_shared::bus::{ApiError, ApiErrorKind};
 use sterna_shared::job::{JobState, Refusal};
 
+use crate::client::ClientError;
+
 /// How the command ended. The numbers are a promise to scripts (docs/operations.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -147,6 +149,46 @@ impl From<ApiError> for CliError {
             ApiErrorKind::Failed => Exit::Failed,
         };
         Self { exit, message: error.message, causes: Vec::new(), refusals: error.refusals, hints: error.hints }
+    }
+}
+
+impl From<ClientError> for CliError {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Servers { .. }
+            | ClientError::File { .. }
+            | ClientError::Mode { .. }
+            | ClientError::Seed { .. } => Exit::Usage,
+            ClientError::Connect { .. }
+            | ClientError::NoCoordinator
+            | ClientError::TimedOut { .. }
+            | ClientError::Request { .. } => Exit::Unreachable,
+            ClientError::Denied { .. } => Exit::Refused,
+            ClientError::NotFound { .. } => Exit::NotFound,
+            ClientError::Version { .. }
+            | ClientError::Envelope { .. }
+            | ClientError::Service { .. }
+            | ClientError::Unexpected { .. }
+            | ClientError::Api { .. } => Exit::Failed,
+        };
+        let flat = Self::from_source(exit, &error);
+        match error {
+            // It says itself of what kind it is.
+            ClientError::Api { error } => error.into(),
+            ClientError::Connect { remedy, .. } => flat.hint(remedy),
+            ClientError::NoCoordinator => {
+                flat.hint("start one: systemctl start sterna-coordinator; after a failover one answers within 10 s")
+            }
+            ClientError::TimedOut { .. } => flat.hint("sterna doctor tells what is amiss; --timeout allows more time"),
+            ClientError::Denied { .. } => {
+                flat.hint("use an operator's nkey; sterna nats-config --operator NAME makes one")
+            }
+            ClientError::NotFound { what, .. } => flat.hint(format!("sterna {} list shows all", what.to_lowercase())),
+            ClientError::Envelope { .. } | ClientError::Unexpected { .. } => {
+                flat.hint("are command and coordinator of one version? sterna doctor tells")
+            }
+            _ => flat,
+        }
     }
 }
 

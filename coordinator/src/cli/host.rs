@@ -1,14 +1,14 @@
 //! `sterna host`: the hosts of the fleet.
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
-use sterna_shared::bus::{ApiReply, ApiRequest, HostView};
+use sterna_shared::bus::HostView;
 use sterna_shared::host::LimitsChange;
 use sterna_shared::id::HostId;
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Output, moment, pairs, table};
-use super::{unexpected, vm};
+use super::vm;
+use crate::client::Client;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum HostCommand {
@@ -62,45 +62,31 @@ pub(super) struct SetArgs {
     reset: bool,
 }
 
-pub(super) async fn run(command: &HostCommand, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+pub(super) async fn run(command: &HostCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         HostCommand::List => {
-            let hosts = ask(bus, &ApiRequest::HostList).await?;
+            let hosts = client.hosts().await?;
             output.result(&hosts, || list(&hosts))?;
         }
         HostCommand::Show { host } => {
-            let hosts = ask(bus, &ApiRequest::HostShow { host: host.clone() }).await?;
-            let Some(shown) = hosts.first() else {
-                return Err(CliError::new(Exit::NotFound, format!("no host is called {host}"))
-                    .hint("sterna host list shows all"));
-            };
-            output.result(shown, || show(shown))?;
+            let shown = client.host(host).await?;
+            output.result(&shown, || show(&shown))?;
         }
         HostCommand::Set(args) => {
-            let hosts = ask(bus, &set_request(args)).await?;
-            if let Some(host) = hosts.first() {
-                output.result(host, || settings(host))?;
-            }
+            let set = client.set_host(&args.host, change(args), args.reset).await?;
+            output.result(&set, || settings(&set))?;
         }
     }
     Ok(Exit::Ok)
 }
 
-fn set_request(args: &SetArgs) -> ApiRequest {
-    let change = LimitsChange {
+fn change(args: &SetArgs) -> LimitsChange {
+    LimitsChange {
         enabled: args.migration.map(|switch| matches!(switch, Switch::On)),
         outbound_moves_max: args.outbound,
         inbound_moves_max: args.inbound,
         storage_moves_max: args.storage,
         lanes_max: args.lanes,
-    };
-    ApiRequest::HostSet { host: args.host.clone(), change, reset: args.reset }
-}
-
-pub(super) async fn ask(bus: &Bus, request: &ApiRequest) -> Result<Vec<HostView>, CliError> {
-    match bus.ask(request).await? {
-        ApiReply::Hosts { hosts } => Ok(hosts),
-        other => Err(unexpected(&other)),
     }
 }
 
@@ -211,22 +197,22 @@ mod tests {
         command: HostCommand,
     }
 
-    fn request(arguments: &[&str]) -> Result<ApiRequest, clap::Error> {
+    fn request(arguments: &[&str]) -> Result<(HostId, LimitsChange, bool), clap::Error> {
         let line = Line::try_parse_from([&["host", "set"], arguments].concat())?;
         match &line.command {
-            HostCommand::Set(args) => Ok(set_request(args)),
+            HostCommand::Set(args) => Ok((args.host.clone(), change(args), args.reset)),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn only_what_is_given_is_set() {
-        let host = || "alpha".parse().expect("a name");
+        let host = || -> HostId { "alpha".parse().expect("a name") };
         let change = LimitsChange { enabled: Some(false), inbound_moves_max: Some(0), ..LimitsChange::default() };
         let given = request(&["alpha", "--inbound", "0", "--migration", "off"]).expect("a request");
-        assert_eq!(given, ApiRequest::HostSet { host: host(), change, reset: false });
+        assert_eq!(given, (host(), change, false));
         let reset = request(&["alpha", "--reset"]).expect("a request");
-        assert_eq!(reset, ApiRequest::HostSet { host: host(), change: LimitsChange::default(), reset: true });
+        assert_eq!(reset, (host(), LimitsChange::default(), true));
         for wrong in [&["alpha"][..], &["alpha", "--inbound", "-1"], &["alpha", "--lanes", "300"], &["--reset"]] {
             assert!(request(wrong).is_err(), "{wrong:?}");
         }

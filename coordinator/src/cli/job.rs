@@ -1,21 +1,23 @@
 //! `sterna job`: moves in hand, and those that are over.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::json;
-use sterna_shared::bus::{ApiReply, ApiRequest, JobAnswer, JobChange};
+use sterna_shared::bus::{JobAnswer, JobChange};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{DiskPlacement, JobStatus, Progress, RequestedState, ReturnCode};
+use sterna_shared::job::{DiskPlacement, JobStatus, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
-use sterna_shared::view::cim::{Contacts, MigrationJob, MsvmError};
+use sterna_shared::view::cim::MsvmError;
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::migrate::parse_placement;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
-use super::{confirm, host, now, unexpected, watch};
+use super::vm::done;
+use super::{confirm, now, watch};
+use crate::client::{Client, StateChange};
 use crate::view::JobView;
 
 #[derive(Debug, Subcommand)]
@@ -153,46 +155,40 @@ pub(super) fn parse_rate(text: &str) -> Result<Bandwidth, String> {
     }
 }
 
-pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+pub(super) async fn run(command: &JobCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
-        JobCommand::List => match bus.ask(&ApiRequest::JobList).await? {
-            ApiReply::Jobs { jobs } => {
-                let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
-                output.result(&views, || list(&views))?;
-                Ok(Exit::Ok)
-            }
-            other => Err(unexpected(&other)),
-        },
+        JobCommand::List => {
+            let views: Vec<JobView> = client.jobs().await?.iter().map(|status| JobView::new(status, None)).collect();
+            output.result(&views, || list(&views))?;
+            Ok(Exit::Ok)
+        }
         JobCommand::Show { job } => {
             match output.format {
                 Format::Table | Format::Json => {
-                    let view = ask(bus, *job).await?;
+                    let view = client.job(*job).await?.view();
                     output.result(&view, || show(&view))?;
                 }
-                Format::Cim => output.json(&migration_job(bus, *job).await?)?,
-                Format::CimXml => output.document(&migration_job(bus, *job).await?.to_xml())?,
+                Format::Cim => output.json(&client.migration_job(*job, now()).await?)?,
+                Format::CimXml => output.document(&client.migration_job(*job, now()).await?.to_xml())?,
             }
             Ok(Exit::Ok)
         }
-        JobCommand::Error { job, main } => error(bus, *job, *main, output).await,
+        JobCommand::Error { job, main } => error(client, *job, *main, output).await,
         JobCommand::Watch { job } => {
-            let view = ask(bus, *job).await?;
-            watch::run(view, bus, output).await
+            let view = client.job(*job).await?.view();
+            watch::run(view, client, output).await
         }
         JobCommand::Cancel { job } => {
             let told = format!("cancel of {job} was sent; sterna job watch {job} tells when everything is back");
-            done(bus, &ApiRequest::JobCancel { job: *job }, told, output).await
+            done(client.cancel(*job).await, told, output)
         }
-        JobCommand::State { job, requested, wait } => state(bus, *job, *requested, *wait, output).await,
-        JobCommand::Suspend { job } => state(bus, *job, RequestedState::Suspend, None, output).await,
-        JobCommand::Resume { job } => state(bus, *job, RequestedState::Start, None, output).await,
-        JobCommand::Kill { job, delete } => {
-            let reply = bus.ask(&ApiRequest::JobKill { job: *job, delete: *delete }).await?;
-            returned(reply, RequestedState::Kill, output)
-        }
+        JobCommand::State { job, requested, wait } => state(client, *job, *requested, *wait, output).await,
+        JobCommand::Suspend { job } => state(client, *job, RequestedState::Suspend, None, output).await,
+        JobCommand::Resume { job } => state(client, *job, RequestedState::Start, None, output).await,
+        JobCommand::Kill { job, delete } => returned(&client.kill(*job, *delete).await?, RequestedState::Kill, output),
         JobCommand::Edit { job, properties } => {
             let told = format!("{job} is changed; see it with sterna job show {job} --output cim");
-            done(bus, &ApiRequest::JobEdit { job: *job, changes: properties.clone() }, told, output).await
+            done(client.edit(*job, properties.clone()).await, told, output)
         }
         JobCommand::Schedule { job, schedule, now } => {
             let schedule = schedule.schedule().map(Box::new);
@@ -200,11 +196,10 @@ pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Resu
                 return Err(CliError::new(Exit::Usage, "nothing says when it runs").hint("give --at, --start or --now"));
             }
             let told = format!("{job} has another schedule; see it with sterna job show {job} --output cim");
-            let changes = vec![JobChange::Schedule { schedule }];
-            done(bus, &ApiRequest::JobEdit { job: *job, changes }, told, output).await
+            done(client.edit(*job, vec![JobChange::Schedule { schedule }]).await, told, output)
         }
         JobCommand::History { job } => {
-            let (status, _) = status(bus, *job).await?;
+            let status = client.job(*job).await?.status;
             output.result(&status.runs.latest, || history(&status))?;
             Ok(Exit::Ok)
         }
@@ -218,35 +213,21 @@ pub(super) async fn run(command: &JobCommand, bus: &Bus, output: Output) -> Resu
                 }
             };
             let told = format!("{job} has its answer; sterna job watch {job} tells what comes of it");
-            done(bus, &ApiRequest::JobAnswer { job: *job, answer }, told, output).await
+            done(client.answer(*job, answer).await, told, output)
         }
         JobCommand::Bandwidth { job, rate: BandwidthWish(bandwidth) } => {
             let told = match bandwidth {
                 Some(rate) => format!("{job} stays under {rate}"),
                 None => format!("{job} has no rate limit"),
             };
-            done(bus, &ApiRequest::JobBandwidth { job: *job, bandwidth: *bandwidth }, told, output).await
+            done(client.set_bandwidth(*job, *bandwidth).await, told, output)
         }
     }
 }
 
-pub(super) async fn ask(bus: &Bus, job: JobId) -> Result<JobView, CliError> {
-    let (status, progress) = status(bus, job).await?;
-    Ok(JobView::new(&status, progress.as_ref()))
-}
-
-async fn status(bus: &Bus, job: JobId) -> Result<(Box<JobStatus>, Option<Progress>), CliError> {
-    match bus.ask(&ApiRequest::JobShow { job }).await? {
-        ApiReply::Job { status, progress } => Ok((status, progress)),
-        other => Err(unexpected(&other)),
-    }
-}
-
 /// What is wrong with a job. Nothing is, where there is nothing to show.
-async fn error(bus: &Bus, job: JobId, main: bool, output: Output) -> Result<Exit, CliError> {
-    let (status, _) = status(bus, job).await?;
-    let hosts = host::ask(bus, &ApiRequest::HostList).await?;
-    let mut errors = MsvmError::with_contacts(&status, Contacts::of(&status.plan, &hosts));
+async fn error(client: &Client, job: JobId, main: bool, output: Output) -> Result<Exit, CliError> {
+    let mut errors = client.job_errors(job).await?;
     if main {
         errors.truncate(1);
     }
@@ -297,40 +278,22 @@ fn told(errors: &[MsvmError]) -> String {
     errors.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
-/// A job as CIM has it, which also says whether its hosts are heard of.
-async fn migration_job(bus: &Bus, job: JobId) -> Result<MigrationJob, CliError> {
-    let (status, progress) = status(bus, job).await?;
-    let hosts = host::ask(bus, &ApiRequest::HostList).await?;
-    Ok(MigrationJob::of(&status, progress.as_ref(), Contacts::of(&status.plan, &hosts), now()))
-}
-
-async fn done(bus: &Bus, request: &ApiRequest, told: String, output: Output) -> Result<Exit, CliError> {
-    match bus.ask(request).await? {
-        ApiReply::Done => {
-            output.result(&json!({ "done": true, "message": told }), || told.clone())?;
-            Ok(Exit::Ok)
-        }
-        other => Err(unexpected(&other)),
-    }
-}
-
 async fn state(
-    bus: &Bus,
+    client: &Client,
     job: JobId,
     requested: RequestedState,
     wait: Option<u32>,
     output: Output,
 ) -> Result<Exit, CliError> {
-    let timeout_ms = wait.map(|seconds| u64::from(seconds) * 1000);
-    let request = ApiRequest::JobState { job, requested: requested.number(), timeout_ms };
-    returned(bus.ask(&request).await?, requested, output)
+    let wait = wait.map(|seconds| Duration::from_secs(seconds.into()));
+    returned(&client.request_state(job, requested, wait).await?, requested, output)
 }
 
 /// What a method of a job has returned.
-fn returned(reply: ApiReply, requested: RequestedState, output: Output) -> Result<Exit, CliError> {
-    let ApiReply::StateRequested { code, reason, status } = reply else { return Err(unexpected(&reply)) };
+fn returned(change: &StateChange, requested: RequestedState, output: Output) -> Result<Exit, CliError> {
+    let StateChange { code, reason, status } = change;
     let done = matches!(code, ReturnCode::Completed | ReturnCode::Started);
-    let told = match &reason {
+    let told = match reason {
         Some(reason) => format!("{requested}: {} ({reason})", code.number()),
         None => format!("{requested}: {}, {} is {}", code.number(), status.job, status.state),
     };

@@ -3,18 +3,17 @@
 use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
-use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
     DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery, StorageWish,
 };
 use sterna_shared::units::{Bandwidth, ByteCount};
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Output, pairs, table};
 use super::schedule::ScheduleArgs;
-use super::{job, unexpected, watch};
+use super::{job, watch};
+use crate::client::Client;
 use crate::view::{JobView, PlanView};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -115,37 +114,35 @@ pub(super) struct MigrateArgs {
     job: Option<JobId>,
 }
 
-pub(super) async fn run(args: &MigrateArgs, bus: &Bus, output: Output) -> Result<Exit, CliError> {
-    let waits = args.schedule.schedule().is_some();
+pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    let policy = Box::new(policy_of(args, bus.sender()));
-    let request = ApiRequest::Migrate { request: args.wish.request(), dry_run: args.dry_run, job, policy };
-    let reply = bus.ask(&request).await.map_err(|error| {
+    let (request, policy) = (args.wish.request(), policy_of(args, client.sender()));
+    if args.dry_run {
+        let draft = client.plan(job, &request, &policy).await?;
+        for wait in &draft.waits_for {
+            output.remark(&format!("it would wait: {wait}"));
+        }
+        let view = PlanView::new(&draft.plan);
+        output.result(&view, || show_plan(&view))?;
+        return Ok(Exit::Ok);
+    }
+    let status = client.migrate(job, &request, &policy).await.map_err(|error| {
+        let error = CliError::from(error);
         // Only then may the job exist unseen.
-        if error.exit == Exit::Unreachable && !args.dry_run {
+        if error.exit == Exit::Unreachable {
             error.hint(format!("if in doubt whether it began: sterna job show {job}; the same command with --job {job} makes no second one"))
         } else {
             error
         }
     })?;
-    match reply {
-        ApiReply::Plan { plan, waits_for } if args.dry_run => {
-            for wait in &waits_for {
-                output.remark(&format!("it would wait: {wait}"));
-            }
-            let view = PlanView::new(&plan);
-            output.result(&view, || show_plan(&view))?;
-            Ok(Exit::Ok)
-        }
-        ApiReply::JobStarted { status } if args.detach || waits => {
-            let view = JobView::new(&status, None);
-            output.remark(&format!("watch it: sterna job watch {job}"));
-            output.result(&view, || job.to_string())?;
-            Ok(Exit::Ok)
-        }
-        ApiReply::JobStarted { status } => watch::run(JobView::new(&status, None), bus, output).await,
-        other => Err(unexpected(&other)),
+    let view = JobView::new(&status, None);
+    // One that waits for its time is not watched until then.
+    if args.detach || policy.schedule.is_some() {
+        output.remark(&format!("watch it: sterna job watch {job}"));
+        output.result(&view, || job.to_string())?;
+        return Ok(Exit::Ok);
     }
+    watch::run(view, client, output).await
 }
 
 fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {

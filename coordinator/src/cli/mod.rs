@@ -1,17 +1,16 @@
 //! The `sterna` command: one file a command, one place for output, errors and exit codes.
 //!
 //! ```text
-//!   arguments ──▶ command ──ask──▶ bus ──NATS──▶ coordinators
-//!                    │                               │
-//!                    ▼                               ▼
-//!        output: results → stdout      error: kind → exit code, reasons, what to do next
+//!   arguments ──▶ command ──ask──▶ client ──NATS──▶ coordinators
+//!                    │                                  │
+//!                    ▼                                  ▼
+//!        output: results → stdout         error: kind → exit code, reasons, what to do next
 //! ```
 //!
 //! A command asks and shows; it decides nothing about a VM. What it shows of a job is [`crate::view`], which the feed
 //! shares. Watching polls and subscribes to nothing, so that a lost message or a coordinator's failover costs a moment
 //! and never the watch.
 
-mod bus;
 mod check;
 mod console;
 mod doctor;
@@ -34,12 +33,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use sterna_shared::bus::ApiReply;
 use sterna_shared::time::Timestamp;
 
-use bus::Bus;
 use error::{CliError, EXIT_CODES_HELP, Exit};
 use output::{Format, Output};
+
+use crate::client::Client;
 
 /// The longest a request may be allowed to take, in seconds.
 const TIMEOUT_SECONDS_MAX: u64 = 86_400;
@@ -164,15 +163,15 @@ const fn has_faces(command: &Command) -> bool {
     matches!(command, Command::Job(job::JobCommand::Show { .. } | job::JobCommand::Error { .. }))
 }
 
-async fn connect(global: &Global) -> Result<Bus, CliError> {
+async fn connect(global: &Global) -> Result<Client, CliError> {
     let found = settings::find(global.config.as_deref(), global.server.as_deref())?;
     connect_by(&found, global).await
 }
 
-async fn connect_by(found: &settings::Found, global: &Global) -> Result<Bus, CliError> {
+async fn connect_by(found: &settings::Found, global: &Global) -> Result<Client, CliError> {
     let sender = found.settings.name.clone().or_else(|| std::env::var("USER").ok()).unwrap_or("operator".to_owned());
-    let bus = Bus::connect(&found.settings.nats, &sender, Duration::from_secs(global.timeout)).await;
-    bus.map_err(|error| {
+    let client = Client::connect(&found.settings.nats, &sender, Duration::from_secs(global.timeout)).await;
+    client.map_err(|error| {
         let error = CliError::from(error);
         match &found.file {
             Some(path) => error.hint(format!("the configuration is {}", path.display())),
@@ -186,26 +185,6 @@ async fn connect_by(found: &settings::Found, global: &Global) -> Result<Bus, Cli
 /// The command's clock, read in this one place.
 fn now() -> Timestamp {
     Timestamp::from_unix_microseconds(jiff::Timestamp::now().as_microsecond())
-}
-
-/// An answer of another kind than the request calls for: a fault of the coordinator's, or another version of it.
-fn unexpected(reply: &ApiReply) -> CliError {
-    let kind = match reply {
-        ApiReply::Hosts { .. } => "hosts",
-        ApiReply::Vms { .. } => "vms",
-        ApiReply::Done => "done",
-        ApiReply::Console { .. } => "console",
-        ApiReply::Plan { .. } => "plan",
-        ApiReply::Checked { .. } => "checked",
-        ApiReply::JobStarted { .. } => "job started",
-        ApiReply::StateRequested { .. } => "state requested",
-        ApiReply::Jobs { .. } => "jobs",
-        ApiReply::Job { .. } => "job",
-        ApiReply::System { .. } => "system",
-        ApiReply::Error { .. } => "error",
-    };
-    CliError::new(Exit::Failed, format!("the coordinators answered something else than was asked: {kind}"))
-        .hint("are command and coordinator of one version? sterna doctor tells")
 }
 
 /// Asks a yes-or-no question on a terminal; elsewhere `--yes` must have been given.

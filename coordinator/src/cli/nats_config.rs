@@ -26,9 +26,9 @@ use serde_json::json;
 use sterna_shared::bus::{STREAM_COMMANDS, Subject};
 use sterna_shared::id::HostId;
 
-use super::bus::inbox_of;
 use super::error::{CliError, Exit};
 use super::output::{Output, table};
+use crate::client::inbox_of;
 use crate::pki::{Role, write_file, write_secret};
 
 /// The first line of a file that may be written anew.

@@ -1,18 +1,17 @@
 //! `sterna vm`: the VMs of the fleet.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::json;
-use sterna_shared::bus::{ApiReply, ApiRequest, VmView};
+use sterna_shared::bus::VmView;
 use sterna_shared::id::HostId;
 use sterna_shared::vm::VmSpec;
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::output::{Output, or_dash, pairs, table};
-use super::{Global, confirm, connect, console, settings, unexpected};
+use super::{Global, confirm, connect, console, settings};
+use crate::client::ClientError;
 
 /// The longest ACPI may be given to stop a guest, in seconds.
 const GRACE_SECONDS_MAX: i64 = 3600;
@@ -114,44 +113,31 @@ pub(super) async fn run(command: &VmCommand, global: &Global, output: Output) ->
                 return Ok(Exit::Ok);
             }
             let told = format!("{} is defined on {host}; start it: sterna vm start {}", spec.name, spec.name);
-            let request = ApiRequest::VmDefine { host: host.clone(), spec: Box::new(spec) };
-            done(&connect(global).await?, &request, Duration::ZERO, told, output).await
+            done(connect(global).await?.define_vm(host, spec).await, told, output)
         }
         VmCommand::List => {
-            let vms = ask(&connect(global).await?, &ApiRequest::VmList).await?;
+            let vms = connect(global).await?.vms().await?;
             output.result(&vms, || list(&vms))?;
             Ok(Exit::Ok)
         }
         VmCommand::Show { vm } => {
-            let vms = ask(&connect(global).await?, &ApiRequest::VmShow { vm: vm.clone() }).await?;
-            let Some(shown) = vms.first() else {
-                return Err(
-                    CliError::new(Exit::NotFound, format!("no VM is called {vm}")).hint("sterna vm list shows all")
-                );
-            };
-            output.result(shown, || show(shown))?;
+            let shown = connect(global).await?.vm(vm).await?;
+            output.result(&shown, || show(&shown))?;
             Ok(Exit::Ok)
         }
-        VmCommand::Start { vm } => {
-            let request = ApiRequest::VmStart { vm: vm.clone() };
-            done(&connect(global).await?, &request, Duration::ZERO, format!("{vm} runs"), output).await
-        }
+        VmCommand::Start { vm } => done(connect(global).await?.start_vm(vm).await, format!("{vm} runs"), output),
         VmCommand::Stop { vm, force, grace } => {
-            let request = ApiRequest::VmStop { vm: vm.clone(), force: *force, timeout_seconds: *grace };
-            let longer = Duration::from_secs(u64::from(*grace));
-            done(&connect(global).await?, &request, longer, format!("{vm} is stopped"), output).await
+            done(connect(global).await?.stop_vm(vm, *force, *grace).await, format!("{vm} is stopped"), output)
         }
         VmCommand::Delete { vm, delete_disks, yes } => {
             if *delete_disks {
                 confirm(&format!("Delete {vm} and all that its disks hold?"), *yes)?;
             }
-            let request = ApiRequest::VmDelete { vm: vm.clone(), delete_disks: *delete_disks };
-            done(&connect(global).await?, &request, Duration::ZERO, format!("{vm} is forgotten"), output).await
+            done(connect(global).await?.delete_vm(vm, *delete_disks).await, format!("{vm} is forgotten"), output)
         }
         VmCommand::Drop { vm, host } => {
-            let request = ApiRequest::VmDrop { vm: vm.clone(), host: host.clone() };
             let told = format!("{host} keeps nothing of {vm} any more");
-            done(&connect(global).await?, &request, Duration::ZERO, told, output).await
+            done(connect(global).await?.drop_partial(vm, host).await, told, output)
         }
         VmCommand::Console { vm, no_follow, from_start } => {
             console::run(vm, !no_follow, *from_start, &connect(global).await?, output).await
@@ -162,34 +148,17 @@ pub(super) async fn run(command: &VmCommand, global: &Global, output: Output) ->
                  disks are lost. Go on?"
             );
             confirm(&question, *yes)?;
-            let request = ApiRequest::VmResolve { vm: vm.clone(), fenced: fenced.clone() };
             let told = format!("{vm}: {fenced} counts as fenced; the handover resolves without it");
-            done(&connect(global).await?, &request, Duration::ZERO, told, output).await
+            done(connect(global).await?.resolve_vm(vm, fenced).await, told, output)
         }
     }
 }
 
-async fn done(
-    bus: &Bus,
-    request: &ApiRequest,
-    longer: Duration,
-    told: String,
-    output: Output,
-) -> Result<Exit, CliError> {
-    match bus.ask_for(request, longer).await? {
-        ApiReply::Done => {
-            output.result(&json!({ "done": true, "message": told }), || told.clone())?;
-            Ok(Exit::Ok)
-        }
-        other => Err(unexpected(&other)),
-    }
-}
-
-pub(super) async fn ask(bus: &Bus, request: &ApiRequest) -> Result<Vec<VmView>, CliError> {
-    match bus.ask(request).await? {
-        ApiReply::Vms { vms } => Ok(vms),
-        other => Err(unexpected(&other)),
-    }
+/// Tells that something was done, if it was.
+pub(super) fn done(outcome: Result<(), ClientError>, told: String, output: Output) -> Result<Exit, CliError> {
+    outcome?;
+    output.result(&json!({ "done": true, "message": told }), || told.clone())?;
+    Ok(Exit::Ok)
 }
 
 /// Reads a specification; every fault is told at once.

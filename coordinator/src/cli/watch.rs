@@ -10,10 +10,10 @@ use sterna_shared::job::{JobState, StepKind};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::bus::Bus;
 use super::error::{CliError, Exit};
 use super::job;
 use super::output::Output;
+use crate::client::Client;
 use crate::view::{JobView, ProgressView, Question, VolumeView};
 
 /// How often the job is asked for.
@@ -26,7 +26,7 @@ const PENDING_PATIENCE: Duration = Duration::from_secs(10);
 /// How far apart progress lines are where bars cannot be drawn.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
-pub(super) async fn run(first: JobView, bus: &Bus, output: Output) -> Result<Exit, CliError> {
+pub(super) async fn run(first: JobView, client: &Client, output: Output) -> Result<Exit, CliError> {
     let job = first.job;
     let mut watch = Watch::new(output);
     let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
@@ -52,7 +52,7 @@ pub(super) async fn run(first: JobView, bus: &Bus, output: Output) -> Result<Exi
             }
             answer = async {
                 ticks.tick().await;
-                job::ask(bus, job).await
+                client.job(job).await.map(|job| job.view()).map_err(CliError::from)
             } => answer,
         };
         match answer {

@@ -6,6 +6,7 @@ use sterna_shared::job::{Event, EventBody, JobStatus, Progress, Reporter, StepFi
 use super::{Document, Limiter, host_changed, vm_changed};
 use crate::fleet::Fleet;
 use crate::planner::{example, plan};
+use crate::schema;
 use crate::view::JobView;
 
 fn host(name: &str) -> HostId {
@@ -54,8 +55,12 @@ fn progress(done: u64, dirtied: u64) -> Progress {
     }
 }
 
+/// A document's body, held against its schema.
 fn json(document: &Document) -> serde_json::Value {
-    serde_json::from_slice(&document.body).expect("JSON")
+    let body = serde_json::from_slice(&document.body).expect("JSON");
+    let kind = document.key.split('.').next().expect("a kind");
+    schema::expect_valid(kind, &body);
+    body
 }
 
 #[test]

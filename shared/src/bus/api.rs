@@ -15,6 +15,7 @@ use crate::vm::VmSpec;
 
 /// What an operator asks of the coordinators.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ApiRequest {
     /// All hosts.
@@ -83,6 +84,7 @@ pub enum ApiRequest {
         offset: Option<u64>,
         /// Bytes to type.
         #[serde(with = "serde_bytes")]
+        #[cfg_attr(feature = "schema", schemars(with = "Vec<u8>"))]
         input: Vec<u8>,
     },
     /// Declare that a host can no longer run a VM: resolves a handover that it was part of.
@@ -196,6 +198,7 @@ impl ApiRequest {
 
 /// A change of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum JobChange {
     /// A property of `Msvm_MigrationJob`, by its name.
@@ -214,6 +217,7 @@ pub enum JobChange {
 
 /// What an operator says to a job that waits for a word.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum JobAnswer {
     /// Try again as it was planned.
@@ -229,6 +233,7 @@ pub enum JobAnswer {
 
 /// What the coordinators answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ApiReply {
     /// Hosts.
@@ -301,6 +306,7 @@ pub enum ApiReply {
 
 /// Why a request was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ApiError {
     /// Its kind, which sets the exit code.
     pub kind: ApiErrorKind,
@@ -314,6 +320,7 @@ pub struct ApiError {
 
 /// Kinds of error, each with an exit code of its own (docs/operations.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ApiErrorKind {
     /// The request makes no sense.
@@ -330,6 +337,7 @@ pub enum ApiErrorKind {
 
 /// A host, as the coordinators see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct HostView {
     /// What its agent last said.
     pub inventory: Inventory,
@@ -344,6 +352,7 @@ pub struct HostView {
 
 /// A VM, as the coordinators see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct VmView {
     /// The host that owns it; where none does, one that has a record of it.
     pub host: HostId,
@@ -353,16 +362,19 @@ pub struct VmView {
 
 /// Part of a console's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ConsoleChunk {
     /// Where in the log the bytes end: the next offset to ask for.
     pub end: u64,
     /// The bytes.
     #[serde(with = "serde_bytes")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<u8>"))]
     pub bytes: Vec<u8>,
 }
 
 /// The coordinators' own state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SystemView {
     /// The answering coordinator's name.
     pub coordinator: String,

@@ -14,6 +14,7 @@ pub const DEPTH_MAX: usize = 32;
 
 /// A message, as it crosses NATS.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Envelope {
     /// The version of the body.
     pub version: u16,
@@ -26,6 +27,7 @@ pub struct Envelope {
     pub epoch: Epoch,
     /// The message itself, MessagePack.
     #[serde(with = "serde_bytes")]
+    #[cfg_attr(feature = "schema", schemars(with = "Vec<u8>"))]
     pub body: Vec<u8>,
 }
 

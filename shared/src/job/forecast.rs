@@ -85,6 +85,7 @@ pub struct ForecastInput {
 
 /// What a move will be like.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Forecast {
     /// Whether the move is expected to get there, if all stays as it was measured.
     pub converges: bool,
@@ -99,6 +100,7 @@ pub struct Forecast {
 
 /// One outlook. Numbers that would not fit are the largest that do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Estimate {
     /// From the command to the end, in milliseconds.
     pub duration_ms: u64,

@@ -12,6 +12,7 @@ use crate::vm::{DiskSpec, VmSpec};
 
 /// What is to be done, by whom, to what. Immutable: a changed wish is a new plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Plan {
     /// The job.
     pub job: JobId,
@@ -49,6 +50,7 @@ pub struct Plan {
 
 /// How a VM moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum MoveMode {
     /// The guest runs at the source until the blackout, then at the target.
@@ -61,6 +63,7 @@ pub enum MoveMode {
 
 /// A host that takes part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Host {
     /// Its id, which its certificate must carry.
     pub id: HostId,
@@ -70,6 +73,7 @@ pub struct Host {
 
 /// A disk whose content is copied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DiskMove {
     /// As it is.
     pub source: DiskSpec,

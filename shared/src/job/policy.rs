@@ -15,6 +15,7 @@ pub const TEXT_LENGTH_MAX: usize = 256;
 
 /// How a job is to be treated.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Policy {
     /// Who asked for it.
@@ -79,6 +80,7 @@ impl std::str::FromStr for Notify {
 
 /// What is done when a job fails (`CIM_Job.RecoveryAction`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Recovery {
     /// Nothing; what comes after it in its group is not begun.

@@ -8,6 +8,7 @@ use crate::time::Timestamp;
 
 /// How far a job is, at most twice a second.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Progress {
     /// The job.
     pub job: JobId,
@@ -32,6 +33,7 @@ pub struct Progress {
 /// How much of something has crossed. What was there at the start and what was dirtied anew are told apart, so that
 /// neither number ever runs backwards.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Volume {
     /// Bytes there were at the start.

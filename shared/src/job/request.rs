@@ -9,6 +9,7 @@ use crate::vm::DiskFormat;
 
 /// A wish to move a VM, its disks, or both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MoveRequest {
     /// The VM, by name or id.
     pub vm: String,
@@ -60,6 +61,7 @@ impl MoveRequest {
 
 /// Whether the guest may stop.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ModeWish {
     /// Live if the guest runs, cold if it is stopped.
@@ -73,6 +75,7 @@ pub enum ModeWish {
 
 /// Whether disks go along.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum StorageWish {
     /// All disks are copied.
@@ -84,6 +87,7 @@ pub enum StorageWish {
 
 /// Where one disk goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DiskPlacement {
     /// The disk.
     pub disk: DiskName,

@@ -28,6 +28,7 @@ pub enum RequestedState {
 
 /// What `RequestStateChange` and `KillJob` return, in CIM's generic family (`CIM_ConcreteJob`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[repr(u16)]
 pub enum ReturnCode {

@@ -11,6 +11,7 @@ pub const RUNS_MAX: usize = 64;
 
 /// The runs of a recurring job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Runs {
     /// How many have begun.
     pub count: u32,
@@ -22,6 +23,7 @@ pub struct Runs {
 
 /// One run of a recurring job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Run {
     /// The run, a job of its own.
     pub job: JobId,

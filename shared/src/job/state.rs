@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// The state of a job. Names and numbers are CIM's (`Msvm_MigrationJob`, `CIM_ConcreteJob` 2.22); the names are spelt
 /// in lower case with `_`, like all words of Sterna's, wherever they are shown: `running`, `query_pending`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[repr(u16)]
 pub enum JobState {

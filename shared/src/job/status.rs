@@ -16,6 +16,7 @@ pub const NOTICES_MAX: usize = 64;
 
 /// A job, as the events so far tell it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JobStatus {
     /// The job.
     pub job: JobId,
@@ -62,6 +63,7 @@ pub struct JobStatus {
 
 /// Whether a job's plan is in agents' hands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Dispatch {
     /// It waits for its time or for a slot at its hosts, or is suspended or held: no agent has anything to do for it.
@@ -74,6 +76,7 @@ pub enum Dispatch {
 
 /// Something a watcher should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Notice {
     /// When.
     pub at: Timestamp,

@@ -10,6 +10,7 @@ use crate::time::Timestamp;
 
 /// A phase of a move, in the order in which a live one passes through them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StepKind {
     /// The target reserves memory, disks and ports, and starts its QEMU; the session is open.
@@ -58,6 +59,7 @@ impl fmt::Display for StepKind {
 
 /// Where a step stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StepState {
     /// Not begun.
@@ -73,6 +75,7 @@ pub enum StepState {
 
 /// What a step did, in numbers. Zero where a number means nothing for the step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct StepFigures {
     /// Bytes of content the step had to carry, as the guest sees them.
@@ -107,6 +110,7 @@ impl StepFigures {
 
 /// A step of a job, as folded from events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct StepStatus {
     /// Which.
     pub kind: StepKind,

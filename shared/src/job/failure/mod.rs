@@ -17,6 +17,7 @@ pub use catalogue::{ErrorEntry, RemedyNames};
 
 /// The kinds of failure. The code is stable: scripts and documents may rely on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum FailureCode {
     /// An operator cancelled the job.
@@ -71,6 +72,7 @@ pub enum ConditionCode {
 
 /// What went wrong, for a reader who was not there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FailureReport {
     /// Its kind.
     pub code: FailureCode,
@@ -115,6 +117,7 @@ impl fmt::Display for FailureReport {
 
 /// Why a request cannot become a plan. The code is stable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum RefusalCode {
     /// No host reports that VM.
@@ -193,6 +196,7 @@ pub enum RefusalCode {
 
 /// One reason why not, with what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// Its kind.
     pub code: RefusalCode,

@@ -31,6 +31,7 @@ pub use rule::{DayOfWeek, Month, Rule, Weekday, Zone};
 /// Fields that are not known are refused: one that was misspelt, or that a newer program wrote, narrows the schedule,
 /// and a schedule without it would run at times that nobody asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
     /// The one moment it runs (`ScheduledStartTime`). Either this or a rule. A moment that is past when the job is
@@ -49,11 +50,13 @@ pub struct Schedule {
     pub missed: Missed,
     /// How long after its turn a start is still on time; one that is later was missed. Microseconds in what is written.
     #[serde(rename = "late_after_us", with = "microseconds")]
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
     pub late_after: Duration,
 }
 
 /// What becomes of turns that nobody was there to take, as in an outage of the fleet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Missed {
     /// The job runs once, as soon as somebody is there, however many turns were missed.

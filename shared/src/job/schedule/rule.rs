@@ -22,6 +22,7 @@ use super::{calendar, microseconds};
 /// does not have the day is left out**, 31 in April, and nothing is sought from there either: whoever means the last
 /// day says -1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// The month (`RunMonth`); none is every month.
@@ -37,6 +38,7 @@ pub struct Rule {
     /// left out runs as soon as the clock was put forward, as with cron; one that comes twice runs the first time only.
     /// Microseconds in what is written.
     #[serde(rename = "start_us", with = "microseconds")]
+    #[cfg_attr(feature = "schema", schemars(with = "u64"))]
     pub start: Duration,
     /// Whose clock shows it (`LocalOrUtcTime`).
     pub zone: Zone,
@@ -44,6 +46,7 @@ pub struct Rule {
 
 /// A month, by CIM's numbers from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // Each says it itself.
 pub enum Month {
@@ -63,6 +66,7 @@ pub enum Month {
 
 /// A day of the week, by CIM's numbers from Sunday, 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)] // Each says it itself.
 pub enum Weekday {
@@ -77,6 +81,7 @@ pub enum Weekday {
 
 /// Which weekday is sought from a day of the month, and which way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum DayOfWeek {
     /// None: the day itself.
@@ -90,6 +95,7 @@ pub enum DayOfWeek {
 
 /// Whose clock a time is read from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Zone {
     /// UTC, which is never changed.

@@ -41,6 +41,7 @@ pub struct CimTimestamp {
 
 /// A length of time, from nothing to 99 999 999 days and the rest of one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = r"^[0-9]{14}\.[0-9]{6}:000$")))]
 #[serde(try_from = "String", into = "String")]
 pub struct CimInterval {
     microseconds: u64,
@@ -48,6 +49,7 @@ pub struct CimInterval {
 
 /// What a property holds that may be an instant, an interval, or a word in zeroes or nines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = r"^[0-9*]{14}\.[0-9*]{6}[+:-][0-9]{3}$")))]
 #[serde(try_from = "String", into = "String")]
 pub enum CimDateTime {
     /// An instant.

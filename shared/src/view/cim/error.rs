@@ -33,6 +33,7 @@ pub const ERRORS_MAX: usize = 32;
 
 /// An error, as CIM has it. `None` is CIM's NULL. Where Sterna has nothing to say, the field says why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "PascalCase")]
 pub struct MsvmError {
     /// What kind of error it is.

@@ -20,6 +20,7 @@ pub const CAPTION_LENGTH_MAX: usize = 64;
 
 /// A job, as CIM has it. `None` is CIM's NULL. Where Sterna has nothing to say, the field says why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "PascalCase")]
 pub struct MigrationJob {
     /// What the job does, in at most [`CAPTION_LENGTH_MAX`] characters.
@@ -95,6 +96,7 @@ pub struct MigrationJob {
     pub name: String,
     /// The state's number.
     #[serde(serialize_with = "number")]
+    #[cfg_attr(feature = "schema", schemars(schema_with = "state_number_schema"))]
     pub job_state: JobState,
     /// When the state last changed; no time at all while it never has.
     pub time_of_last_state_change: CimDateTime,
@@ -199,6 +201,11 @@ impl MigrationJob {
     pub fn to_xml(&self) -> String {
         xml::of(self)
     }
+}
+
+#[cfg(feature = "schema")]
+fn state_number_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    super::values::number_schema(JobState::ALL.iter().map(|state| (state.number().into(), state.to_string())))
 }
 
 fn number<S: Serializer>(state: &JobState, serializer: S) -> Result<S::Ok, S::Error> {

@@ -32,10 +32,30 @@ macro_rules! numbered {
                 self.number().serialize(serializer)
             }
         }
+
+        #[cfg(feature = "schema")]
+        impl schemars::JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                let values = Self::ALL.iter().map(|value| (i64::from(value.number()), format!("{value:?}")));
+                $crate::view::cim::values::number_schema(values)
+            }
+        }
     };
 }
 
 pub(super) use numbered;
+
+/// One of these numbers, each with its name.
+#[cfg(feature = "schema")]
+pub(super) fn number_schema(values: impl Iterator<Item = (i64, String)>) -> schemars::Schema {
+    let one_of: Vec<schemars::Schema> =
+        values.map(|(number, name)| schemars::json_schema!({ "const": number, "title": name })).collect();
+    schemars::json_schema!({ "type": "integer", "oneOf": one_of })
+}
 
 numbered!(
     /// How a thing is doing; a job has several at once, the first of which counts.

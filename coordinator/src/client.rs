@@ -1,0 +1,411 @@
+//! A client of the operators' API, for Rust programs: connect, ask, and have a typed answer. The command line is one such
+//! program and has no other way to the fleet.
+//!
+//! ```text
+//!   Client::jobs, migrate, kill …  ──▶ ask ──▶ connection ──NATS──▶ coordinators
+//!      what the request calls for ◀── ApiReply ◀──────────────────────┘
+//! ```
+//!
+//! There is a method for each request. After [`ClientError::TimedOut`] it is not known whether the request was carried out: look,
+//! before it is made again. A move may be asked for again at will, since its id is the asker's ([`Client::migrate`]).
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use sterna_coordinator::client::{Client, ClientError};
+//! use sterna_shared::bus::NatsSettings;
+//! use sterna_shared::job::RequestedState;
+//!
+//! # async fn example(settings: NatsSettings) -> Result<(), ClientError> {
+//! let client = Client::connect(&settings, "night shift", Duration::from_secs(30)).await?;
+//! for status in client.jobs().await? {
+//!     if !status.state.is_final() {
+//!         let change = client.request_state(status.job, RequestedState::Suspend, None).await?;
+//!         println!("{}: {}", status.job, change.code.number());
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod connection;
+mod error;
+
+use std::time::Duration;
+
+use sterna_shared::bus::{
+    ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer, JobChange, NatsSettings, SystemView, VmView,
+};
+use sterna_shared::host::LimitsChange;
+use sterna_shared::id::{HostId, JobId};
+use sterna_shared::job::{
+    CheckReport, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, RequestedState, ReturnCode,
+};
+use sterna_shared::time::Timestamp;
+use sterna_shared::units::Bandwidth;
+use sterna_shared::view::cim::{Contacts, MigrationJob, MsvmError};
+use sterna_shared::vm::VmSpec;
+
+use connection::Connection;
+pub(crate) use connection::inbox_of;
+pub use error::ClientError;
+
+use crate::view::JobView;
+
+/// The most servers that settings may name.
+const SERVERS_MAX: usize = 16;
+
+/// A connection to the fleet. It reconnects by itself; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Client {
+    connection: Connection,
+    sender: String,
+    timeout: Duration,
+}
+
+/// A job, with the latest of its progress while it runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// What its events add up to.
+    pub status: Box<JobStatus>,
+    /// How far it is.
+    pub progress: Option<Progress>,
+}
+
+impl Job {
+    /// The job as the feed and `sterna job show --output json` tell it.
+    #[must_use]
+    pub fn view(&self) -> JobView {
+        JobView::new(&self.status, self.progress.as_ref())
+    }
+}
+
+/// What a dry run has come to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draft {
+    /// The plan, its token blanked.
+    pub plan: Box<Plan>,
+    /// What a job would wait for before it began.
+    pub waits_for: Vec<Refusal>,
+}
+
+/// What a request for a job's state has come to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateChange {
+    /// What the method returns.
+    pub code: ReturnCode,
+    /// Why, where it was refused.
+    pub reason: Option<String>,
+    /// The job now.
+    pub status: Box<JobStatus>,
+}
+
+/// What is taken out of the answer that a request calls for; any other answer is an error.
+macro_rules! answer {
+    ($reply:expr, $expected:pat => $taken:expr) => {
+        match $reply {
+            $expected => Ok($taken),
+            other => Err(ClientError::unexpected(&other)),
+        }
+    };
+}
+
+impl Client {
+    /// Connects, and checks the broker's version. `sender` is who asks, as he calls himself; each request may take `timeout`.
+    ///
+    /// # Errors
+    /// Those of [`ClientError`] that are about settings and the broker; each names what to do.
+    pub async fn connect(settings: &NatsSettings, sender: &str, timeout: Duration) -> Result<Self, ClientError> {
+        let connection = Connection::open(settings, sender).await?;
+        Ok(Self { connection, sender: sender.to_owned(), timeout })
+    }
+
+    /// Who asks, as he calls himself.
+    #[must_use]
+    pub fn sender(&self) -> &str {
+        &self.sender
+    }
+
+    /// nats-server's version.
+    #[must_use]
+    pub fn server_version(&self) -> String {
+        self.connection.server_version()
+    }
+
+    /// Whether the server asks for TLS.
+    #[must_use]
+    pub fn server_demands_tls(&self) -> bool {
+        self.connection.server_demands_tls()
+    }
+
+    /// Asks the coordinators anything. An answer that is an error of theirs comes as one, [`ClientError::Api`]; so it is
+    /// with each method below.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn ask(&self, request: &ApiRequest) -> Result<ApiReply, ClientError> {
+        self.ask_for(request, Duration::ZERO).await
+    }
+
+    /// Asks for something that takes `longer` than the usual time.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn ask_for(&self, request: &ApiRequest, longer: Duration) -> Result<ApiReply, ClientError> {
+        match self.connection.exchange(&self.sender, request, self.timeout.saturating_add(longer)).await? {
+            ApiReply::Error { error } => Err(ClientError::Api { error }),
+            reply => Ok(reply),
+        }
+    }
+
+    /// All hosts.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], and where the answer is of another kind; so it is with each method below.
+    pub async fn hosts(&self) -> Result<Vec<HostView>, ClientError> {
+        answer!(self.ask(&ApiRequest::HostList).await?, ApiReply::Hosts { hosts } => hosts)
+    }
+
+    /// One host.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`]; [`ClientError::NotFound`] where no host is called so.
+    pub async fn host(&self, host: &HostId) -> Result<HostView, ClientError> {
+        let reply = self.ask(&ApiRequest::HostShow { host: host.clone() }).await?;
+        let hosts: Vec<HostView> = answer!(reply, ApiReply::Hosts { hosts } => hosts)?;
+        hosts.into_iter().next().ok_or_else(|| ClientError::NotFound { what: "host", name: host.to_string() })
+    }
+
+    /// Changes what a host takes on at once, from now on; with `reset` everything that was changed before is dropped first.
+    ///
+    /// # Errors
+    /// As [`Self::host`].
+    pub async fn set_host(&self, host: &HostId, change: LimitsChange, reset: bool) -> Result<HostView, ClientError> {
+        let reply = self.ask(&ApiRequest::HostSet { host: host.clone(), change, reset }).await?;
+        let hosts: Vec<HostView> = answer!(reply, ApiReply::Hosts { hosts } => hosts)?;
+        hosts.into_iter().next().ok_or_else(|| ClientError::NotFound { what: "host", name: host.to_string() })
+    }
+
+    /// Tells a host of a VM, which makes its disks.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn define_vm(&self, host: &HostId, spec: VmSpec) -> Result<(), ClientError> {
+        self.done(&ApiRequest::VmDefine { host: host.clone(), spec: Box::new(spec) }).await
+    }
+
+    /// All VMs.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn vms(&self) -> Result<Vec<VmView>, ClientError> {
+        answer!(self.ask(&ApiRequest::VmList).await?, ApiReply::Vms { vms } => vms)
+    }
+
+    /// One VM, by its name or id.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`]; [`ClientError::NotFound`] where no VM is called so.
+    pub async fn vm(&self, vm: &str) -> Result<VmView, ClientError> {
+        let reply = self.ask(&ApiRequest::VmShow { vm: vm.to_owned() }).await?;
+        let vms: Vec<VmView> = answer!(reply, ApiReply::Vms { vms } => vms)?;
+        vms.into_iter().next().ok_or_else(|| ClientError::NotFound { what: "VM", name: vm.to_owned() })
+    }
+
+    /// Starts a VM where it is.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn start_vm(&self, vm: &str) -> Result<(), ClientError> {
+        self.done(&ApiRequest::VmStart { vm: vm.to_owned() }).await
+    }
+
+    /// Stops a VM: by ACPI, for which it has `grace_seconds`, and then by force, or by force at once.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn stop_vm(&self, vm: &str, force: bool, grace_seconds: u32) -> Result<(), ClientError> {
+        let request = ApiRequest::VmStop { vm: vm.to_owned(), force, timeout_seconds: grace_seconds };
+        let reply = self.ask_for(&request, Duration::from_secs(u64::from(grace_seconds))).await?;
+        answer!(reply, ApiReply::Done => ())
+    }
+
+    /// Forgets a stopped VM, and its images with all they hold where `delete_disks` says so.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn delete_vm(&self, vm: &str, delete_disks: bool) -> Result<(), ClientError> {
+        self.done(&ApiRequest::VmDelete { vm: vm.to_owned(), delete_disks }).await
+    }
+
+    /// Removes what moves of a VM into a host have left there when they were cut.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn drop_partial(&self, vm: &str, host: &HostId) -> Result<(), ClientError> {
+        self.done(&ApiRequest::VmDrop { vm: vm.to_owned(), host: host.clone() }).await
+    }
+
+    /// A VM's serial console: its log from `offset` on, or its last 4 KiB, after `input` was typed.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn console(&self, vm: &str, offset: Option<u64>, input: Vec<u8>) -> Result<ConsoleChunk, ClientError> {
+        let reply = self.ask(&ApiRequest::VmConsole { vm: vm.to_owned(), offset, input }).await?;
+        answer!(reply, ApiReply::Console { chunk } => chunk)
+    }
+
+    /// Declares that a host can no longer run a VM. If it still runs it, the VM runs twice from then on, and its disks are lost.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn resolve_vm(&self, vm: &str, fenced: &HostId) -> Result<(), ClientError> {
+        self.done(&ApiRequest::VmResolve { vm: vm.to_owned(), fenced: fenced.clone() }).await
+    }
+
+    /// What [`Self::migrate`] would do now; nothing is changed.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`]; every reason why not is in [`ClientError::Api`].
+    pub async fn plan(&self, job: JobId, request: &MoveRequest, policy: &Policy) -> Result<Draft, ClientError> {
+        let reply = self.ask(&migrate_request(job, request, policy, true)).await?;
+        answer!(reply, ApiReply::Plan { plan, waits_for } => Draft { plan, waits_for })
+    }
+
+    /// Moves a VM, its disks, or both. The job's id is the asker's: asking twice with one id makes one job, so that it can be
+    /// asked again where it is not known whether the first was heard.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`]; every reason why not is in [`ClientError::Api`].
+    pub async fn migrate(
+        &self,
+        job: JobId,
+        request: &MoveRequest,
+        policy: &Policy,
+    ) -> Result<Box<JobStatus>, ClientError> {
+        let reply = self.ask(&migrate_request(job, request, policy, false)).await?;
+        answer!(reply, ApiReply::JobStarted { status } => status)
+    }
+
+    /// Checks a move: finds all that speaks against it, measures, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`]. That the VM cannot be moved is no error: see [`CheckReport::migratable`].
+    pub async fn check(&self, request: &MoveRequest) -> Result<Box<CheckReport>, ClientError> {
+        let reply = self.ask(&ApiRequest::Check { request: request.clone() }).await?;
+        answer!(reply, ApiReply::Checked { report } => report)
+    }
+
+    /// All jobs, newest first.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn jobs(&self) -> Result<Vec<JobStatus>, ClientError> {
+        answer!(self.ask(&ApiRequest::JobList).await?, ApiReply::Jobs { jobs } => jobs)
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn job(&self, job: JobId) -> Result<Job, ClientError> {
+        let reply = self.ask(&ApiRequest::JobShow { job }).await?;
+        answer!(reply, ApiReply::Job { status, progress } => Job { status, progress })
+    }
+
+    /// A job as CIM has it, which also says whether its hosts are heard of: hence two requests.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn migration_job(&self, job: JobId, now: Timestamp) -> Result<MigrationJob, ClientError> {
+        let Job { status, progress } = self.job(job).await?;
+        let contacts = Contacts::of(&status.plan, &self.hosts().await?);
+        Ok(MigrationJob::of(&status, progress.as_ref(), contacts, now))
+    }
+
+    /// What is wrong with a job, the main error first, as `GetErrorEx` tells it. None where nothing is.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn job_errors(&self, job: JobId) -> Result<Vec<MsvmError>, ClientError> {
+        let Job { status, .. } = self.job(job).await?;
+        let contacts = Contacts::of(&status.plan, &self.hosts().await?);
+        Ok(MsvmError::with_contacts(&status, contacts))
+    }
+
+    /// Asks for a job's state, as `RequestStateChange` does. With a `wait` the answer comes when the state is reached, or the
+    /// time is up.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`]. That the state cannot be had is no error: see [`StateChange::code`].
+    pub async fn request_state(
+        &self,
+        job: JobId,
+        requested: RequestedState,
+        wait: Option<Duration>,
+    ) -> Result<StateChange, ClientError> {
+        let timeout_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        let request = ApiRequest::JobState { job, requested: requested.number(), timeout_ms };
+        state_change(self.ask_for(&request, wait.unwrap_or_default()).await?)
+    }
+
+    /// Ends a job at once, as `KillJob` does, and takes it off the list of jobs then where `delete` says so.
+    ///
+    /// # Errors
+    /// As [`Self::request_state`].
+    pub async fn kill(&self, job: JobId, delete: bool) -> Result<StateChange, ClientError> {
+        state_change(self.ask(&ApiRequest::JobKill { job, delete }).await?)
+    }
+
+    /// Cancels a job: it puts everything back, which goes on after the answer.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn cancel(&self, job: JobId) -> Result<(), ClientError> {
+        self.done(&ApiRequest::JobCancel { job }).await
+    }
+
+    /// Changes what may be changed of a job: all of it or nothing.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn edit(&self, job: JobId, changes: Vec<JobChange>) -> Result<(), ClientError> {
+        self.done(&ApiRequest::JobEdit { job, changes }).await
+    }
+
+    /// Answers what a job waits for.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn answer(&self, job: JobId, answer: JobAnswer) -> Result<(), ClientError> {
+        self.done(&ApiRequest::JobAnswer { job, answer }).await
+    }
+
+    /// Changes a job's rate limit; none lifts it.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn set_bandwidth(&self, job: JobId, bandwidth: Option<Bandwidth>) -> Result<(), ClientError> {
+        self.done(&ApiRequest::JobBandwidth { job, bandwidth }).await
+    }
+
+    /// The coordinators' own state.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn system(&self) -> Result<SystemView, ClientError> {
+        answer!(self.ask(&ApiRequest::SystemShow).await?, ApiReply::System { system } => system)
+    }
+
+    async fn done(&self, request: &ApiRequest) -> Result<(), ClientError> {
+        answer!(self.ask(request).await?, ApiReply::Done => ())
+    }
+}
+
+fn migrate_request(job: JobId, request: &MoveRequest, policy: &Policy, dry_run: bool) -> ApiRequest {
+    ApiRequest::Migrate { request: request.clone(), dry_run, job, policy: Box::new(policy.clone()) }
+}
+
+fn state_change(reply: ApiReply) -> Result<StateChange, ClientError> {
+    answer!(reply, ApiReply::StateRequested { code, reason, status } => StateChange { code, reason, status })
+}
