@@ -84,6 +84,7 @@ impl State {
         // What was over before this one was submitted is no business of it.
         let before = |other: &&JobStatus| {
             other.policy.group.as_ref() == Some(group)
+                && !other.policy.recurs()
                 && other.parent != status.parent.or(Some(status.job))
                 && Some(other.job) != status.parent
                 && other.finished_at.is_none_or(|finished| finished >= status.submitted_at)

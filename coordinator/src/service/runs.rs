@@ -88,7 +88,8 @@ impl State {
                 let pause = i64::from(*pause_seconds) << tried.min(DOUBLINGS_MAX);
                 let failed_at = status.finished_at.unwrap_or(now.at).unix_microseconds();
                 let at = Timestamp::from_unix_microseconds(failed_at.saturating_add(pause.saturating_mul(1_000_000)));
-                let schedule = (pause > 0).then(|| Schedule::once(at));
+                // A pause that ended while nobody led is over.
+                let schedule = (at > now.at).then(|| Schedule::once(at));
                 Some(Submission {
                     request: status.request.clone(),
                     policy: Policy { schedule, ..policy },
@@ -115,8 +116,8 @@ impl State {
                 Due::Run { turn, .. } => turn,
                 Due::Nothing | Due::Skip { .. } => return None,
             },
-            // Somebody said that it is to run now.
-            JobState::Starting => now.at,
+            // Somebody said that it is to run now, if it has a run left.
+            JobState::Starting if schedule.run_times == 0 || status.runs.count < schedule.run_times => now.at,
             _ => return None,
         };
         let policy = Policy { schedule: None, ..status.policy.clone() };

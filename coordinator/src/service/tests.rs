@@ -6,7 +6,7 @@ use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::id::{Epoch, JobId, Token};
 use sterna_shared::job::{
     Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, MoveRequest, Policy, Recovery, Reporter,
-    RequestedState, ReturnCode, Schedule,
+    RequestedState, ReturnCode, Rule, Schedule, Zone,
 };
 use sterna_shared::time::Timestamp;
 
@@ -248,4 +248,38 @@ fn what_follows_in_a_group_waits_and_ends_with_what_failed_before_it() {
         assert_eq!(world.state_of(second), expected);
         assert_eq!(world.begun.contains(&second), expected == JobState::New);
     }
+}
+
+#[test]
+fn a_recurring_job_ends_once_when_no_turn_is_left() {
+    let mut world = World::new(1, 1);
+    let rule = Rule::daily(Duration::from_secs(0), Zone::Utc);
+    let until = Timestamp::from_unix_microseconds(world.now().at.unix_microseconds() + 5_000_000);
+    let schedule = Schedule { until: Some(until), ..Schedule::repeated(rule) };
+    let job = world.submit(0, Policy { schedule: Some(schedule), ..Policy::default() });
+    world.wait(30);
+    assert_eq!(world.state_of(job), JobState::Completed);
+    assert!(world.state.jobs[&job].own_sequence <= 3, "it is told once");
+}
+
+#[test]
+fn a_recurring_job_has_as_many_runs_as_was_said_and_none_more() {
+    let mut world = World::new(1, 1);
+    let rule = Rule::daily(Duration::from_secs(0), Zone::Utc);
+    let schedule = Schedule { run_times: 2, ..Schedule::repeated(rule) };
+    let job = world.submit(0, Policy { schedule: Some(schedule), ..Policy::default() });
+    let requested = RequestedState::Start.number();
+    for runs in 1..=2 {
+        world.ask(ApiRequest::JobState { job, requested, timeout_ms: None });
+        world.wait(1);
+        assert_eq!(world.begun.len(), runs);
+        let run = *world.begun.last().expect("a run");
+        assert_eq!(world.state_of(job), JobState::Running);
+        world.end(run, DONE);
+        world.wait(1);
+    }
+    assert_eq!(world.state_of(job), JobState::Completed);
+    let reply = world.ask(ApiRequest::JobState { job, requested, timeout_ms: None });
+    assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::InvalidTransition, .. }), "{reply:?}");
+    assert_eq!(world.begun.len(), 2);
 }

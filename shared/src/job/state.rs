@@ -118,8 +118,9 @@ impl JobState {
             (_, I::Terminated) => Self::Terminated,
             (_, I::Killed) => Self::Killed,
             (_, I::Failed) => Self::Exception,
-            // Also one that unwinds: a cancel that came too late loses against the completed move.
-            (Self::Starting | Self::Running | Self::QueryPending | Self::ShuttingDown, I::Completed) => Self::Completed,
+            // Also one that unwinds: a cancel that came too late loses against the completed move. And a recurring one that
+            // waits, or was told to, when its last turn is over.
+            (_, I::Completed) => Self::Completed,
 
             (Self::New, I::Accepted) => Self::Starting,
             (Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Accepted) => self,
