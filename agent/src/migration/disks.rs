@@ -269,16 +269,29 @@ impl SourceDisks {
     ) -> Result<PassStatistics, DiskError> {
         let Self { machine, socket, disks, volume, .. } = self;
         let wanted = disks.iter_mut().enumerate().filter(|(position, _)| wanted(*position)).map(|(_, disk)| disk);
-        let reads = wanted.map(|disk| disk.read(machine, socket, pass, blocks, volume, after));
-        let mut sum = PassStatistics::default();
+        let mut wanted: Vec<&mut Disk> = wanted.collect();
+        // Exports come and go while nothing is read: QEMU halts every disk for a change of what is above them.
+        let exports: Vec<Export> = wanted.iter().map(|disk| disk.export(pass)).collect();
+        for export in &exports {
+            machine.export_add(export).await?;
+        }
+        let reads = wanted.iter_mut().zip(&exports);
+        let reads = reads.map(|(disk, export)| disk.read(socket, &export.name, pass, blocks, volume));
         // Each is read to its end: an export that is cut off in the middle would be left over.
-        for read in join_all(reads).await {
+        let reads = join_all(reads).await;
+        let mut removed = Ok(());
+        for export in exports.iter().filter(|_| after == Exports::Removed) {
+            removed = removed.and(machine.export_remove(&export.id, EXPORT_REMOVAL_WAIT).await);
+        }
+        let mut sum = PassStatistics::default();
+        for read in reads {
             let read = read?;
             sum.read_bytes += read.read_bytes;
             sum.data_bytes += read.data_bytes;
             sum.zero_bytes += read.zero_bytes;
             sum.blocks += read.blocks;
         }
+        removed?;
         self.blocks += sum.blocks;
         Ok(sum)
     }
@@ -287,37 +300,20 @@ impl SourceDisks {
 /// What becomes of the exports of a pass when it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exports {
-    /// They go, each by itself.
+    /// They go.
     Removed,
     /// They go with the server.
     Kept,
 }
 
 impl Disk {
-    async fn read(
-        &mut self,
-        machine: &Machine,
-        socket: &Path,
-        pass: Option<&str>,
-        blocks: &mpsc::Sender<Block>,
-        volume: &watch::Sender<Volume>,
-        after: Exports,
-    ) -> Result<PassStatistics, DiskError> {
+    fn export(&self, pass: Option<&str>) -> Export {
         let id = format!("sterna-source-{}", self.index);
         let bitmaps = pass.map(|pass| (self.node.clone(), pass.to_owned())).into_iter().collect();
-        let export = Export { name: id.clone(), id, node: self.node.clone(), writable: false, bitmaps };
-        machine.export_add(&export).await?;
-        let read = self.read_export(socket, &export.name, pass, blocks, volume).await;
-        if after == Exports::Removed {
-            let removed = machine.export_remove(&export.id, EXPORT_REMOVAL_WAIT).await;
-            let statistics = read?;
-            removed?;
-            return Ok(statistics);
-        }
-        read
+        Export { name: id.clone(), id, node: self.node.clone(), writable: false, bitmaps }
     }
 
-    async fn read_export(
+    async fn read(
         &mut self,
         socket: &Path,
         export: &str,

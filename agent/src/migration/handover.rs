@@ -143,9 +143,15 @@ impl Handover {
         Self { host, record, ownership, guest, view }
     }
 
-    /// Shows whether the guest executes; whether that is news. The record is shown as soon as it is on the disk.
-    pub fn show(&self, state: VmState) -> bool {
-        self.view.send_if_modified(|view| std::mem::replace(&mut view.state, state) != state)
+    /// Shows whether the guest executes. The record is shown as soon as it is on the disk.
+    pub fn show(&self, state: VmState) {
+        self.view.send_if_modified(|view| std::mem::replace(&mut view.state, state) != state);
+    }
+
+    /// What others see of the VM.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
     }
 
     /// What the journal has.
@@ -215,7 +221,7 @@ impl Handover {
         let machine = guest.machine.clone();
         self.guest = Some(guest);
         machine.cont().await?;
-        machine.run_state_reached(&[RunState::Running], RUN_WAIT).await?;
+        self.runs(&machine).await?;
         Ok(())
     }
 
@@ -228,7 +234,7 @@ impl Handover {
         let stopped = HandoverError::State { state: VmState::Stopped, remedy: "start it" };
         let machine = self.machine().ok_or(stopped)?;
         machine.cont().await?;
-        machine.run_state_reached(&[RunState::Running], RUN_WAIT).await?;
+        self.runs(&machine).await?;
         Ok(())
     }
 
@@ -378,10 +384,17 @@ impl Handover {
                 error => Ran::Unknown(error.to_string()),
             };
         }
-        match machine.run_state_reached(&[RunState::Running], RUN_WAIT).await {
-            Ok(_) => Ran::Runs,
+        match self.runs(&machine).await {
+            Ok(()) => Ran::Runs,
             Err(error) => Ran::Unknown(error.to_string()),
         }
+    }
+
+    /// Waits until the guest executes, and shows it at once: nobody need ask again.
+    async fn runs(&self, machine: &Machine) -> Result<(), MachineError> {
+        machine.run_state_reached(&[RunState::Running], RUN_WAIT).await?;
+        self.show(VmState::Running);
+        Ok(())
     }
 
     /// The guest's process is gone. One that came by a move and never ran is lost with its memory, and the source still
@@ -405,7 +418,7 @@ impl Handover {
         let machine = guest.machine.clone();
         self.guest = Some(guest);
         machine.cont().await?;
-        machine.run_state_reached(&[RunState::Running], RUN_WAIT).await?;
+        self.runs(&machine).await?;
         Ok(())
     }
 

@@ -214,15 +214,21 @@ impl Task {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let event = self.select(&mut orders, &mut ticks).await;
-            let before = self.handover.record().clone();
+            let before = self.handover.view();
             match event {
-                Event::Order(order) => self.carry_out(order).await,
+                Event::Order(order) => {
+                    self.carry_out(order).await;
+                    // An answer to what was asked before the order may tell of how it was before.
+                    self.asked = None;
+                }
                 Event::GuestEnded => self.guest_ended().await,
                 Event::Tick => self.tick().await,
                 Event::Over => return,
             }
-            let news = self.look().await.is_some_and(|state| self.handover.show(state));
-            if news || *self.handover.record() != before {
+            if let Some(state) = self.look().await {
+                self.handover.show(state);
+            }
+            if self.handover.view() != before {
                 self.changes.notify_one();
             }
         }

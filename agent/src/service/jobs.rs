@@ -5,15 +5,16 @@
 
 use std::sync::Arc;
 
+use sterna_shared::bus::AgentReply;
 use sterna_shared::id::{HostId, JobId, TOKEN_LENGTH, Token};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan};
 use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::{Admitted, Attach, Refusal, RefusalCode, SessionId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{Job, Service};
+use super::{Answer, Job, Service};
 use crate::admission;
 use crate::clock;
 use crate::host::Host;
@@ -136,10 +137,14 @@ impl Service {
             (_, admitted) => admitted,
         };
         let task = run_job(Arc::clone(&context), role, admitted, sessions, recovered);
-        let (host, tell_over) = (Arc::clone(&self.host), self.tell_over.clone());
+        let (host, tell_over, answers) = (Arc::clone(&self.host), self.tell_over.clone(), self.give_answer.clone());
         tokio::spawn(async move {
             let outcome = task.await;
             if outcome != Outcome::Stopping {
+                // The fleet knows how the VM is before it hears that the job is over: who hears it may build on it at once.
+                let (reply, published) = oneshot::channel();
+                let _ = answers.send(Answer { answer: AgentReply::Done, reply }).await;
+                let _ = published.await;
                 conclude(&host, job, outcome).await;
                 let _ = tell_over.send(job).await;
             }

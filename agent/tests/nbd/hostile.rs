@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sterna_agent::disk::nbd::{BASE_ALLOCATION, Client, Failure, NbdError, Violation};
+use sterna_agent::disk::nbd::{BASE_ALLOCATION, Client, Failure, NbdError, Piece, SILENCE_READING_MAX, Violation};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -24,11 +24,16 @@ fn option_reply(option: u32, reply: u32, payload: &[u8]) -> Vec<u8> {
 
 /// An honest negotiation of an export of that size: nothing the client says changes the answers.
 fn negotiation(size: u64) -> Vec<u8> {
+    negotiation_of(size, 0b0110_1101)
+}
+
+/// The same with these flags of the export, of which 2 is that it is only read.
+fn negotiation_of(size: u64, flags: u8) -> Vec<u8> {
     let mut bytes = GREETING.to_vec();
     bytes.extend(option_reply(8, 1, &[]));
     bytes.extend(option_reply(10, 4, &[&7_u32.to_be_bytes()[..], BASE_ALLOCATION.as_bytes()].concat()));
     bytes.extend(option_reply(10, 1, &[]));
-    bytes.extend(option_reply(7, 3, &[&[0, 0][..], &size.to_be_bytes(), &[0, 0b0110_1101]].concat()));
+    bytes.extend(option_reply(7, 3, &[&[0, 0][..], &size.to_be_bytes(), &[0, flags]].concat()));
     bytes.extend(option_reply(7, 1, &[]));
     bytes
 }
@@ -214,4 +219,30 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let _ = runtime.block_on(connect(negotiation(SIZE), answer, false, act));
     }
+}
+
+/// A server that swallows the first request, and answers it on the next connection.
+#[tokio::test]
+async fn a_read_that_is_not_answered_is_asked_again_over_a_new_connection() {
+    let directory = directory();
+    let socket = directory.path().join("s");
+    let listener = UnixListener::bind(&socket).expect("a socket");
+    let data = [&0_u64.to_be_bytes()[..], &[9; 65536]].concat();
+    let answer = chunk(1, 1, 1, u32::try_from(data.len()).expect("short"), &data);
+    let server = tokio::spawn(async move {
+        let mut silent = Vec::new();
+        for answer in [Vec::new(), answer] {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            stream.write_all(&negotiation_of(SIZE, 0b0000_0011)).await.expect("written");
+            let mut sent = vec![0; CLIENT_NEGOTIATION + 28];
+            stream.read_exact(&mut sent).await.expect("a request");
+            stream.write_all(&answer).await.expect("written");
+            silent.push(stream);
+        }
+        silent
+    });
+    let client = Client::connect(&socket, "x", &[BASE_ALLOCATION], 1).await.expect("a client");
+    let read = timeout(3 * SILENCE_READING_MAX, client.read(0, 65536)).await.expect("no hang").expect("a read");
+    assert_eq!(read.iter().map(Piece::length).sum::<u64>(), 65536);
+    server.await.expect("served");
 }

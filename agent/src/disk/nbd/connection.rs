@@ -14,6 +14,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -21,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::wire::{self, Command, ReplyHeader};
-use super::{BYTES_IN_FLIGHT_MAX, CLOSE_MAX, Failure, NbdError, Piece, REQUESTS_IN_FLIGHT_MAX, SILENCE_MAX, Violation};
+use super::{BYTES_IN_FLIGHT_MAX, CLOSE_MAX, Failure, NbdError, Piece, REQUESTS_IN_FLIGHT_MAX, Violation};
 use crate::buffers::Pool;
 
 /// Permits for bytes are counted in this unit, since a semaphore counts to 2³² at most.
@@ -59,8 +60,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Starts the two tasks over the halves of a negotiated connection.
-    pub(super) fn start<R, W>(reader: R, writer: W) -> Self
+    /// Starts the two tasks over the halves of a negotiated connection, which ends when a request was in flight for `silence`
+    /// and nothing came.
+    pub(super) fn start<R, W>(reader: R, writer: W, silence: Duration) -> Self
     where
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
@@ -71,7 +73,7 @@ impl Connection {
         let (alive, writer_ended) = oneshot::channel();
         let (end, ended) = watch::channel(None);
         let input = BufReader::with_capacity(HEADER_BUFFER, reader);
-        let reader = Reader { input, registrations, pending: HashMap::new(), pool: Pool::default() };
+        let reader = Reader { input, silence, registrations, pending: HashMap::new(), pool: Pool::default() };
         tokio::spawn(reader.run(writer_ended, end));
         tokio::spawn(write(writer, orders, registry, alive));
         Self {
@@ -80,6 +82,11 @@ impl Connection {
             bytes: Arc::new(Semaphore::new((BYTES_IN_FLIGHT_MAX / BYTE_PERMIT_UNIT) as usize)),
             ended,
         }
+    }
+
+    /// Whether both are handles of one connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        self.requests.same_channel(&other.requests)
     }
 
     /// How many more requests could start now.
@@ -276,6 +283,7 @@ impl Pending {
 
 struct Reader<R> {
     input: BufReader<R>,
+    silence: Duration,
     registrations: mpsc::Receiver<Pending>,
     pending: HashMap<u64, Pending>,
     pool: Pool,
@@ -336,13 +344,13 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// Waits for the first byte of a reply, for as long as nothing in flight waits too long.
     async fn await_reply(&mut self) -> Result<(), Failure> {
         loop {
-            match timeout(SILENCE_MAX, self.input.fill_buf()).await {
+            match timeout(self.silence, self.input.fill_buf()).await {
                 Ok(Ok([])) => return Err(Failure::Ended),
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => {
                     self.register();
-                    if self.pending.values().any(|pending| pending.since.elapsed() >= SILENCE_MAX) {
+                    if self.pending.values().any(|pending| pending.since.elapsed() >= self.silence) {
                         return Err(Failure::Silent);
                     }
                 }
@@ -396,17 +404,17 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), Failure> {
-        timeout(SILENCE_MAX, self.input.read_exact(bytes)).await.map_err(|_| Failure::Silent)??;
+        timeout(self.silence, self.input.read_exact(bytes)).await.map_err(|_| Failure::Silent)??;
         Ok(())
     }
 
-    /// Reads a payload whose length was checked. Each part of it may take [`SILENCE_MAX`].
+    /// Reads a payload whose length was checked. Each part of it may take as long as a silence may be.
     async fn read_data(&mut self, length: usize) -> Result<Bytes, Failure> {
         let mut data = self.pool.take(length);
         let mut filled = 0;
         while filled < length {
             let read = self.input.read(&mut data[filled..length]);
-            match timeout(SILENCE_MAX, read).await.map_err(|_| Failure::Silent)?? {
+            match timeout(self.silence, read).await.map_err(|_| Failure::Silent)?? {
                 0 => return Err(Failure::Ended),
                 count => filled += count,
             }

@@ -21,14 +21,16 @@ mod error;
 mod negotiate;
 mod wire;
 
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sterna_shared::vm::DISK_SIZE_MAX;
 use tokio::net::UnixStream;
-use tokio::time::timeout;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
 use self::connection::{Connection, Reply, Request};
 use self::negotiate::Terms;
@@ -50,6 +52,9 @@ pub const CONTEXTS_MAX: usize = 8;
 pub const NEGOTIATION_MAX: Duration = Duration::from_secs(10);
 /// The longest a request may be in flight without an answer: longer than any healthy storage takes, and an end.
 pub const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// The longest that a client which only reads waits in silence: then it asks again over a new connection, until
+/// [`SILENCE_MAX`] has passed. QEMU was seen, once in thousands of passes, to leave a read unanswered that it answers so.
+pub const SILENCE_READING_MAX: Duration = Duration::from_secs(10);
 /// The longest a goodbye may take.
 pub const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// The most extents that one reading of a whole context may give, 24 bytes each.
@@ -130,16 +135,28 @@ pub enum ZeroMode {
 }
 
 /// A connection, and what was agreed on it: each has its own numbers for the contexts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Line {
     connection: Connection,
-    terms: Terms,
+    terms: Arc<Terms>,
 }
 
 /// A disk, reached over one or more connections. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Client {
-    lines: Arc<[Line]>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    socket: PathBuf,
+    export: String,
+    contexts: Vec<String>,
+    /// What was agreed on the first line; the others agree in all that matters.
+    terms: Arc<Terms>,
+    lines: Vec<RwLock<Line>>,
+    /// Held while a line is replaced, so that those who wait for one answer replace it once.
+    renewal: Mutex<()>,
 }
 
 impl Client {
@@ -151,21 +168,18 @@ impl Client {
     pub async fn connect(socket: &Path, export: &str, contexts: &[&str], connections: usize) -> Result<Self, NbdError> {
         check_names(export, contexts, connections)?;
         let first = connect_one(socket, export, contexts).await?;
-        let size = first.terms.size;
-        if size > DISK_SIZE_MAX.0 {
-            return Err(NbdError::TooLarge { size });
+        let terms = Arc::clone(&first.terms);
+        if terms.size > DISK_SIZE_MAX.0 {
+            return Err(NbdError::TooLarge { size: terms.size });
         }
-        let connections = if first.terms.flags & can::MULTI_CONN == 0 { 1 } else { connections };
-        let mut lines = vec![first];
+        let connections = if terms.flags & can::MULTI_CONN == 0 { 1 } else { connections };
+        let mut lines = vec![RwLock::new(first)];
         while lines.len() < connections {
-            let next = connect_one(socket, export, contexts).await?;
-            if next.terms.size != size {
-                let violation = Violation::SizeChanged { first: size, other: next.terms.size };
-                return Err(NbdError::Negotiation { cause: Failure::Violation(violation) });
-            }
-            lines.push(next);
+            lines.push(RwLock::new(connect_same(socket, export, contexts, &terms).await?));
         }
-        Ok(Self { lines: lines.into() })
+        let contexts = contexts.iter().map(|context| (*context).to_owned()).collect();
+        let (socket, export, renewal) = (socket.to_owned(), export.to_owned(), Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { socket, export, contexts, terms, lines, renewal }) })
     }
 
     /// The disk's size in bytes.
@@ -177,7 +191,7 @@ impl Client {
     /// How many connections it has.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.lines.len()
+        self.shared.lines.len()
     }
 
     /// Whether the export refuses writes.
@@ -303,8 +317,8 @@ impl Client {
     /// Waits for the operations in flight, says goodbye, and waits until the server has closed its side (at most
     /// [`CLOSE_MAX`]). Operations of clones fail from now on. Close clients before their server is stopped.
     pub async fn close(self) {
-        for line in self.lines.iter() {
-            line.connection.close().await;
+        for place in 0..self.connections() {
+            self.line(place).connection.close().await;
         }
     }
 
@@ -329,9 +343,8 @@ impl Client {
 
     /// One block-status request; the entries cover at least a part of the range.
     async fn status_entries(&self, context: &str, offset: u64, length: u32) -> Result<Vec<(u32, u32)>, NbdError> {
-        let line = self.least_busy();
         let request = Request { command: Command::BlockStatus, flags: 0, offset, length, payload: Bytes::new() };
-        let reply = line.connection.call(request).await?;
+        let (reply, line) = self.ask(request).await?;
         let id = line.terms.contexts.iter().find(|(name, _)| name == context).map(|(_, id)| *id);
         let chunk = match reply {
             Reply::Status(chunks) => chunks.into_iter().find(|chunk| Some(chunk.context) == id),
@@ -351,16 +364,52 @@ impl Client {
         length: u32,
         payload: Bytes,
     ) -> Result<Reply, NbdError> {
-        self.least_busy().connection.call(Request { command, flags, offset, length, payload }).await
+        self.ask(Request { command, flags, offset, length, payload }).await.map(|(reply, _)| reply)
     }
 
-    /// What was agreed on the first line; the others agree in all that matters.
+    /// Asks over the least busy line, and says which that was. What only reads is asked again where the server is silent.
+    async fn ask(&self, request: Request) -> Result<(Reply, Line), NbdError> {
+        let began = Instant::now();
+        let reads = matches!(request.command, Command::Read | Command::BlockStatus);
+        loop {
+            let (place, line) = self.least_busy();
+            match line.connection.call(request.clone()).await {
+                Ok(reply) => return Ok((reply, line)),
+                Err(NbdError::Lost { cause, .. })
+                    if reads && matches!(*cause, Failure::Silent) && began.elapsed() < SILENCE_MAX =>
+                {
+                    self.renew(place, &line).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Puts a new line in the place of one that has ended, unless another asker has done so.
+    async fn renew(&self, place: usize, ended: &Line) -> Result<(), NbdError> {
+        let Shared { socket, export, contexts, terms, lines, renewal } = &*self.shared;
+        let _renewal = renewal.lock().await;
+        if !self.line(place).connection.is(&ended.connection) {
+            return Ok(());
+        }
+        warn!(export, socket = %socket.display(), "the NBD server is silent; asked again over a new connection");
+        let contexts: Vec<&str> = contexts.iter().map(String::as_str).collect();
+        let line = connect_same(socket, export, &contexts, terms).await?;
+        *lines[place].write().unwrap_or_else(PoisonError::into_inner) = line;
+        Ok(())
+    }
+
     fn terms(&self) -> &Terms {
-        &self.lines[0].terms
+        &self.shared.terms
     }
 
-    fn least_busy(&self) -> &Line {
-        self.lines.iter().max_by_key(|line| line.connection.room()).unwrap_or(&self.lines[0])
+    fn line(&self, place: usize) -> Line {
+        self.shared.lines[place].read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn least_busy(&self) -> (usize, Line) {
+        let lines = (0..self.connections()).map(|place| (place, self.line(place)));
+        lines.max_by_key(|(_, line)| line.connection.room()).unwrap_or_else(|| (0, self.line(0)))
     }
 
     fn allows(&self, flag: u16) -> bool {
@@ -419,7 +468,18 @@ async fn connect_one(socket: &Path, export: &str, contexts: &[&str]) -> Result<L
         widen(&stream);
         let terms = negotiate::negotiate(&mut stream, export, contexts).await?;
         let (reader, writer) = stream.into_split();
-        Ok(Line { connection: Connection::start(reader, writer), terms })
+        let silence = if terms.flags & can::READ_ONLY == 0 { SILENCE_MAX } else { SILENCE_READING_MAX };
+        Ok(Line { connection: Connection::start(reader, writer, silence), terms: Arc::new(terms) })
     };
     timeout(NEGOTIATION_MAX, connect).await.map_err(|_| NbdError::Negotiation { cause: Failure::Silent })?
+}
+
+/// A further line to what was connected to before, which must still be as large.
+async fn connect_same(socket: &Path, export: &str, contexts: &[&str], first: &Terms) -> Result<Line, NbdError> {
+    let line = connect_one(socket, export, contexts).await?;
+    if line.terms.size != first.size {
+        let violation = Violation::SizeChanged { first: first.size, other: line.terms.size };
+        return Err(NbdError::Negotiation { cause: Failure::Violation(violation) });
+    }
+    Ok(line)
 }
