@@ -406,7 +406,7 @@ impl Journal {
 #[cfg(test)]
 pub(crate) mod tests {
     use sterna_shared::id::{Generation, Token};
-    use sterna_shared::job::{EventBody, Host, MoveMode, Reporter};
+    use sterna_shared::job::{EventBody, Host, JobKind, MoveMode, Reporter};
     use sterna_shared::units::ByteCount;
     use sterna_shared::vm::Firmware;
 
@@ -420,6 +420,7 @@ pub(crate) mod tests {
             job: "0197c0de-0000-7000-8000-000000000001".parse().expect("a UUID"),
             planned_at: Timestamp::from_unix_microseconds(0),
             attempt: 0,
+            kind: JobKind::Move,
             mode: MoveMode::Live,
             vm_at_target: vm.clone(),
             vm,

@@ -361,7 +361,7 @@ fn float(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use sterna_shared::id::Token;
-    use sterna_shared::job::{Event, EventBody, Host, Reporter, StepFigures};
+    use sterna_shared::job::{Event, EventBody, Host, JobKind, Reporter, StepFigures};
     use sterna_shared::vm::VmSpec;
 
     use super::*;
@@ -384,6 +384,7 @@ mod tests {
             job: "0197c0de-0000-7000-8000-00000000000a".parse().expect("a UUID"),
             planned_at: at(0),
             attempt: 0,
+            kind: JobKind::Move,
             mode: MoveMode::Live,
             disks: vec![DiskMove { source: spec.disks[0].clone(), target: spec.disks[0].clone() }],
             vm: spec.clone(),

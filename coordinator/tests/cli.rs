@@ -9,7 +9,9 @@ use futures_util::StreamExt;
 use sterna_coordinator::client::{Client, ClientError};
 use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, NatsSettings, Subject};
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token};
-use sterna_shared::job::{Event, EventBody, Host, JobState, JobStatus, MoveMode, Plan, Refusal, RefusalCode, Reporter};
+use sterna_shared::job::{
+    Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, Plan, Refusal, RefusalCode, Reporter,
+};
 use sterna_shared::time::Timestamp;
 use sterna_shared::vm::VmSpec;
 
@@ -126,6 +128,7 @@ fn plan(job: JobId) -> Plan {
         job,
         planned_at: at(0),
         attempt: 0,
+        kind: JobKind::Move,
         mode: MoveMode::Cold,
         vm: spec.clone(),
         vm_at_target: spec,

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use clap::{Args, ValueEnum};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery, StorageWish,
+    DiskPlacement, JobKind, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery,
+    StorageWish,
 };
 use sterna_shared::units::{Bandwidth, ByteCount};
 
@@ -167,6 +168,7 @@ impl WishArgs {
     /// The wish that they come to.
     pub(super) fn request(&self) -> MoveRequest {
         MoveRequest {
+            kind: JobKind::Move,
             vm: self.vm.clone(),
             target: self.to.clone(),
             mode: match self.mode {

@@ -4,7 +4,7 @@ use sterna_shared::host::{
     Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, Pool, VmReport, VmState,
 };
 use sterna_shared::id::{Epoch, Generation, JobId, TOKEN_LENGTH, Token};
-use sterna_shared::job::{ModeWish, MoveRequest, StorageWish};
+use sterna_shared::job::{JobKind, ModeWish, MoveRequest, StorageWish};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, CacheMode, DiskBus, DiskFormat, DiskSpec, Firmware, KernelBoot, NicSpec, VmSpec};
@@ -103,6 +103,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
 
 pub(crate) fn request() -> MoveRequest {
     MoveRequest {
+        kind: JobKind::Move,
         vm: "web".into(),
         target: Some("beta".parse().expect("a name")),
         mode: ModeWish::Auto,

@@ -180,6 +180,7 @@ impl<'a> Case<'a> {
             job: seeds.job,
             planned_at: seeds.now,
             attempt: seeds.attempt,
+            kind: self.request.kind,
             mode,
             steps: Plan::steps_of(mode, !disks.is_empty()),
             vm: vm.spec.clone(),

@@ -32,7 +32,7 @@ pub use policy::{
     KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,
 };
 pub use progress::{Progress, Volume};
-pub use request::{DiskPlacement, ModeWish, MoveRequest, StorageWish};
+pub use request::{DiskPlacement, JobKind, ModeWish, MoveRequest, StorageWish};
 pub use request_state::{Hands, RequestedState, ReturnCode, STANDINGS, Verdict, verdict};
 pub use runs::{RUNS_MAX, Run, Runs};
 pub use schedule::{DayOfWeek, Due, Missed, Month, Rule, SEARCH_YEARS, Schedule, Weekday, Zone};

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::StepKind;
+use super::{JobKind, StepKind};
 use crate::id::{Generation, HostId, JobId, Token};
 use crate::time::Timestamp;
 use crate::units::{Bandwidth, ByteCount};
@@ -22,6 +22,9 @@ pub struct Plan {
     /// two is the newer.
     #[serde(default)]
     pub attempt: u32,
+    /// What is done about the VM.
+    #[serde(default)]
+    pub kind: JobKind,
     /// How it moves.
     pub mode: MoveMode,
     /// The VM as it is at the source.

@@ -7,10 +7,29 @@ use crate::id::{DiskName, HostId, PoolName};
 use crate::units::Bandwidth;
 use crate::vm::DiskFormat;
 
-/// A wish to move a VM, its disks, or both.
+/// What a job does about a VM.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// It is moved, its disks are, or both.
+    #[default]
+    Move,
+    /// Nothing is changed: everything that speaks for and against the move is told.
+    Check,
+    /// As a check, and every disk is read through.
+    DeepCheck,
+    /// A planned VM is made at the target: what a later move needs is reserved there, and nothing runs.
+    Stage,
+}
+
+/// A wish to move a VM, its disks, or both; or to know whether that could be, or to have it prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MoveRequest {
+    /// What the job does about it.
+    #[serde(default)]
+    pub kind: JobKind,
     /// The VM, by name or id.
     pub vm: String,
     /// Where to. Left out for a storage move within the VM's host.
@@ -42,6 +61,7 @@ impl MoveRequest {
             format: Some(disk.target.format),
         });
         Self {
+            kind: plan.kind,
             vm: plan.vm.id.to_string(),
             target: (!storage_only).then(|| plan.target.id.clone()),
             mode: match plan.mode {

@@ -430,7 +430,7 @@ fn host_of(event: &Event) -> Option<HostId> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Host, MoveMode, StepFigures};
+    use super::super::{Host, JobKind, MoveMode, StepFigures};
     use super::*;
     use crate::id::Generation;
     use crate::units::ByteCount;
@@ -456,6 +456,7 @@ mod tests {
             job: "0197c0de-0000-7000-8000-000000000001".parse().expect("a UUID"),
             planned_at: Timestamp::from_unix_microseconds(0),
             attempt: 0,
+            kind: JobKind::Move,
             mode: MoveMode::Live,
             vm_at_target: vm.clone(),
             vm,

@@ -3,8 +3,8 @@
 use serde_json::json;
 use sterna_shared::id::{Generation, Token};
 use sterna_shared::job::{
-    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobStatus, MoveMode, MoveRequest, Plan, Policy,
-    Progress, Reporter, StepFigures, StepKind, Volume,
+    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobKind, JobStatus, MoveMode, MoveRequest, Plan,
+    Policy, Progress, Reporter, StepFigures, StepKind, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -41,6 +41,7 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         job: "0197c0de-0000-7000-8000-00000000000a".parse().expect("a UUID"),
         planned_at: at(0),
         attempt: 0,
+        kind: JobKind::Move,
         mode,
         disks: if copies_disks { vec![moved(&vm, &vm_at_target)] } else { vec![] },
         vm,

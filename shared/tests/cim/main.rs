@@ -10,7 +10,9 @@ mod reader;
 use std::path::Path;
 
 use serde_json::Value;
-use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, MoveRequest, Policy, Progress, Recovery, StepKind};
+use sterna_shared::job::{
+    EventBody, JobKind, JobState, JobStatus, MoveMode, MoveRequest, Plan, Policy, Progress, Recovery, StepKind,
+};
 use sterna_shared::view::cim::{
     CAPTION_LENGTH_MAX, CimDateTime, Contact, Contacts, EditFault, ErrorCode, MigrationJob, OperationalStatus,
     READ_ONLY, READ_WRITE, edit,
@@ -138,6 +140,17 @@ fn type_and_destination_follow_the_plan() {
         let stays = mode == MoveMode::Storage;
         assert_eq!(job["DestinationHost"], if stays { Value::Null } else { "bravo".into() });
         assert_eq!(job["NewResourceSettingData"].is_array(), stays);
+    }
+    for (kind, mode, copies_disks, job_type, migration_type) in [
+        (JobKind::Stage, MoveMode::Live, true, 300, 32770),
+        (JobKind::Check, MoveMode::Live, false, 301, 32768),
+        (JobKind::Check, MoveMode::Cold, true, 302, 32771),
+        (JobKind::DeepCheck, MoveMode::Live, true, 303, 32772),
+        (JobKind::Check, MoveMode::Storage, true, 304, 32769),
+    ] {
+        let plan = Plan { kind, ..jobs::plan(mode, copies_disks) };
+        let job = json(&face(&JobStatus::planned(plan), None));
+        assert_eq!((&job["JobType"], &job["MigrationType"]), (&job_type.into(), &migration_type.into()));
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use crate::id::VmId;
-use crate::job::{DiskMove, JobState, JobStatus, MoveMode, Plan, Progress, Recovery};
+use crate::job::{DiskMove, JobKind, JobState, JobStatus, MoveMode, Plan, Progress, Recovery};
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
 
@@ -222,22 +222,36 @@ fn recovery(recovery: &Recovery) -> (RecoveryAction, Option<String>) {
     }
 }
 
-/// A storage move is one of disks; any other one of the VM, with its disks where any are copied.
+/// A storage move is one of disks; any other one of the VM, with its disks where any are copied. A check has the migration
+/// type of the move that it is about.
 fn kind(plan: &Plan) -> (JobType, MigrationType) {
-    match plan.mode {
-        MoveMode::Storage => (JobType::MovingStorage, MigrationType::Storage),
-        MoveMode::Live | MoveMode::Cold if plan.disks.is_empty() => {
-            (JobType::MovingVirtualMachine, MigrationType::VirtualSystem)
-        }
-        MoveMode::Live | MoveMode::Cold => {
-            (JobType::MovingVirtualMachineAndStorage, MigrationType::VirtualSystemAndStorage)
-        }
+    let migration = match plan.mode {
+        MoveMode::Storage => MigrationType::Storage,
+        MoveMode::Live | MoveMode::Cold if plan.disks.is_empty() => MigrationType::VirtualSystem,
+        MoveMode::Live | MoveMode::Cold => MigrationType::VirtualSystemAndStorage,
+    };
+    match (plan.kind, migration) {
+        (JobKind::Stage, _) => (JobType::CreatingRemoteVirtualMachine, MigrationType::Staged),
+        (JobKind::DeepCheck, _) => (JobType::CheckingStorage, MigrationType::StorageDeepCheck),
+        (JobKind::Check, MigrationType::Storage) => (JobType::CheckingStorageMigration, migration),
+        (JobKind::Check, MigrationType::VirtualSystem) => (JobType::CheckingVirtualMachine, migration),
+        (JobKind::Check, _) => (JobType::CheckingVirtualMachineAndStorage, migration),
+        (JobKind::Move, MigrationType::Storage) => (JobType::MovingStorage, migration),
+        (JobKind::Move, MigrationType::VirtualSystem) => (JobType::MovingVirtualMachine, migration),
+        (JobKind::Move, _) => (JobType::MovingVirtualMachineAndStorage, migration),
     }
 }
 
 fn caption(plan: &Plan, job_type: JobType) -> String {
     let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
     let whole = match job_type {
+        JobType::CreatingRemoteVirtualMachine => format!("Preparing VM {vm} of {source} at {target}"),
+        JobType::CheckingVirtualMachine => format!("Checking a move of VM {vm} from {source} to {target}"),
+        JobType::CheckingVirtualMachineAndStorage => {
+            format!("Checking a move of VM {vm} and its disks from {source} to {target}")
+        }
+        JobType::CheckingStorage => format!("Reading the disks of VM {vm} on {source} through"),
+        JobType::CheckingStorageMigration => format!("Checking a move of disks of VM {vm} on {source}"),
         JobType::MovingStorage => format!("Moving disks of VM {vm} on {source}"),
         JobType::MovingVirtualMachineAndStorage => format!("Moving VM {vm} and its disks from {source} to {target}"),
         _ => format!("Moving VM {vm} from {source} to {target}"),
