@@ -406,7 +406,7 @@ impl Journal {
 #[cfg(test)]
 pub(crate) mod tests {
     use sterna_shared::id::{Generation, Token};
-    use sterna_shared::job::{EventBody, Host, JobKind, MoveMode, Reporter};
+    use sterna_shared::job::{EventBody, Host, JobKind, MoveMode, MoveSettings, Reporter};
     use sterna_shared::units::ByteCount;
     use sterna_shared::vm::Firmware;
 
@@ -432,6 +432,7 @@ pub(crate) mod tests {
             lanes: 4,
             bandwidth: None,
             blackout_max_ms: 2000,
+            settings: MoveSettings::default(),
             steps: Plan::steps_of(MoveMode::Live, false),
         };
         let accepted_at = plan.planned_at;

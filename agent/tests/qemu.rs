@@ -15,7 +15,7 @@ use sterna_agent::hypervisor::qemu::command_line::{disk_nodes, format_node, top_
 use sterna_agent::hypervisor::qemu::probe::{Verdict, WORK_WAIT_MAX, probe, try_out};
 use sterna_agent::hypervisor::qemu::qmp::{Qmp, QmpError};
 use sterna_agent::hypervisor::qemu::{
-    BitmapOptions, Export, MachineError, MigrationSettings, MigrationStatus, RunState,
+    BitmapOptions, Export, MachineError, MigrationSettings, MigrationStatus, RunState, Throttle,
 };
 use sterna_agent::probe::measure_machine;
 use sterna_shared::host::Accelerator;
@@ -265,7 +265,7 @@ async fn another_image_goes_under_a_running_guest() {
 
 #[tokio::test]
 async fn a_guest_moves_and_the_target_ends_paused() {
-    for multifd_channels in [2, 0] {
+    for (multifd_channels, compress) in [(2, false), (0, false), (2, true)] {
         let bench = Bench::new();
         let (source, target) = (bench.start("source", false).await, bench.start("target", true).await);
         let_go(&source).await;
@@ -273,7 +273,8 @@ async fn a_guest_moves_and_the_target_ends_paused() {
             multifd_channels,
             bandwidth: None,
             downtime_limit: Duration::from_millis(300),
-            auto_converge: false,
+            auto_converge: None,
+            compress,
         };
         for side in [&source, &target] {
             side.machine.migration_set_up(&settings).await.expect("set up");
@@ -317,7 +318,8 @@ async fn a_move_given_up_at_the_switchover_leaves_the_guest_running() {
         multifd_channels: 2,
         bandwidth: Some(Bandwidth(1 << 30)),
         downtime_limit: Duration::from_millis(300),
-        auto_converge: true,
+        auto_converge: Some(Throttle { first: 20, step: 10 }),
+        compress: false,
     };
     for side in [&source, &target] {
         side.machine.migration_set_up(&settings).await.expect("set up");

@@ -361,7 +361,7 @@ fn float(count: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use sterna_shared::id::Token;
-    use sterna_shared::job::{Event, EventBody, Host, JobKind, Reporter, StepFigures};
+    use sterna_shared::job::{Event, EventBody, Host, JobKind, MoveSettings, Reporter, StepFigures};
     use sterna_shared::vm::VmSpec;
 
     use super::*;
@@ -396,6 +396,7 @@ mod tests {
             lanes: 4,
             bandwidth: Some(Bandwidth(100 * MIB)),
             blackout_max_ms: 2000,
+            settings: MoveSettings::default(),
             steps: Plan::steps_of(MoveMode::Live, true),
         }
     }

@@ -10,7 +10,7 @@ use sterna_coordinator::client::{Client, ClientError};
 use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, NatsSettings, Subject};
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token};
 use sterna_shared::job::{
-    Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, Plan, Refusal, RefusalCode, Reporter,
+    Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, MoveSettings, Plan, Refusal, RefusalCode, Reporter,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::vm::VmSpec;
@@ -140,6 +140,7 @@ fn plan(job: JobId) -> Plan {
         lanes: 4,
         bandwidth: None,
         blackout_max_ms: 2000,
+        settings: MoveSettings::default(),
         steps: Plan::steps_of(MoveMode::Cold, false),
     }
 }

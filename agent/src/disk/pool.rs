@@ -385,6 +385,17 @@ impl Pool {
         }
     }
 
+    /// Gives an image another name, with `mark` at its end, under which it is no disk's: its path then. Again is no error.
+    ///
+    /// # Errors
+    /// When the file system fails, or the pool is a volume group.
+    pub fn set_aside(&self, vm: VmId, disk: &DiskName, format: DiskFormat, mark: &str) -> Result<PathBuf, PoolError> {
+        match &self.place {
+            Place::Directory(directory) => directory.set_aside(vm, disk, format, mark),
+            Place::VolumeGroup(_) => Err(PoolError::NoFiles { pool: self.name.clone() }),
+        }
+    }
+
     /// Deletes a VM's UEFI variable store likewise.
     ///
     /// # Errors

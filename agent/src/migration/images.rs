@@ -201,9 +201,13 @@ pub fn remove_incoming_variables(host: &Host, plan: &Plan) {
     }
 }
 
-/// Removes the source's copies of what a move has carried away.
+/// Removes the source's copies of what a move has carried away, or puts them aside where they are to be kept.
 pub async fn remove_moved(host: &Host, plan: &Plan) {
-    remove(host, plan.vm.id, &plan.disks.iter().map(|disk| &disk.source).collect::<Vec<_>>()).await;
+    let disks: Vec<&DiskSpec> = plan.disks.iter().map(|disk| &disk.source).collect();
+    match plan.settings.keep_source_images {
+        true => keep(host, plan, &disks),
+        false => drop(remove(host, plan.vm.id, &disks).await),
+    }
     if carries_variables(plan) {
         remove_variable_store(host, &plan.vm);
     }
@@ -286,6 +290,20 @@ fn remove_variable_store(host: &Host, spec: &VmSpec) {
     let removed = host.pool(disk).map(|pool| pool.delete_variable_store(spec.id));
     if let Ok(Err(error)) = removed {
         warn!(vm = %spec.id, %error, "a UEFI variable store is left over");
+    }
+}
+
+/// Puts images aside, where no disk of any VM is looked for.
+fn keep(host: &Host, plan: &Plan, disks: &[&DiskSpec]) {
+    let vm = plan.vm.id;
+    for disk in disks {
+        let Ok(pool) = host.pool(disk) else { continue };
+        match pool.set_aside(vm, &disk.name, disk.format, &format!("kept-{}", plan.job)) {
+            Ok(path) => info!(%vm, disk = %disk.name, path = %path.display(), "image kept, as the job asks"),
+            Err(error) => {
+                warn!(%vm, disk = %disk.name, %error, "an image could not be put aside, and stays where it was")
+            }
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::id::Generation;
-use sterna_shared::job::{EventBody, MoveMode, Plan, StepFigures, StepKind};
+use sterna_shared::job::{CpuCapping, EventBody, MoveMode, Plan, StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Move, Record};
 use sterna_shared::peer::attach::{RefusalCode, SessionId};
 use sterna_shared::peer::message::Message;
@@ -34,7 +34,7 @@ use tracing::{info, warn};
 use self::blackout::Blackout;
 use crate::disk::copy::{Block, Body};
 use crate::guest::launcher::Launched;
-use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus};
+use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus, Throttle};
 use crate::link::{Dial, LinkError, Sender, Session, Timing};
 use crate::memory::SourceRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
@@ -93,7 +93,7 @@ impl Source {
     /// A move that has just been accepted, or is to be undone after a restart of the agent.
     #[must_use]
     pub fn new(context: Arc<Context>, session: SessionId, incarnation: u32) -> Self {
-        let blackout = Blackout::new(context.plan.blackout_max_ms);
+        let blackout = Blackout::new(&context.plan);
         Self {
             context,
             session,
@@ -380,9 +380,8 @@ impl Source {
         if let (MoveMode::Live, Some(machine), Some(deadline)) =
             (context.plan.mode, &self.machine, self.blackout.deadline())
         {
-            let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
             // Over a link that is down QEMU may be stuck in sending, and answer nothing.
-            let sent = machine.migration_reached(&[MigrationStatus::Completed], limit);
+            let sent = machine.migration_reached(&[MigrationStatus::Completed], self.blackout.patience());
             let sent = tokio::time::timeout_at(deadline, sent).await;
             let migration = sent.map_err(|_| self.blackout.exceeded())??;
             self.hypervisor_blackout_ms = migration.downtime_ms;
@@ -518,7 +517,12 @@ pub fn settings(plan: &Plan) -> MigrationSettings {
         multifd_channels: plan.lanes,
         bandwidth: None,
         downtime_limit: DOWNTIME_LIMIT,
-        auto_converge: true,
+        auto_converge: Some(match plan.settings.cpu_capping {
+            CpuCapping::Low => Throttle { first: 10, step: 10 },
+            CpuCapping::Normal => Throttle { first: 20, step: 10 },
+            CpuCapping::High => Throttle { first: 40, step: 20 },
+        }),
+        compress: plan.settings.compress_memory,
     }
 }
 

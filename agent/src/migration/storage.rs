@@ -11,7 +11,6 @@
 //! are equal. An agent that starts anew looks at what QEMU has open, and goes on from there ([`Storage::recover`]).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use sterna_shared::job::{DiskMove, StepFigures, StepKind, Volume};
 use sterna_shared::vm::{DiskSpec, Firmware, VmSpec};
@@ -185,10 +184,9 @@ impl Storage {
             machine.stop().await?;
             self.paused_at = Some(Instant::now());
         }
-        let limit = Duration::from_millis(u64::from(context.plan.blackout_max_ms));
         if self.paused_at.is_some() {
             let exceeded = |_| MoveError::Blackout { limit_ms: context.plan.blackout_max_ms };
-            tokio::time::timeout(limit, self.pass()).await.map_err(exceeded)??;
+            tokio::time::timeout(context.plan.patience(), self.pass()).await.map_err(exceeded)??;
         } else {
             self.pass().await?;
         }

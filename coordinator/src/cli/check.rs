@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use clap::Args;
-use sterna_shared::job::{CheckReport, Estimate, Severity};
+use sterna_shared::job::{CheckReport, Estimate, Policy, Severity};
 use sterna_shared::probe::Measured;
 
 use super::error::{CliError, Exit};
@@ -22,7 +22,7 @@ pub(super) struct CheckArgs {
 }
 
 pub(super) async fn run(args: &CheckArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let report = client.check(&args.wish.request()).await?;
+    let report = client.check(&args.wish.request(&mut Policy::default())?).await?;
     output.result(&report, || told(&report))?;
     Ok(if report.migratable { Exit::Ok } else { Exit::Refused })
 }

@@ -5,10 +5,11 @@ use std::fmt::Write as _;
 use clap::{Args, ValueEnum};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, JobKind, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery,
-    StorageWish,
+    DiskPlacement, JobKind, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, MoveSettings, PRIORITY_DEFAULT, Policy,
+    Recovery, StorageWish,
 };
 use sterna_shared::units::{Bandwidth, ByteCount};
+use sterna_shared::view::cim::{BandwidthUnit, Settings};
 
 use super::error::{CliError, Exit};
 use super::output::{Output, pairs, table};
@@ -64,6 +65,9 @@ pub(super) struct WishArgs {
     /// Connections between the two hosts
     #[arg(long, value_name = "COUNT")]
     lanes: Option<u8>,
+    /// A setting of Msvm_VirtualSystemMigrationSettingData by its name, such as EnableCompression=true
+    #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = parse_setting)]
+    settings: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
@@ -117,7 +121,8 @@ pub(super) struct MigrateArgs {
 
 pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    let (request, policy) = (args.wish.request(), policy_of(args, client.sender()));
+    let mut policy = policy_of(args, client.sender());
+    let request = args.wish.request(&mut policy)?;
     if args.dry_run {
         let draft = client.plan(job, &request, &policy).await?;
         for wait in &draft.waits_for {
@@ -165,9 +170,12 @@ fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
 }
 
 impl WishArgs {
-    /// The wish that they come to.
-    pub(super) fn request(&self) -> MoveRequest {
-        MoveRequest {
+    /// The wish that they come to. Settings may say something of the policy too.
+    ///
+    /// # Errors
+    /// A setting that there is not, or that is refused.
+    pub(super) fn request(&self, policy: &mut Policy) -> Result<MoveRequest, CliError> {
+        let mut request = MoveRequest {
             kind: JobKind::Move,
             vm: self.vm.clone(),
             target: self.to.clone(),
@@ -185,8 +193,21 @@ impl WishArgs {
             bandwidth: self.bandwidth,
             blackout_max_ms: self.max_blackout,
             lanes: self.lanes,
+            settings: MoveSettings::default(),
+        };
+        let mut settings = Settings { request: &mut request, policy, unit: BandwidthUnit::default() };
+        // What a bandwidth counts in is to be known before it.
+        let (units, others): (Vec<_>, Vec<_>) = self.settings.iter().partition(|(name, _)| name == "BandwidthUnit");
+        for (name, value) in units.into_iter().chain(others) {
+            settings.apply(name, value).map_err(|fault| CliError::new(Exit::Usage, fault.to_string()))?;
         }
+        Ok(request)
     }
+}
+
+fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=VALUE, such as EnableCompression=true")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 pub(super) fn parse_placement(text: &str) -> Result<DiskPlacement, String> {

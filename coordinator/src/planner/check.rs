@@ -44,6 +44,7 @@ pub(super) const CHECKS: &[Check] = &[
     slots::hosts_have_a_slot,
     target_can_be_dialled,
     values_are_in_range,
+    super::settings::settings_can_be_kept,
 ];
 
 /// For a plan that no check speaks against and that can yet not be made: a fault of Sterna.

@@ -4,7 +4,7 @@ use sterna_shared::host::{
     Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, Pool, VmReport, VmState,
 };
 use sterna_shared::id::{Epoch, Generation, JobId, TOKEN_LENGTH, Token};
-use sterna_shared::job::{JobKind, ModeWish, MoveRequest, StorageWish};
+use sterna_shared::job::{JobKind, ModeWish, MoveRequest, MoveSettings, StorageWish};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, CacheMode, DiskBus, DiskFormat, DiskSpec, Firmware, KernelBoot, NicSpec, VmSpec};
@@ -113,5 +113,6 @@ pub(crate) fn request() -> MoveRequest {
         bandwidth: None,
         blackout_max_ms: None,
         lanes: None,
+        settings: MoveSettings::default(),
     }
 }

@@ -16,6 +16,7 @@ mod check;
 #[cfg(test)]
 pub(crate) mod example;
 mod placement;
+mod settings;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -176,6 +177,15 @@ impl<'a> Case<'a> {
         let disks: Vec<_> = placed.into_iter().filter(|disk| disk.copied).map(placement::Placed::into_move).collect();
         let host =
             |member: &Member| Host { id: member.inventory.host.clone(), addresses: member.inventory.addresses.clone() };
+        let mut target = host(target);
+        let chosen = &self.request.settings.addresses;
+        if !chosen.is_empty() {
+            target.addresses = chosen
+                .iter()
+                .flat_map(|ip| target.addresses.iter().filter(move |at| at.ip() == *ip))
+                .copied()
+                .collect();
+        }
         Some(Plan {
             job: seeds.job,
             planned_at: seeds.now,
@@ -186,13 +196,14 @@ impl<'a> Case<'a> {
             vm: vm.spec.clone(),
             vm_at_target,
             source: host(source),
-            target: host(target),
+            target,
             disks,
             generation: vm.generation,
             token: seeds.token,
             lanes: self.request.lanes.unwrap_or(LANES_DEFAULT.min(self.lanes_max())),
             bandwidth: self.request.bandwidth,
             blackout_max_ms: self.request.blackout_max_ms.unwrap_or(BLACKOUT_DEFAULT_MS),
+            settings: self.request.settings.clone(),
         })
     }
 }

@@ -1,14 +1,18 @@
 //! A plan: a request, wholly decided. The agents that carry it out have no choices left to make.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{JobKind, StepKind};
+use super::{JobKind, MoveSettings, StepKind};
 use crate::id::{Generation, HostId, JobId, Token};
 use crate::time::Timestamp;
 use crate::units::{Bandwidth, ByteCount};
 use crate::vm::{DiskSpec, VmSpec};
+
+/// How long a guest that may stand still for as long as it takes does so before the move is given up after all.
+const PATIENCE_MAX: Duration = Duration::from_secs(3600);
 
 /// What is to be done, by whom, to what. Immutable: a changed wish is a new plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +51,9 @@ pub struct Plan {
     pub bandwidth: Option<Bandwidth>,
     /// The longest blackout before the move gives up, in milliseconds.
     pub blackout_max_ms: u32,
+    /// How it is carried out beside that.
+    #[serde(default)]
+    pub settings: MoveSettings,
     /// What will be done, in order.
     pub steps: Vec<StepKind>,
 }
@@ -101,6 +108,15 @@ impl Plan {
     #[must_use]
     pub fn involves(&self, host: &HostId) -> bool {
         self.source.id == *host || self.target.id == *host
+    }
+
+    /// How long the guest may stand still before the move is given up.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        match self.settings.exceed_blackout {
+            true => PATIENCE_MAX,
+            false => Duration::from_millis(self.blackout_max_ms.into()),
+        }
     }
 
     /// Memory that is copied: none unless live.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MoveMode, Plan};
+use super::{MoveMode, MoveSettings, Plan};
 use crate::id::{DiskName, HostId, PoolName};
 use crate::units::Bandwidth;
 use crate::vm::DiskFormat;
@@ -48,6 +48,9 @@ pub struct MoveRequest {
     pub blackout_max_ms: Option<u32>,
     /// Data lanes of the session.
     pub lanes: Option<u8>,
+    /// How it is carried out beside that.
+    #[serde(default)]
+    pub settings: MoveSettings,
 }
 
 impl MoveRequest {
@@ -75,6 +78,7 @@ impl MoveRequest {
             bandwidth: plan.bandwidth,
             blackout_max_ms: Some(plan.blackout_max_ms),
             lanes: Some(plan.lanes),
+            settings: plan.settings.clone(),
         }
     }
 }

@@ -430,7 +430,7 @@ fn host_of(event: &Event) -> Option<HostId> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Host, JobKind, MoveMode, StepFigures};
+    use super::super::{Host, JobKind, MoveMode, MoveSettings, StepFigures};
     use super::*;
     use crate::id::Generation;
     use crate::units::ByteCount;
@@ -468,6 +468,7 @@ mod tests {
             lanes: 4,
             bandwidth: None,
             blackout_max_ms: 2000,
+            settings: MoveSettings::default(),
             steps: Plan::steps_of(MoveMode::Live, false),
         }
     }

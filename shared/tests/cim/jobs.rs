@@ -3,8 +3,8 @@
 use serde_json::json;
 use sterna_shared::id::{Generation, Token};
 use sterna_shared::job::{
-    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobKind, JobStatus, MoveMode, MoveRequest, Plan,
-    Policy, Progress, Reporter, StepFigures, StepKind, Volume,
+    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobKind, JobStatus, MoveMode, MoveRequest,
+    MoveSettings, Plan, Policy, Progress, Reporter, StepFigures, StepKind, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -53,6 +53,7 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         lanes: 4,
         bandwidth: Some(Bandwidth(100 * MIB)),
         blackout_max_ms: 2000,
+        settings: MoveSettings::default(),
         steps: Plan::steps_of(mode, copies_disks),
     }
 }

@@ -6,6 +6,7 @@
 mod errors;
 mod jobs;
 mod reader;
+mod settings;
 
 use std::path::Path;
 

@@ -19,7 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
 use rustix::io::Errno;
 use sterna_shared::id::{DiskName, PoolName, VmId};
 use sterna_shared::units::ByteCount;
@@ -112,6 +112,29 @@ impl Directory {
     /// Deletes an image, and the VM's directory when it was the last file in it. One that is gone already is no error.
     pub(super) fn delete(&self, vm: VmId, disk: &DiskName, format: DiskFormat) -> Result<(), PoolError> {
         self.delete_file(vm, &image_name(vm, disk, format))
+    }
+
+    /// Renames an image to its name with a mark.
+    pub(super) fn set_aside(
+        &self,
+        vm: VmId,
+        disk: &DiskName,
+        format: DiskFormat,
+        mark: &str,
+    ) -> Result<PathBuf, PoolError> {
+        let name = image_name(vm, disk, format);
+        let aside = PathBuf::from(format!("{}.{mark}", name.display()));
+        let (Some(directory), Some(from), Some(to)) = (self.vm_directory(vm)?, name.file_name(), aside.file_name())
+        else {
+            return Err(PoolError::Missing { path: self.directory.join(name) });
+        };
+        match rustix::fs::renameat_with(&directory, from, &directory, to, RenameFlags::NOREPLACE) {
+            Ok(()) => self.sync_directory(&name, &directory)?,
+            // It was done before.
+            Err(Errno::NOENT) if self.open_file(&aside).is_ok() => {}
+            Err(errno) => return Err(self.refused("rename", &name, errno)),
+        }
+        Ok(self.directory.join(aside))
     }
 
     /// Deletes a VM's UEFI variable store likewise.

@@ -23,6 +23,8 @@ use super::{Machine, MachineError, next_event, text};
 const CAPABILITIES_NEEDED: [&str; 3] = ["events", "return-path", "pause-before-switchover"];
 /// Keeps the target from taking image locks before `cont`. QEMU has it since 3.0, and says so.
 const LATE_BLOCK_ACTIVATE: &str = "late-block-activate";
+/// The one that costs the least for what it saves; QEMU has it since 5.0.
+const COMPRESSION: &str = "zstd";
 /// The longest downtime that QEMU can be given.
 const DOWNTIME_MAX_MS: u64 = 2_000_000;
 /// The shortest time that QEMU reckons with.
@@ -37,8 +39,19 @@ pub struct MigrationSettings {
     pub bandwidth: Option<Bandwidth>,
     /// QEMU goes to the switchover when it expects to be done in this time. Up to 2,000 s.
     pub downtime_limit: Duration,
-    /// Whether QEMU slows down vCPUs of a guest that writes faster than it can send.
-    pub auto_converge: bool,
+    /// How QEMU slows down the vCPUs of a guest that writes faster than it can send; not at all without.
+    pub auto_converge: Option<Throttle>,
+    /// Whether pages are compressed on their way. Needs multifd; without it nothing is.
+    pub compress: bool,
+}
+
+/// Parts of a hundred of its time that a guest is kept from executing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Throttle {
+    /// At first.
+    pub first: u8,
+    /// More in each round that did not help.
+    pub step: u8,
 }
 
 /// How far a migration is.
@@ -141,7 +154,7 @@ impl Machine {
             return Err(MachineError::Unsupported { capability });
         }
         let wanted = CAPABILITIES_NEEDED.into_iter().chain([LATE_BLOCK_ACTIVATE]).map(|capability| (capability, true));
-        let chosen = wanted.chain([("multifd", multifd), ("auto-converge", settings.auto_converge)]);
+        let chosen = wanted.chain([("multifd", multifd), ("auto-converge", settings.auto_converge.is_some())]);
         let capabilities: Value = chosen
             .filter(|(capability, _)| supported.contains(*capability))
             .map(|(capability, state)| json!({ "capability": capability, "state": state }))
@@ -151,6 +164,12 @@ impl Machine {
         let mut parameters = json!({ "max-bandwidth": rate(settings.bandwidth), "downtime-limit": downtime_ms });
         if multifd {
             parameters["multifd-channels"] = json!(settings.multifd_channels);
+            // Said also where it is not wished for: a move before this one may have been.
+            parameters["multifd-compression"] = json!(if settings.compress { COMPRESSION } else { "none" });
+        }
+        if let Some(throttle) = settings.auto_converge {
+            parameters["cpu-throttle-initial"] = json!(throttle.first);
+            parameters["cpu-throttle-increment"] = json!(throttle.step);
         }
         self.tell("migrate-set-parameters", parameters).await
     }

@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 pub use blocks::{Bitmap, BitmapOptions, Export, NBD_CONNECTIONS_MAX, Node};
-pub use migration::{Migration, MigrationSettings, MigrationStatus, Ram};
+pub use migration::{Migration, MigrationSettings, MigrationStatus, Ram, Throttle};
 use qmp::{Events, Lost, Qmp, QmpError};
 
 /// How long QEMU may take over one command. Some wait for guest I/O in flight, which a slow disk can hold up.

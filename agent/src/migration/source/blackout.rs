@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sterna_shared::job::Plan;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -12,6 +13,7 @@ use crate::migration::context::MoveError;
 #[derive(Debug)]
 pub(super) struct Blackout {
     limit_ms: u32,
+    patience: Duration,
     began: Option<Instant>,
     lap: Option<Instant>,
     /// Events wait until it is over: their transactions would stand before those of the handover.
@@ -19,8 +21,8 @@ pub(super) struct Blackout {
 }
 
 impl Blackout {
-    pub(super) fn new(limit_ms: u32) -> Self {
-        Self { limit_ms, began: None, lap: None, quiet: None }
+    pub(super) fn new(plan: &Plan) -> Self {
+        Self { limit_ms: plan.blackout_max_ms, patience: plan.patience(), began: None, lap: None, quiet: None }
     }
 
     /// The guest has been paused, at that time.
@@ -49,13 +51,19 @@ impl Blackout {
         self.began.map_or(0, microseconds)
     }
 
+    /// What it is to last at most: what copying aims at.
     pub(super) fn limit(&self) -> Duration {
         Duration::from_millis(u64::from(self.limit_ms))
     }
 
+    /// What it may last before the move is given up.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// When it has lasted for too long; nothing where the guest is not paused.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.began.map(|began| began + self.limit())
+        self.began.map(|began| began + self.patience)
     }
 
     /// Waits for `work`, at most until the deadline.

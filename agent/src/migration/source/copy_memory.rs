@@ -110,7 +110,7 @@ impl Source {
         let (began, sent_before) = (Instant::now(), self.disks_redone());
         let written_before = machine.written_bytes().await?.0;
         // The guest may be paused in spite of all while the pass is on its way: from then on its limit counts.
-        let overdue = paused.overdue(self.blackout.limit());
+        let overdue = paused.overdue(self.blackout.patience());
         tokio::select! {
             biased;
             done = self.pass() => done?,

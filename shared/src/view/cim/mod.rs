@@ -22,6 +22,7 @@ mod error_class;
 mod error_values;
 mod migration_job;
 mod schedule;
+mod setting;
 mod values;
 mod xml;
 
@@ -32,6 +33,7 @@ pub use error::{ERRORS_MAX, MsvmError, OWNING_ENTITY, get_error, get_error_ex};
 pub use error_class::ErrorClass;
 pub use error_values::{CimStatusCode, ErrorSourceFormat, ErrorType, PerceivedSeverity, ProbableCause};
 pub use migration_job::{CAPTION_LENGTH_MAX, MigrationJob};
+pub use setting::{BandwidthUnit, SETTINGS, Setting, SettingFault, Settings};
 pub use values::{
     CommunicationStatus, DayOfWeek, DetailedStatus, ErrorCode, HealthState, JobType, LocalOrUtcTime, MigrationType,
     OperatingStatus, OperationalStatus, PrimaryStatus, RecoveryAction, RunMonth,
