@@ -52,6 +52,7 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         | AgentRequest::VmDrop { vm }
         | AgentRequest::VmConsole { vm, .. }
         | AgentRequest::VmFenced { vm, .. }
+        | AgentRequest::VmSuperseded { vm, .. }
         | AgentRequest::Handover { vm, .. } => Some(*vm),
         AgentRequest::Probe { vm, .. } => *vm,
         AgentRequest::HostSet { .. }
@@ -167,6 +168,9 @@ impl Handler {
             AgentRequest::VmDelete { delete_disks, .. } => self.delete(keeper, delete_disks).await,
             AgentRequest::VmConsole { vm, offset, input } => self.console(vm, offset, input).await,
             AgentRequest::VmFenced { fenced, .. } => done(keeper.feed(Input::Fenced { host: fenced }).await.map(drop)),
+            AgentRequest::VmSuperseded { generation, .. } => {
+                done(keeper.feed(Input::Superseded { generation }).await.map(drop))
+            }
             AgentRequest::Handover { vm, job, from, message, proof } => {
                 self.hand_over(keeper, vm, job, from, message, &proof).await
             }

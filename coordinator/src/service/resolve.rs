@@ -10,7 +10,7 @@ use sterna_shared::host::VmReport;
 use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::job::EventBody;
 
-use super::request::{AGENT_WAIT_MAX, reachable};
+use super::request::{AGENT_WAIT_MAX, AGENT_WORK_WAIT_MAX, reachable};
 use super::state::{Action, CALL_NONE, Message, Now, State};
 use crate::api::fault;
 use crate::fleet::Member;
@@ -59,6 +59,22 @@ impl State {
             return refused(message, "bring that host back: the handover then resolves by itself");
         }
         reachable(taker)
+    }
+
+    /// Tells a host that has come back which of its VMs were taken back from it meanwhile. Only the word of a host that is there
+    /// counts, and only of one that owns the VM in a later generation: such a one is run by nobody else, by the table.
+    pub(super) fn supersede(&self, host: &HostId, out: &mut Vec<Action>) {
+        let Some(back) = self.fleet.host(host) else { return };
+        for report in back.inventory.vms.iter().filter(|report| report.owned) {
+            let Some((owner, newest)) = self.fleet.vm(report.id()) else { continue };
+            if owner.inventory.host == *host || !owner.online || newest.generation <= report.generation {
+                continue;
+            }
+            let (vm, generation) = (report.id(), newest.generation);
+            tracing::warn!(%host, %vm, %generation, owner = %owner.inventory.host, "the host takes the VM for its own; it is told");
+            let request = Box::new(AgentRequest::VmSuperseded { vm, generation });
+            out.push(Action::Forward { call: CALL_NONE, host: host.clone(), request, wait: AGENT_WORK_WAIT_MAX });
+        }
     }
 
     /// The fence commands that are to be run now.
@@ -256,6 +272,43 @@ mod tests {
             matches!(action, Action::Forward { call: CALL_NONE, host: taker, request, .. } if *taker == host("alpha")
                 && matches!(&**request, AgentRequest::VmFenced { fenced, .. } if *fenced == host("beta")))
         })
+    }
+
+    #[test]
+    fn a_host_that_comes_back_is_told_what_was_taken_back_from_it() {
+        let superseded = |actions: Vec<Action>| {
+            actions.into_iter().find_map(|action| match action {
+                Action::Forward { call: CALL_NONE, host, request, .. } => match *request {
+                    AgentRequest::VmSuperseded { generation, .. } => Some((host, generation)),
+                    _ => None,
+                },
+                _ => None,
+            })
+        };
+        let both_away = || {
+            let mut world = World::new(None);
+            world.clock += 60;
+            world.apply(Event::Tick);
+            world
+        };
+        // While `beta` was away `alpha` came to own a later generation.
+        let mut world = both_away();
+        world.hear("alpha", Some((5, true)));
+        assert_eq!(superseded(world.hear("beta", Some((4, true)))), Some((host("beta"), Generation(5))));
+        assert_eq!(superseded(world.hear("beta", Some((4, true)))), None, "it was told");
+        // Neither a host that knows better, nor the word of one that is away.
+        for (there, back) in
+            [((5, true), (6, true)), ((5, false), (4, true)), ((5, true), (5, true)), ((5, true), (4, false))]
+        {
+            let mut world = both_away();
+            world.hear("alpha", Some(there));
+            assert_eq!(superseded(world.hear("beta", Some(back))), None, "{there:?} {back:?}");
+        }
+        let mut world = both_away();
+        world.hear("alpha", Some((5, true)));
+        world.clock += 3600;
+        world.apply(Event::Tick);
+        assert_eq!(superseded(world.hear("beta", Some((4, true)))), None, "alpha is away too");
     }
 
     #[test]

@@ -224,6 +224,7 @@ impl State {
             Heard::CameOnline => {
                 out.push(Action::EnsureConsumer(host.clone()));
                 self.read_journal(&host, out);
+                self.supersede(&host, out);
             }
             Heard::Changed | Heard::Same => {
                 let due = matches!(self.journals.get(&host), Some(Reading::RetryAt(at)) if *at <= now.clock);

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Inventory, LimitsChange, MovesInHand, VmReport};
-use crate::id::{Epoch, HostId, JobId, Token, VmId};
+use crate::id::{Epoch, Generation, HostId, JobId, Token, VmId};
 use crate::job::{
     CheckReport, DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule,
 };
@@ -439,6 +439,14 @@ pub enum AgentRequest {
         vm: VmId,
         /// The host that was fenced.
         fenced: HostId,
+    },
+    /// Another host owns the VM in a later generation: what this host's journal says of it is over. For a host that comes back
+    /// after it was fenced.
+    VmSuperseded {
+        /// Which.
+        vm: VmId,
+        /// That generation.
+        generation: Generation,
     },
     /// Set what the host takes on at once. The answer is the inventory.
     HostSet {

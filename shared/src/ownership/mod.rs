@@ -72,8 +72,8 @@
 //! `activated` that arrives in between wins, because then the target is known to own the VM.
 //!
 //! A host that was fenced and comes back may hold `Owner(n)` in its journal while the source has `Owner(n+1)`: it must not
-//! be believed. Before its agent starts any guest, or listens to any peer, it is told [`Input::Superseded`] for each VM
-//! that was in fact taken back from it.
+//! be believed. A coordinator that hears it say so, while the owner of the later generation is there, has it told
+//! [`Input::Superseded`]. Until then nothing keeps a guest that was never ended from executing: fencing is what ends it.
 
 mod message;
 mod record;
