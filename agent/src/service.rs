@@ -75,8 +75,8 @@ pub struct Service {
     inbound: mpsc::Receiver<Inbound>,
     admissions: mpsc::Receiver<AdmissionRequest>,
     sessions: mpsc::Receiver<Session>,
-    over: mpsc::Receiver<JobId>,
-    tell_over: mpsc::Sender<JobId>,
+    endings: mpsc::Receiver<Ending>,
+    tell_ending: mpsc::Sender<Ending>,
     answers: mpsc::Receiver<Answer>,
     give_answer: mpsc::Sender<Answer>,
     changes: Arc<Notify>,
@@ -93,6 +93,17 @@ struct Job {
     context: Arc<Context>,
     role: Role,
     sessions: mpsc::Sender<Session>,
+    /// Its work is done, and what came of it is being written down: it holds its VM no more.
+    ends: bool,
+}
+
+/// How far a job's end is.
+#[derive(Debug)]
+enum Ending {
+    /// Its work is done. Answered once the fleet was told how the VM is now.
+    Work(JobId, oneshot::Sender<()>),
+    /// What came of it is written down.
+    Written(JobId),
 }
 
 /// What a request came to, on its way to the asker.
@@ -108,7 +119,7 @@ enum Event {
     Answer(Answer),
     Admission(AdmissionRequest),
     Session(Session),
-    JobOver(JobId),
+    Ending(Ending),
     Tick,
     Over,
 }
@@ -121,7 +132,7 @@ impl Service {
     pub async fn start(host: Arc<Host>, bus: Bus, inbound: mpsc::Receiver<Inbound>) -> Result<Self, StartError> {
         let (admission, admissions) = mpsc::channel(QUEUE_MAX);
         let (session, sessions) = mpsc::channel(QUEUE_MAX);
-        let (tell_over, over) = mpsc::channel(QUEUE_MAX);
+        let (tell_ending, endings) = mpsc::channel(QUEUE_MAX);
         let (give_answer, answers) = mpsc::channel(QUEUE_MAX);
         let mut service = Self {
             host: Arc::clone(&host),
@@ -129,8 +140,8 @@ impl Service {
             inbound,
             admissions,
             sessions,
-            over,
-            tell_over,
+            endings,
+            tell_ending,
             answers,
             give_answer,
             changes: Arc::new(Notify::new()),
@@ -163,13 +174,20 @@ impl Service {
                 inbound = self.inbound.recv() => inbound.map_or(Event::Over, Event::Inbound),
                 Some(request) = self.admissions.recv() => Event::Admission(request),
                 Some(session) = self.sessions.recv() => Event::Session(session),
-                Some(job) = self.over.recv() => Event::JobOver(job),
+                Some(ending) = self.endings.recv() => Event::Ending(ending),
                 Some(answer) = self.answers.recv() => Event::Answer(answer),
                 () = self.changes.notified() => Event::Tick,
                 _ = ticks.tick() => Event::Tick,
             };
             match event {
                 Event::Inbound(Inbound::Command { command, epoch, taken }) => {
+                    // A plan that comes while the VM's last job is written down is sent again in a moment.
+                    if let Command::Run { plan } = &command
+                        && self.jobs.values().any(|job| job.ends && job.context.plan.vm.id == plan.vm.id)
+                    {
+                        let _ = taken.send(false);
+                        continue;
+                    }
                     let outcome = self.take_command(command, epoch).await;
                     if let Err(error) = &outcome {
                         error!(error = error as &dyn std::error::Error, "a command was not taken");
@@ -181,9 +199,20 @@ impl Service {
                     let _ = reply.send(self.admit(&peer, &attach).await);
                 }
                 Event::Session(session) => self.take_session(session).await,
-                Event::JobOver(job) => {
-                    self.jobs.remove(&job);
+                Event::Ending(ending) => {
+                    let told = match ending {
+                        Ending::Work(job, told) => {
+                            self.jobs.entry(job).and_modify(|job| job.ends = true);
+                            Some(told)
+                        }
+                        Ending::Written(job) => {
+                            self.jobs.remove(&job);
+                            None
+                        }
+                    };
                     self.bus.publish_inventory(&self.inventory()).await;
+                    // Whoever waits for it has gone only with the agent.
+                    told.map(|told| told.send(()));
                 }
                 Event::Answer(Answer { answer, reply }) => {
                     // The fleet knows of the change before the asker does, who may build on it at once.
@@ -372,7 +401,7 @@ impl Service {
     }
 
     fn job_of(&self, vm: VmId) -> Option<JobId> {
-        self.jobs.iter().find(|(_, job)| job.context.plan.vm.id == vm).map(|(id, _)| *id)
+        self.jobs.iter().find(|(_, job)| job.context.plan.vm.id == vm && !job.ends).map(|(id, _)| *id)
     }
 
     fn inventory(&self) -> Inventory {

@@ -134,8 +134,6 @@ async fn beside_a_hung_guest(
         }
         eprintln!("{phase} was over before {host}'s QEMU hung: {}", over["state"]);
         ensure!(over["state"] == "terminated", "{over:#}");
-        // What the fleet knows of a guest lags a little behind the end of its job.
-        guest.settled_at(fleet, WAIT).await?;
     }
     bail!("{phase} was always over too soon")
 }

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use sterna_shared::bus::AgentReply;
 use sterna_shared::id::{HostId, JobId, TOKEN_LENGTH, Token};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan};
 use sterna_shared::ownership::Record;
@@ -14,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{Answer, Job, Service};
+use super::{Ending, Job, Service};
 use crate::admission;
 use crate::clock;
 use crate::host::Host;
@@ -137,19 +136,19 @@ impl Service {
             (_, admitted) => admitted,
         };
         let task = run_job(Arc::clone(&context), role, admitted, sessions, recovered);
-        let (host, tell_over, answers) = (Arc::clone(&self.host), self.tell_over.clone(), self.give_answer.clone());
+        let (host, tell_ending) = (Arc::clone(&self.host), self.tell_ending.clone());
         tokio::spawn(async move {
             let outcome = task.await;
             if outcome != Outcome::Stopping {
                 // The fleet knows how the VM is before it hears that the job is over: who hears it may build on it at once.
                 let (reply, published) = oneshot::channel();
-                let _ = answers.send(Answer { answer: AgentReply::Done, reply }).await;
+                let _ = tell_ending.send(Ending::Work(job, reply)).await;
                 let _ = published.await;
                 conclude(&host, job, outcome).await;
-                let _ = tell_over.send(job).await;
+                let _ = tell_ending.send(Ending::Written(job)).await;
             }
         });
-        self.jobs.insert(job, Job { context, role, sessions: session_sender });
+        self.jobs.insert(job, Job { context, role, sessions: session_sender, ends: false });
         Ok(())
     }
 
