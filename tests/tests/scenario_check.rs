@@ -3,6 +3,7 @@
 #![allow(clippy::print_stderr, reason = "figures are for whoever runs the test")]
 
 use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -167,13 +168,16 @@ async fn what_is_foretold_stands_beside_what_it_takes() {
     .await;
 }
 
-/// All that a host has of VMs and jobs: files, processes, and what its agent says.
+/// All that a host has of VMs and jobs: files, its agent's journal byte by byte, processes, and what its agent says.
 async fn all_of(fleet: &Fleet, host: &str) -> anyhow::Result<Value> {
     let agent = fleet.agent(host)?;
+    let mut journal = DefaultHasher::new();
+    std::fs::read(fleet.folder().join(host).join("state/journal.redb"))?.hash(&mut journal);
     let shown = fleet.sterna(&["host", "show", host]).await?;
     let inventory = &shown["inventory"];
     Ok(serde_json::json!({
         "files": [agent.files("fast"), agent.files("bulk")],
+        "journal": journal.finish(),
         "runtime": agent.runtime_entries(),
         "processes": processes(fleet, host, "qemu")?.len(),
         "vms": inventory["vms"],
