@@ -396,6 +396,8 @@ mod tests {
             lanes: 4,
             bandwidth: Some(Bandwidth(100 * MIB)),
             blackout_max_ms: 2000,
+            planned: None,
+            hold_seconds: None,
             steps: Plan::steps_of(MoveMode::Live, true),
         }
     }

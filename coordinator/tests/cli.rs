@@ -140,6 +140,8 @@ fn plan(job: JobId) -> Plan {
         lanes: 4,
         bandwidth: None,
         blackout_max_ms: 2000,
+        planned: None,
+        hold_seconds: None,
         steps: Plan::steps_of(MoveMode::Cold, false),
     }
 }

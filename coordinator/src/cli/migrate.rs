@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
-use sterna_shared::id::{HostId, JobId};
+use sterna_shared::id::{HostId, JobId, PlannedVmId};
 use sterna_shared::job::{
     DiskPlacement, JobKind, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery,
     StorageWish,
@@ -18,7 +18,7 @@ use crate::client::Client;
 use crate::view::{JobView, PlanView};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Mode {
+pub(super) enum Mode {
     /// Live if the guest runs, cold if it is stopped
     Auto,
     /// The guest runs on, but for the blackout
@@ -27,12 +27,31 @@ enum Mode {
     Cold,
 }
 
+impl From<Mode> for ModeWish {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Live => Self::Live,
+            Mode::Cold => Self::Cold,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Storage {
+pub(super) enum Storage {
     /// All disks are copied
     All,
     /// No disk is copied: both hosts share the pools
     None,
+}
+
+impl From<Storage> for StorageWish {
+    fn from(storage: Storage) -> Self {
+        match storage {
+            Storage::All => Self::All,
+            Storage::None => Self::None,
+        }
+    }
 }
 
 /// What is to be moved, where to and how.
@@ -64,6 +83,9 @@ pub(super) struct WishArgs {
     /// Connections between the two hosts
     #[arg(long, value_name = "COUNT")]
     lanes: Option<u8>,
+    /// The planned VM at that host to use; where it is left out, the one that is there for the VM, if any
+    #[arg(long, value_name = "UUID", conflicts_with = "storage_only")]
+    planned: Option<PlannedVmId>,
 }
 
 #[derive(Debug, Args)]
@@ -75,6 +97,13 @@ pub(super) struct WishArgs {
 pub(super) struct MigrateArgs {
     #[command(flatten)]
     wish: WishArgs,
+    #[command(flatten)]
+    submit: SubmitArgs,
+}
+
+/// How the job is to be treated that comes of it.
+#[derive(Debug, Args)]
+pub(super) struct SubmitArgs {
     /// Which jobs go first where not all can: lower numbers
     #[arg(long, value_name = "NUMBER", default_value_t = PRIORITY_DEFAULT)]
     priority: u32,
@@ -116,10 +145,20 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
+    submit(&args.wish.request(), &args.submit, client, output).await
+}
+
+/// Has a wish become a job, and watches it; or tells what it would come to.
+pub(super) async fn submit(
+    request: &MoveRequest,
+    args: &SubmitArgs,
+    client: &Client,
+    output: Output,
+) -> Result<Exit, CliError> {
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    let (request, policy) = (args.wish.request(), policy_of(args, client.sender()));
+    let policy = policy_of(args, client.sender());
     if args.dry_run {
-        let draft = client.plan(job, &request, &policy).await?;
+        let draft = client.plan(job, request, &policy).await?;
         for wait in &draft.waits_for {
             output.remark(&format!("it would wait: {wait}"));
         }
@@ -127,7 +166,7 @@ pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> 
         output.result(&view, || show_plan(&view))?;
         return Ok(Exit::Ok);
     }
-    let status = client.migrate(job, &request, &policy).await.map_err(|error| {
+    let status = client.migrate(job, request, &policy).await.map_err(|error| {
         let error = CliError::from(error);
         // Only then may the job exist unseen.
         if error.exit == Exit::Unreachable {
@@ -146,7 +185,7 @@ pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> 
     watch::run(view, client, output).await
 }
 
-fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
+fn policy_of(args: &SubmitArgs, owner: &str) -> Policy {
     Policy {
         owner: Some(owner.to_owned()),
         priority: args.priority,
@@ -171,20 +210,15 @@ impl WishArgs {
             kind: JobKind::Move,
             vm: self.vm.clone(),
             target: self.to.clone(),
-            mode: match self.mode {
-                Mode::Auto => ModeWish::Auto,
-                Mode::Live => ModeWish::Live,
-                Mode::Cold => ModeWish::Cold,
-            },
-            storage: match self.storage {
-                Storage::All => StorageWish::All,
-                Storage::None => StorageWish::None,
-            },
+            mode: self.mode.into(),
+            storage: self.storage.into(),
             disks: self.disks.clone(),
             storage_only: self.storage_only,
             bandwidth: self.bandwidth,
             blackout_max_ms: self.max_blackout,
             lanes: self.lanes,
+            planned: self.planned,
+            hold_seconds: None,
         }
     }
 }

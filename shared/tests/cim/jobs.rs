@@ -53,6 +53,8 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         lanes: 4,
         bandwidth: Some(Bandwidth(100 * MIB)),
         blackout_max_ms: 2000,
+        planned: None,
+        hold_seconds: None,
         steps: Plan::steps_of(mode, copies_disks),
     }
 }
