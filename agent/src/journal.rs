@@ -41,8 +41,8 @@ use tokio::sync::watch;
 use self::events::{EVENTS, TOLD};
 pub use self::events::{EVENTS_MAX, News, Quiet};
 use self::partial::PARTIALS;
-use self::planned::PLANNED;
 pub use self::partial::{Kept, Partial, PartialDisk};
+use self::planned::PLANNED;
 #[cfg(test)]
 pub(crate) use self::planned::tests as planned_tests;
 

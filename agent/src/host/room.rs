@@ -52,7 +52,9 @@ pub enum RoomError {
         held: ByteCount,
     },
     /// Too little room in a pool.
-    #[error("{needed} of pool {pool} are needed; of {free} that are free there {coming} are for moves under way, and {held} are held for planned VMs")]
+    #[error(
+        "{needed} of pool {pool} are needed; of {free} that are free there {coming} are for moves under way, and {held} are held for planned VMs"
+    )]
     Pool {
         /// The pool.
         pool: PoolName,
@@ -120,7 +122,8 @@ fn balance_of_pool(
     let held = held.fold(ByteCount(0), |sum, (_, disk)| sum.plus(pool.room_for(disk.size)));
     let planned_for = |of: VmId| planned.iter().any(|planned| planned.spec.id == of);
     let (ours, taken): (Vec<_>, Vec<_>) = coming.iter().partition(|(of, _)| planned_for(*of));
-    let sum = |disks: Vec<(VmId, &DiskSpec)>| disks.iter().fold(ByteCount(0), |sum, (of, disk)| sum.plus(left(*of, disk)));
+    let sum =
+        |disks: Vec<(VmId, &DiskSpec)>| disks.iter().fold(ByteCount(0), |sum, (of, disk)| sum.plus(left(*of, disk)));
     Balance { there: free, taken: sum(taken), held: held.plus(sum(ours)) }
 }
 
@@ -178,8 +181,7 @@ impl Host {
 
     /// A pool as it is reported: what of it is free, and what is held for planned VMs.
     pub(super) fn pool_report(&self, pool: &Pool, kept: &[Partial], planned: &[PlannedVm]) -> PoolReport {
-        let (capacity, free) =
-            pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
+        let (capacity, free) = pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
         let free = kept.iter().map(|kept| self.allocated(kept, Some(pool.name()))).fold(free, ByteCount::plus);
         let (name, shared) = (pool.name().clone(), pool.shared().map(str::to_owned));
         let report = PoolReport { name, shared, capacity, free, reserved: ByteCount(0), extent: pool.extent() };

@@ -295,9 +295,10 @@ impl MoveError {
             Self::Room(RoomError::Memory { .. }) => {
                 (F::TargetRefused, "choose another target, or drop a planned VM there: `sterna plan list`")
             }
-            Self::Room(RoomError::Pool { .. }) => {
-                (F::PoolFull, "drop a planned VM (`sterna plan list`), or give the disks another pool: `sterna job answer JOB`")
-            }
+            Self::Room(RoomError::Pool { .. }) => (
+                F::PoolFull,
+                "drop a planned VM (`sterna plan list`), or give the disks another pool: `sterna job answer JOB`",
+            ),
             Self::TargetDisk(_) | Self::Copy(_) | Self::Image(_) if no_room(self) => {
                 (F::PoolFull, "make room in the pool, or give its disks another: `sterna job answer JOB`")
             }

@@ -103,7 +103,10 @@ impl Service {
         }
         let need = Need { vm: spec.id, memory: spec.memory, disks: &spec.disks, hold: false };
         let lacks = |error: RoomError| {
-            requests::refused(error.to_string(), "choose another host or pool, or drop a planned VM: `sterna plan list`")
+            requests::refused(
+                error.to_string(),
+                "choose another host or pool, or drop a planned VM: `sterna plan list`",
+            )
         };
         self.host.expect_room(need).err().map(lacks)
     }

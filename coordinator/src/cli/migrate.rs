@@ -11,7 +11,7 @@ use sterna_shared::job::{
 use sterna_shared::units::{Bandwidth, ByteCount};
 
 use super::error::{CliError, Exit};
-use super::output::{Output, pairs, table};
+use super::output::{Output, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
 use super::{job, watch};
 use crate::client::Client;
@@ -244,6 +244,7 @@ fn show_plan(plan: &PlanView) -> String {
         ("lanes", plan.lanes.to_string()),
         ("rate", plan.bandwidth.map_or_else(|| "unlimited".to_owned(), |rate| rate.to_string())),
         ("blackout", format!("at most {} ms", plan.blackout_max_ms)),
+        ("planned VM", or_dash(plan.planned)),
         ("steps", steps.join(", ")),
     ]);
     let mut text = head;

@@ -116,7 +116,8 @@ fn list(planned: &[PlannedView]) -> String {
 
 /// A number of seconds, or of what the letter behind it says.
 fn parse_hold(text: &str) -> Result<u32, String> {
-    let wrong = || format!("give a number with s, m, h or d, from {HOLD_MIN_SECONDS}s to {}d", HOLD_MAX_SECONDS / 86_400);
+    let wrong =
+        || format!("give a number with s, m, h or d, from {HOLD_MIN_SECONDS}s to {}d", HOLD_MAX_SECONDS / 86_400);
     let (number, seconds) = match text.as_bytes().last() {
         Some(b's') => (&text[..text.len() - 1], 1),
         Some(b'm') => (&text[..text.len() - 1], 60),
@@ -154,7 +155,8 @@ mod tests {
         let id = "0197c0de-0000-7000-8000-000000000001";
         let dropped = line(&["drop", id]).expect("args").command;
         assert!(matches!(dropped, Some(PlanCommand::Drop { planned }) if planned.to_string() == id));
-        for wrong in [&["web"][..], &["--to", "beta"], &["drop"], &["drop", "web"], &["web", "--to", "beta", "--hold", "2w"]]
+        for wrong in
+            [&["web"][..], &["--to", "beta"], &["drop"], &["drop", "web"], &["web", "--to", "beta", "--hold", "2w"]]
         {
             assert!(line(wrong).is_err(), "{wrong:?}");
         }

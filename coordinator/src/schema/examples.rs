@@ -241,9 +241,7 @@ pub(super) fn replies() -> Vec<ApiReply> {
         ApiReply::Console { chunk: ConsoleChunk { end: 7, bytes: b"login: ".to_vec() } },
         ApiReply::Plan { plan: Box::new(a_plan()), waits_for: vec![refusal.clone()] },
         ApiReply::Checked { report: Box::new(report_of_a_check(&refusal)) },
-        ApiReply::Planned {
-            planned: vec![PlannedView { host: host("beta"), planned: a_planned_vm(), usable: true }],
-        },
+        ApiReply::Planned { planned: vec![PlannedView { host: host("beta"), planned: a_planned_vm(), usable: true }] },
         ApiReply::JobStarted { status: status() },
         ApiReply::StateRequested { code: ReturnCode::Started, reason: None, status: status() },
         ApiReply::Jobs { jobs: statuses() },
