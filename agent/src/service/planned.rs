@@ -191,3 +191,93 @@ fn lacking(host: &Inventory, spec: &VmSpec) -> Vec<String> {
     }
     faults
 }
+
+#[cfg(test)]
+mod tests {
+    use sterna_shared::job::JobKind;
+
+    use super::*;
+    use crate::journal::Role;
+    use crate::journal::planned_tests::planned;
+    use crate::journal::tests::job_record;
+
+    const WEB: &str = "0197c0de-0000-7000-8000-000000000011";
+    const MAIL: &str = "0197c0de-0000-7000-8000-000000000012";
+
+    fn second(number: i64) -> Timestamp {
+        Timestamp::from_unix_microseconds(number * 1_000_000)
+    }
+
+    #[test]
+    fn one_ends_when_its_time_is_up_or_its_vm_is_here_and_not_before() {
+        let held = [planned(WEB, "fast", 1 << 20), planned(MAIL, "fast", 1 << 20)];
+        let ended = |now: Timestamp, here: &[&str]| {
+            let over = over(&held, now, |vm| here.contains(&vm.to_string().as_str()));
+            over.into_iter().map(|(vm, _)| vm.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(ended(second(60), &[]), Vec::<String>::new());
+        assert_eq!(ended(second(61), &[]), [WEB, MAIL]);
+        assert_eq!(ended(second(60), &[MAIL]), [MAIL]);
+        assert_eq!(ended(second(0), &[]), Vec::<String>::new(), "a clock that was put back ends nothing");
+    }
+
+    #[test]
+    fn one_is_held_for_as_long_as_the_plan_says_from_when_it_is_made() {
+        let mut plan = job_record(Role::Target).plan;
+        (plan.kind, plan.hold_seconds) = (JobKind::Stage, Some(120));
+        let made = planned_of(&plan, second(7));
+        assert_eq!((made.made_at, made.expires_at), (second(7), second(127)));
+        assert_eq!((made.id.uuid(), made.job), (plan.job.uuid(), plan.job), "twice is once");
+        plan.hold_seconds = None;
+        assert_eq!(planned_of(&plan, second(7)).expires_at, second(7 + i64::from(HOLD_DEFAULT_SECONDS)));
+    }
+
+    /// A host that has all that [`needy`] needs.
+    fn rich() -> Inventory {
+        serde_json::from_value(serde_json::json!({
+            "host": "bravo", "at": "2026-01-01T00:00:00Z", "version": "0.1.0", "addresses": [],
+            "hypervisor": {
+                "version": "10.0.2", "accelerator": "tcg", "machines": ["pc-q35-7.2"], "cpu_models": ["EPYC"], "uefi": true
+            },
+            "cpu": { "model": "any", "features": [], "count": 1 }, "memory_total": 0, "memory_free": 0,
+            "pools": [{ "name": "fast", "shared": null, "capacity": 0, "free": 0 }],
+            "bridges": ["lan"], "boot_files": ["vmlinuz", "initrd"],
+            "certificate": { "authority": "a", "not_before": "2026-01-01T00:00:00Z", "not_after": "2026-01-01T00:00:00Z" },
+            "limits": {}, "epoch": 0, "vms": [],
+        }))
+        .expect("an inventory")
+    }
+
+    fn needy() -> VmSpec {
+        let mut spec = planned(WEB, "fast", 1 << 20).spec;
+        (spec.cpu, spec.firmware) = ("EPYC,+x".to_owned(), Firmware::Uefi);
+        spec.kernel =
+            serde_json::from_value(serde_json::json!({ "image": "vmlinuz", "initrd": "initrd" })).expect("a kernel");
+        let nic = serde_json::json!([{ "mac": "52:54:00:00:00:01", "bridge": "lan" }]);
+        spec.nics = serde_json::from_value(nic).expect("nics");
+        spec
+    }
+
+    #[test]
+    fn all_that_a_host_lacks_is_told() {
+        assert_eq!(lacking(&rich(), &needy()), Vec::<String>::new());
+        let lacks: [(&str, fn(&mut Inventory)); 7] = [
+            ("no pool fast", |host| host.pools.clear()),
+            ("no bridge lan", |host| host.bridges.clear()),
+            ("no boot file vmlinuz", |host| drop(host.boot_files.remove(0))),
+            ("no boot file initrd", |host| drop(host.boot_files.pop())),
+            ("no UEFI firmware", |host| host.hypervisor.uefi = false),
+            ("no machine type pc-q35-7.2", |host| host.hypervisor.machines.clear()),
+            ("CPU model EPYC", |host| host.hypervisor.cpu_models.clear()),
+        ];
+        for (told, lack) in lacks {
+            let mut host = rich();
+            lack(&mut host);
+            let faults = lacking(&host, &needy());
+            assert!(faults.len() == 1 && faults[0].contains(told), "{told}: {faults:?}");
+        }
+        let mut host = rich();
+        (host.hypervisor.machines, host.bridges) = (Vec::new(), Vec::new());
+        assert_eq!(lacking(&host, &needy()).len(), 2);
+    }
+}
