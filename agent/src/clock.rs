@@ -1,5 +1,5 @@
 //! The wall clock: read here and nowhere else, and only to tell people when something happened. What to do next is
-//! never decided by it, but for how long jobs are remembered that are over.
+//! never decided by it, but for how long jobs are remembered that are over, and how long planned VMs are held.
 
 use std::time::SystemTime;
 

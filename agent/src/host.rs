@@ -1,14 +1,17 @@
 //! This host, as every part of the agent may see it: what is configured, what was found at the start, and the journal.
 //! Nothing in it changes while the agent runs but the journal, which guards itself.
 
+pub mod room;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::host::{Inventory, Limits, PartialReport, Pool as PoolReport, VmReport};
+use sterna_shared::host::{Inventory, Limits, PartialReport, VmReport};
 use sterna_shared::id::{HostId, JobId, PoolName, VmId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport};
+use sterna_shared::planned::PlannedVm;
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, CacheMode, DiskFormat, DiskSpec, Firmware, VmSpec};
 use tokio::time::{MissedTickBehavior, interval};
@@ -230,18 +233,14 @@ impl Host {
         Ok(self.pool(disk)?.variable_store_path(spec.id)?)
     }
 
-    /// What the fleet is told of this host. `partials` are those that are kept.
+    /// What the fleet is told of this host. `partials` are those that are kept, `planned` what is held for VMs that are not
+    /// here.
     #[must_use]
-    pub fn inventory(&self, vms: Vec<VmReport>, partials: &[Partial]) -> Inventory {
+    pub fn inventory(&self, vms: Vec<VmReport>, partials: &[Partial], planned: &[PlannedVm]) -> Inventory {
         let used = vms.iter().filter(|vm| vm.owned).fold(ByteCount(0), |sum, vm| sum.plus(vm.spec.memory));
-        let pools = self.pools.values().map(|pool| {
-            let (capacity, free) =
-                pool.space().map_or((ByteCount(0), ByteCount(0)), |space| (space.capacity, space.free));
-            let kept = partials.iter().map(|kept| self.allocated(kept, Some(pool.name())));
-            let free = kept.fold(free, ByteCount::plus);
-            let shared = pool.shared().map(str::to_owned);
-            PoolReport { name: pool.name().clone(), shared, capacity, free, extent: pool.extent() }
-        });
+        let unused = ByteCount(self.probe.memory.0.saturating_sub(used.0));
+        let held = planned.iter().fold(ByteCount(0), |sum, planned| sum.plus(planned.spec.memory)).min(unused);
+        let pools = self.pools.values().map(|pool| self.pool_report(pool, partials, planned));
         Inventory {
             host: self.id().clone(),
             at: clock::now(),
@@ -250,7 +249,8 @@ impl Host {
             hypervisor: self.probe.hypervisor.clone(),
             cpu: self.probe.cpu.clone(),
             memory_total: self.probe.memory,
-            memory_free: ByteCount(self.probe.memory.0.saturating_sub(used.0)),
+            memory_free: ByteCount(unused.0 - held.0),
+            memory_reserved: held,
             pools: pools.collect(),
             bridges: self.config.bridges.clone(),
             boot_files: self.boot_files(),
@@ -260,6 +260,7 @@ impl Host {
             epoch: self.journal.epoch().unwrap_or_default(),
             vms,
             partials: partials.iter().filter_map(|partial| self.partial_report(partial)).collect(),
+            planned: planned.to_vec(),
         }
     }
 

@@ -6,6 +6,7 @@
 //!   events   number         → Event       what this agent told of its jobs, in order
 //!   told     JobId          → number      how many events it told of that job
 //!   facts    name           → number      the highest epoch; how far events are published, and jobs forgotten; limits
+//!   planned  VmId           → PlannedVm   what is held ready for a VM that is elsewhere
 //!   partials VmId           → Partial     images of moves into this host that are not, or not yet, a VM's
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod retention;
 mod events;
 mod limits;
 mod partial;
+mod planned;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +42,9 @@ use self::events::{EVENTS, TOLD};
 pub use self::events::{EVENTS_MAX, News, Quiet};
 use self::partial::PARTIALS;
 pub use self::partial::{Kept, Partial, PartialDisk};
+use self::planned::PLANNED;
+#[cfg(test)]
+pub(crate) use self::planned::tests as planned_tests;
 
 const VMS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("vms");
 const JOBS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("jobs");
@@ -102,6 +107,8 @@ pub enum Role {
     Target,
     /// Both: disks move under a VM that stays.
     Storage,
+    /// It is made ready for a VM that stays where it is.
+    Staging,
 }
 
 /// How far a job is at this host.
@@ -175,6 +182,7 @@ impl Journal {
             tables.open_table(TOLD).map_err(write_error)?;
             tables.open_table(FACTS).map_err(write_error)?;
             tables.open_table(PARTIALS).map_err(write_error)?;
+            tables.open_table(PLANNED).map_err(write_error)?;
             Ok(())
         })?;
         Ok(journal)
@@ -395,6 +403,7 @@ impl Journal {
             "vms": self.vms()?,
             "jobs": self.jobs()?.into_iter().map(blank).collect::<Vec<_>>(),
             "partials": self.partials()?.iter().map(Partial::dump).collect::<Vec<_>>(),
+            "planned": self.planned()?,
             "events": events,
             "epoch": self.epoch()?,
             "limits_set": self.limits_set()?,
@@ -433,6 +442,8 @@ pub(crate) mod tests {
             bandwidth: None,
             blackout_max_ms: 2000,
             settings: MoveSettings::default(),
+            planned: None,
+            hold_seconds: None,
             steps: Plan::steps_of(MoveMode::Live, false),
         };
         let accepted_at = plan.planned_at;

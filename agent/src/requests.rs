@@ -56,6 +56,7 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         | AgentRequest::Handover { vm, .. } => Some(*vm),
         AgentRequest::Probe { vm, .. } => *vm,
         AgentRequest::HostSet { .. }
+        | AgentRequest::PlannedDrop { .. }
         | AgentRequest::Events { .. }
         | AgentRequest::Inventory
         | AgentRequest::ProbeExpect { .. } => None,
@@ -178,6 +179,7 @@ impl Handler {
             AgentRequest::HostSet { .. }
             | AgentRequest::VmDefine { .. }
             | AgentRequest::VmDrop { .. }
+            | AgentRequest::PlannedDrop { .. }
             | AgentRequest::Events { .. }
             | AgentRequest::Inventory
             | AgentRequest::ProbeExpect { .. }

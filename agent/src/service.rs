@@ -13,6 +13,7 @@
 
 mod jobs;
 mod kept;
+mod planned;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -207,6 +208,7 @@ impl Service {
                         }
                         Ending::Written(job) => {
                             self.jobs.remove(&job);
+                            self.tend_planned().await;
                             None
                         }
                     };
@@ -221,6 +223,7 @@ impl Service {
                 }
                 Event::Tick => {
                     self.tend_kept().await;
+                    self.tend_planned().await;
                     self.bus.publish_inventory(&self.inventory()).await;
                 }
                 Event::Over => return,
@@ -271,6 +274,10 @@ impl Service {
                 continue;
             }
             info!(job = %record.plan.job, role = ?record.role, "job taken up");
+            if record.role == Role::Staging {
+                self.stage(&record.plan).await?;
+                continue;
+            }
             images::end_leftover_daemons(&self.host, &record.plan).await;
             self.begin(record, true).await?;
         }
@@ -341,6 +348,11 @@ impl Service {
                 let _ = reply.send(dropped.err().unwrap_or(AgentReply::Done));
                 self.bus.publish_inventory(&self.inventory()).await;
             }
+            AgentRequest::PlannedDrop { planned } => {
+                let dropped = self.drop_planned_by_id(planned).await;
+                self.bus.publish_inventory(&self.inventory()).await;
+                let _ = reply.send(dropped);
+            }
             AgentRequest::VmDefine { spec } => match self.hindrance(&spec).await {
                 Some(hindrance) => {
                     let _ = reply.send(hindrance);
@@ -410,7 +422,7 @@ impl Service {
             let job = self.job_of(view.record.spec.id);
             view.report(job)
         });
-        self.host.inventory(reports.collect(), &self.kept())
+        self.host.inventory(reports.collect(), &self.kept(), &self.planned())
     }
 
     async fn tell(&self, job: JobId, body: EventBody) {

@@ -18,6 +18,8 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("vm", "drop"),
     ("vm", "console"),
     ("vm", "resolve"),
+    ("plan", "list"),
+    ("plan", "drop"),
     ("job", "migrate"),
     ("job", "check"),
     ("job", "list"),
@@ -99,6 +101,7 @@ fn shorten(reply: &mut ApiReply) -> bool {
         ApiReply::Jobs { jobs } => halve(jobs),
         ApiReply::Hosts { hosts } => halve(hosts),
         ApiReply::Vms { vms } => halve(vms),
+        ApiReply::Planned { planned } => halve(planned),
         _ => false,
     }
 }

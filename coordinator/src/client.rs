@@ -37,10 +37,11 @@ use sterna_shared::bus::{
     ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer, JobChange, NatsSettings, SystemView, VmView,
 };
 use sterna_shared::host::LimitsChange;
-use sterna_shared::id::{HostId, JobId};
+use sterna_shared::id::{HostId, JobId, PlannedVmId};
 use sterna_shared::job::{
     CheckReport, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, RequestedState, ReturnCode,
 };
+use sterna_shared::planned::PlannedView;
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
 use sterna_shared::view::cim::{Contacts, MigrationJob, MsvmError};
@@ -285,6 +286,23 @@ impl Client {
     ) -> Result<Box<JobStatus>, ClientError> {
         let reply = self.ask(&migrate_request(job, request, policy, false)).await?;
         answer!(reply, ApiReply::JobStarted { status } => status)
+    }
+
+    /// All planned VMs, by host. One is made as a move is asked for, with a request of kind
+    /// [`JobKind::Stage`](sterna_shared::job::JobKind::Stage).
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn planned_vms(&self) -> Result<Vec<PlannedView>, ClientError> {
+        answer!(self.ask(&ApiRequest::PlanList).await?, ApiReply::Planned { planned } => planned)
+    }
+
+    /// Drops a planned VM: what it holds is free again.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn drop_planned_vm(&self, planned: PlannedVmId) -> Result<(), ClientError> {
+        self.done(&ApiRequest::PlanDrop { planned }).await
     }
 
     /// Checks a move: finds all that speaks against it, measures, and changes nothing.

@@ -62,6 +62,8 @@ pub(crate) struct HostDocument {
     memory_total: ByteCount,
     /// Memory that no guest and no reservation holds, in bytes.
     memory_free: ByteCount,
+    /// What of the rest is held for planned VMs, in bytes.
+    memory_reserved: ByteCount,
     /// Its pools.
     pools: Vec<PoolDocument>,
     /// Until when its certificate holds.
@@ -82,6 +84,8 @@ struct PoolDocument {
     capacity: ByteCount,
     /// What is free, in bytes.
     free: ByteCount,
+    /// What is free and held for planned VMs, in bytes.
+    reserved: ByteCount,
     /// The extents of a volume group, in bytes; none for a directory.
     extent: Option<ByteCount>,
 }
@@ -176,6 +180,7 @@ pub fn host_changed(source: &HostId, member: &Member, now: Timestamp) -> Result<
         shared: pool.shared.clone(),
         capacity: pool.capacity,
         free: pool.free,
+        reserved: pool.reserved,
         extent: pool.extent,
     });
     let data = HostDocument {
@@ -187,6 +192,7 @@ pub fn host_changed(source: &HostId, member: &Member, now: Timestamp) -> Result<
         accelerator: inventory.hypervisor.accelerator,
         memory_total: inventory.memory_total,
         memory_free: inventory.memory_free,
+        memory_reserved: inventory.memory_reserved,
         pools: pools.collect(),
         certificate_not_after: inventory.certificate.not_after,
         vms: inventory.vms.len(),

@@ -11,10 +11,10 @@
 //! added, none is renamed or dropped within `sterna.v1`. The token of a plan is not part of any view.
 
 use serde::Serialize;
-use sterna_shared::id::{DiskName, Generation, HostId, JobId, PoolName, VmId, VmName};
+use sterna_shared::id::{DiskName, Generation, HostId, JobId, PlannedVmId, PoolName, VmId, VmName};
 use sterna_shared::job::{
-    DiskMove, FailureReport, JobState, JobStatus, MoveMode, Notice, Plan, Progress, StepKind, StepState, StepStatus,
-    Volume,
+    DiskMove, FailureReport, JobKind, JobState, JobStatus, MoveMode, Notice, Plan, Progress, StepKind, StepState,
+    StepStatus, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -36,6 +36,8 @@ pub struct JobView {
     pub source: HostId,
     /// The host that is to have it.
     pub target: HostId,
+    /// What the job does about the VM.
+    pub kind: JobKind,
     /// How it moves.
     pub mode: MoveMode,
     /// 0 to 100. Within one life of a job's progress it never falls; 100 only when completed.
@@ -190,6 +192,8 @@ pub struct PlanView {
     pub bandwidth: Option<Bandwidth>,
     /// The longest blackout allowed, in milliseconds.
     pub blackout_max_ms: u32,
+    /// The planned VM that it would make, or use.
+    pub planned: Option<PlannedVmId>,
     /// The steps, in order.
     pub steps: Vec<StepKind>,
     /// When it was planned.
@@ -226,6 +230,7 @@ impl JobView {
             vm: VmRef::of(&status.plan),
             source: status.plan.source.id.clone(),
             target: status.plan.target.id.clone(),
+            kind: status.plan.kind,
             mode: status.plan.mode,
             percent: status.percent(progress),
             steps: status.steps.iter().map(StepView::new).collect(),
@@ -320,6 +325,7 @@ impl PlanView {
             lanes: plan.lanes,
             bandwidth: plan.bandwidth,
             blackout_max_ms: plan.blackout_max_ms,
+            planned: plan.planned,
             steps: plan.steps.clone(),
             planned_at: plan.planned_at,
         }
@@ -397,6 +403,8 @@ mod tests {
             bandwidth: Some(Bandwidth(100 * MIB)),
             blackout_max_ms: 2000,
             settings: MoveSettings::default(),
+            planned: None,
+            hold_seconds: None,
             steps: Plan::steps_of(MoveMode::Live, true),
         }
     }
@@ -450,7 +458,7 @@ mod tests {
         schema::expect_valid("job", &json);
         // The waiting steps all look alike.
         json["steps"].as_array_mut().expect("steps").truncate(3);
-        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z","owner":null,"priority":100,"attempt":0,"bytes_sent":4096,"question":null}"#);
+        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","kind":"move","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z","owner":null,"priority":100,"attempt":0,"bytes_sent":4096,"question":null}"#);
     }
 
     #[test]

@@ -141,6 +141,8 @@ fn plan(job: JobId) -> Plan {
         bandwidth: None,
         blackout_max_ms: 2000,
         settings: MoveSettings::default(),
+        planned: None,
+        hold_seconds: None,
         steps: Plan::steps_of(MoveMode::Cold, false),
     }
 }

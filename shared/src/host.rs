@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, VmId, VmName};
 use crate::peer::attach::DATA_LANES_MAX;
+use crate::planned::PlannedVm;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{BootFile, VmSpec};
@@ -35,6 +36,9 @@ pub struct Inventory {
     pub memory_total: ByteCount,
     /// Memory that no guest and no reservation holds.
     pub memory_free: ByteCount,
+    /// What of the rest is held for planned VMs.
+    #[serde(default)]
+    pub memory_reserved: ByteCount,
     /// Its pools.
     pub pools: Vec<Pool>,
     /// Its bridges.
@@ -55,6 +59,9 @@ pub struct Inventory {
     /// What moves into it that were cut have left for the next.
     #[serde(default)]
     pub partials: Vec<PartialReport>,
+    /// The VMs that it is prepared for.
+    #[serde(default)]
+    pub planned: Vec<PlannedVm>,
 }
 
 /// The hypervisor of a host.
@@ -117,8 +124,11 @@ pub struct Pool {
     pub shared: Option<String>,
     /// What it can hold.
     pub capacity: ByteCount,
-    /// What is free. Images kept of moves that were cut count as free: they go when a move needs the room.
+    /// What is free and held for nobody. Images kept of moves that were cut count as free: they go when a move needs the room.
     pub free: ByteCount,
+    /// What is free and held for planned VMs.
+    #[serde(default)]
+    pub reserved: ByteCount,
     /// Of a volume group: its extents, of which each disk takes whole ones. Images there are raw, and nothing but disks
     /// can be there. None for a directory.
     #[serde(default)]

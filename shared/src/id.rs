@@ -190,6 +190,10 @@ uuid_id!(
     /// One VM, wherever it runs: the UUID the guest sees in its SMBIOS tables.
     VmId, "VM id"
 );
+uuid_id!(
+    /// One planned VM: what a host holds ready for a VM that is elsewhere.
+    PlannedVmId, "planned VM id"
+);
 
 macro_rules! counter {
     ($(#[$doc:meta])* $name:ident) => {

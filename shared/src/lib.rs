@@ -20,6 +20,7 @@ pub mod id;
 pub mod job;
 pub mod ownership;
 pub mod peer;
+pub mod planned;
 pub mod probe;
 pub mod time;
 pub mod units;

@@ -70,6 +70,10 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R036", "older_hypervisor", 10, 58, 2, 1),
     ("STERNA-R037", "few_processors", 8, 44, 2, 1),
     ("STERNA-R038", "not_measured", 4, 57, 2, 1),
+    ("STERNA-R041", "planned_unknown", 9, 73, 2, 6),
+    ("STERNA-R042", "planned_mismatch", 10, 122, 2, 4),
+    ("STERNA-R043", "planned_expired", 9, 53, 2, 1),
+    ("STERNA-R044", "planned_changed", 1, 81, 2, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

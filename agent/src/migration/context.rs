@@ -10,6 +10,7 @@ use tracing::info;
 use crate::disk::copy::CopyError;
 use crate::disk::nbd::NbdError;
 use crate::host::Host;
+use crate::host::room::RoomError;
 use crate::hypervisor::qemu::MachineError;
 use crate::hypervisor::qemu::runtime::RuntimeError;
 use crate::journal::JournalError;
@@ -227,6 +228,9 @@ pub enum MoveError {
         /// How many it proved.
         found: usize,
     },
+    /// What is free here is held for others.
+    #[error(transparent)]
+    Room(#[from] RoomError),
     /// The target would not run the VM.
     #[error("{target} would not run the VM")]
     Refused {
@@ -287,6 +291,14 @@ impl MoveError {
             Self::TargetDisk(TargetDiskError::Link(_)) => {
                 (F::LinkLost, "check the network between the two hosts, then start the move again")
             }
+            Self::Room(RoomError::Journal(_)) => (F::Journal, "check the disk that holds the agent's state directory"),
+            Self::Room(RoomError::Memory { .. }) => {
+                (F::TargetRefused, "choose another target, or drop a planned VM there: `sterna plan list`")
+            }
+            Self::Room(RoomError::Pool { .. }) => (
+                F::PoolFull,
+                "drop a planned VM (`sterna plan list`), or give the disks another pool: `sterna job answer JOB`",
+            ),
             Self::TargetDisk(_) | Self::Copy(_) | Self::Image(_) if no_room(self) => {
                 (F::PoolFull, "make room in the pool, or give its disks another: `sterna job answer JOB`")
             }

@@ -121,6 +121,7 @@ impl Storage {
         let context = Arc::clone(&self.context);
         let (host, plan) = (&context.host, &context.plan);
         let step = context.begin(StepKind::Prepare).await?;
+        host.expect_room_for(plan)?;
         let variables = images::read_variable_store(host, plan)?;
         self.made = true;
         images::prepare_incoming(host, plan, variables).await?;

@@ -261,6 +261,8 @@ impl Target {
         // The record first: what is made from here on is known to be this job's, also after a crash.
         context.keeper.prepare(Input::Prepare { generation, from }, plan.vm_at_target.clone(), runs).await?;
         self.prepared = true;
+        // After the record, so that of two that come at one time the later sees the earlier.
+        context.host.expect_room_for(plan)?;
         let held = partial::prepare(&context.host, plan, variables).await?;
         let held_bytes = held.iter().map(|held| held.as_ref().map_or(0, ExtentSet::total)).collect();
         let socket = if runs {

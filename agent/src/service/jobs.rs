@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use sterna_shared::id::{HostId, JobId, TOKEN_LENGTH, Token};
-use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, JobKind, Plan};
 use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::{Admitted, Attach, Refusal, RefusalCode, SessionId};
 use tokio::sync::{mpsc, oneshot};
@@ -45,6 +45,8 @@ impl Service {
             return Ok(());
         }
         let role = match (plan.source.id == here, plan.target.id == here) {
+            _ if plan.kind == JobKind::Stage && plan.source.id == here => return Ok(()), // The other host's business.
+            _ if plan.kind == JobKind::Stage => Role::Staging,
             (true, true) => Role::Storage,
             (true, false) => Role::Source,
             _ => Role::Target,
@@ -59,6 +61,7 @@ impl Service {
         self.host.journal.put_job(record.clone()).await?;
         self.tell(job, EventBody::Accepted { plan: Box::new(blanked) }).await;
         match fault {
+            None if role == Role::Staging => self.stage(&record.plan).await,
             None => {
                 if role == Role::Target {
                     self.make_room(&record.plan).await;
@@ -84,14 +87,14 @@ impl Service {
     /// What keeps this host from its part in a plan: the world may have changed since it was made.
     fn fault_of(&self, plan: &Plan, role: Role) -> Option<String> {
         let vm = plan.vm.id;
-        if let Some(job) = self.job_of(vm) {
+        if let Some(job) = self.job_of(vm).filter(|_| role != Role::Staging) {
             return Some(format!("VM {} is in job {job}", plan.vm.name));
         }
         let record = self.keepers.get(&vm).map(|keeper| keeper.record());
         match (role, record) {
-            (Role::Target, None) => None,
-            (Role::Target, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => None,
-            (Role::Target, Some(record)) => {
+            (Role::Target | Role::Staging, None) => None,
+            (Role::Target | Role::Staging, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => None,
+            (Role::Target | Role::Staging, Some(record)) => {
                 Some(format!("VM {} is here already, as {}", plan.vm.name, record.ownership.name()))
             }
             (_, Some(VmRecord { ownership: Record::Owner { generation }, spec, .. }))
@@ -158,6 +161,7 @@ impl Service {
             // What it has left here is wanted no more, unless it is to go on.
             if wish != Wish::Suspend {
                 self.drop_left_by(job).await;
+                self.drop_planned_by(job).await;
             }
             return;
         };
@@ -257,6 +261,8 @@ async fn run_job(
         (Role::Target, true) => Target::new(context).recover(sessions).await,
         (Role::Storage, false) => Storage::new(context).run().await,
         (Role::Storage, true) => Storage::new(context).recover().await,
+        // The loop itself carries it out, and makes no task of it.
+        (Role::Staging, _) => Outcome::Stopping,
     }
 }
 

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::Service;
+use crate::host::room::{Need, RoomError};
 use crate::journal::Partial;
 use crate::migration::partial;
 use crate::requests;
@@ -60,6 +61,10 @@ impl Service {
         for (name, bytes) in needed {
             let own = own.iter().map(|own| self.host.allocated(own, Some(&name)));
             let missing = ByteCount(bytes.0.saturating_sub(own.fold(ByteCount(0), ByteCount::plus).0));
+            // What is held for planned VMs is not for this one.
+            let pool = self.host.pools.get(&name);
+            let held = pool.and_then(|pool| self.host.spoken_for(pool, plan.vm.id).ok()).unwrap_or_default();
+            let missing = missing.plus(held);
             for partial in &others {
                 let free = self.host.pools.get(&name).and_then(|pool| pool.space().ok()).map(|space| space.free);
                 if free.is_none_or(|free| free >= missing) {
@@ -93,7 +98,17 @@ impl Service {
         }
         // Its images are made anew, and are not what a move happens to have left.
         let kept = self.kept().iter().any(|partial| partial.vm == spec.id);
-        if kept { self.drop_kept_of(spec.id).await.err() } else { None }
+        if kept && let Err(reply) = self.drop_kept_of(spec.id).await {
+            return Some(reply);
+        }
+        let need = Need { vm: spec.id, memory: spec.memory, disks: &spec.disks, hold: false };
+        let lacks = |error: RoomError| {
+            requests::refused(
+                error.to_string(),
+                "choose another host or pool, or drop a planned VM: `sterna plan list`",
+            )
+        };
+        self.host.expect_room(need).err().map(lacks)
     }
 
     /// Removes what a job that is over here has left: it is cancelled, and nobody wants that any more.

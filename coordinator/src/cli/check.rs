@@ -1,5 +1,5 @@
-//! `sterna check`: all that speaks for and against a move, measured and with remedies, and nothing changed. `sterna plan`: what
-//! would be done.
+//! `sterna check`: all that speaks for and against a move, measured and with remedies, and nothing changed. `sterna migrate
+//! --dry-run`: what would be done.
 
 use std::fmt::Write as _;
 

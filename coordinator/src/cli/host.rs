@@ -123,7 +123,13 @@ fn show(host: &HostView) -> String {
         ),
         ("uefi", if inventory.hypervisor.uefi { "yes" } else { "no" }.to_owned()),
         ("processor", format!("{} × {}", inventory.cpu.count, inventory.cpu.model)),
-        ("memory", format!("{} free of {}", inventory.memory_free, inventory.memory_total)),
+        (
+            "memory",
+            format!(
+                "{} free of {}, {} held for planned VMs",
+                inventory.memory_free, inventory.memory_total, inventory.memory_reserved
+            ),
+        ),
         ("bridges", join(inventory.bridges.iter().map(ToString::to_string).collect())),
         ("boot files", join(inventory.boot_files.iter().map(|file| file.as_str().to_owned()).collect())),
         (
@@ -133,11 +139,12 @@ fn show(host: &HostView) -> String {
     ]);
     let limits = settings(host);
     let pools = table(
-        ["POOL", "KIND", "FREE", "CAPACITY", "SHARED"],
+        ["POOL", "KIND", "FREE", "HELD", "CAPACITY", "SHARED"],
         inventory.pools.iter().map(|pool| {
             let shared = pool.shared.clone().unwrap_or_else(|| "-".to_owned());
             let kind = if pool.extent.is_some() { "volume group" } else { "directory" };
-            [pool.name.to_string(), kind.to_owned(), pool.free.to_string(), pool.capacity.to_string(), shared]
+            let [free, held, capacity] = [pool.free, pool.reserved, pool.capacity].map(|bytes| bytes.to_string());
+            [pool.name.to_string(), kind.to_owned(), free, held, capacity, shared]
         }),
     );
     let vms = table(
@@ -153,6 +160,14 @@ fn show(host: &HostView) -> String {
         }),
     );
     let mut text = format!("{head}\n\n{limits}\n\n{pools}\n\n{vms}");
+    if !inventory.planned.is_empty() {
+        let rows = inventory.planned.iter().map(|planned| {
+            let (memory, disks) = (planned.spec.memory.to_string(), planned.disk_bytes().to_string());
+            [planned.spec.name.to_string(), memory, disks, moment(planned.expires_at), planned.id.to_string()]
+        });
+        text += "\n\n";
+        text += &table(["PREPARED FOR", "MEMORY", "DISKS", "UNTIL", "PLANNED"], rows);
+    }
     if !inventory.partials.is_empty() {
         let rows = inventory.partials.iter().map(|partial| {
             let (received, allocated) = (partial.received.to_string(), partial.allocated.to_string());

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
-use sterna_shared::id::{HostId, JobId};
+use sterna_shared::id::{HostId, JobId, PlannedVmId};
 use sterna_shared::job::{
     DiskPlacement, JobKind, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, MoveSettings, PRIORITY_DEFAULT, Policy,
     Recovery, StorageWish,
@@ -12,14 +12,14 @@ use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::{BandwidthUnit, Settings};
 
 use super::error::{CliError, Exit};
-use super::output::{Output, pairs, table};
+use super::output::{Output, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
 use super::{job, watch};
 use crate::client::Client;
 use crate::view::{JobView, PlanView};
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Mode {
+pub(super) enum Mode {
     /// Live if the guest runs, cold if it is stopped
     Auto,
     /// The guest runs on, but for the blackout
@@ -28,12 +28,31 @@ enum Mode {
     Cold,
 }
 
+impl From<Mode> for ModeWish {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Live => Self::Live,
+            Mode::Cold => Self::Cold,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Storage {
+pub(super) enum Storage {
     /// All disks are copied
     All,
     /// No disk is copied: both hosts share the pools
     None,
+}
+
+impl From<Storage> for StorageWish {
+    fn from(storage: Storage) -> Self {
+        match storage {
+            Storage::All => Self::All,
+            Storage::None => Self::None,
+        }
+    }
 }
 
 /// What is to be moved, where to and how.
@@ -68,6 +87,9 @@ pub(super) struct WishArgs {
     /// A setting of Msvm_VirtualSystemMigrationSettingData by its name, such as EnableCompression=true
     #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = parse_setting)]
     settings: Vec<(String, String)>,
+    /// The planned VM at that host to use; where it is left out, the one that is there for the VM, if any
+    #[arg(long, value_name = "UUID", conflicts_with = "storage_only")]
+    planned: Option<PlannedVmId>,
 }
 
 #[derive(Debug, Args)]
@@ -79,6 +101,13 @@ pub(super) struct WishArgs {
 pub(super) struct MigrateArgs {
     #[command(flatten)]
     wish: WishArgs,
+    #[command(flatten)]
+    submit: SubmitArgs,
+}
+
+/// How the job is to be treated that comes of it.
+#[derive(Debug, Args)]
+pub(super) struct SubmitArgs {
     /// Which jobs go first where not all can: lower numbers
     #[arg(long, value_name = "NUMBER", default_value_t = PRIORITY_DEFAULT)]
     priority: u32,
@@ -120,11 +149,22 @@ pub(super) struct MigrateArgs {
 }
 
 pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    let mut policy = policy_of(args, client.sender());
+    let mut policy = args.submit.policy(client.sender());
     let request = args.wish.request(&mut policy)?;
+    submit(&request, &policy, &args.submit, client, output).await
+}
+
+/// Has a wish become a job, and watches it; or tells what it would come to.
+pub(super) async fn submit(
+    request: &MoveRequest,
+    policy: &Policy,
+    args: &SubmitArgs,
+    client: &Client,
+    output: Output,
+) -> Result<Exit, CliError> {
+    let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
     if args.dry_run {
-        let draft = client.plan(job, &request, &policy).await?;
+        let draft = client.plan(job, request, policy).await?;
         for wait in &draft.waits_for {
             output.remark(&format!("it would wait: {wait}"));
         }
@@ -132,7 +172,7 @@ pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> 
         output.result(&view, || show_plan(&view))?;
         return Ok(Exit::Ok);
     }
-    let status = client.migrate(job, &request, &policy).await.map_err(|error| {
+    let status = client.migrate(job, request, policy).await.map_err(|error| {
         let error = CliError::from(error);
         // Only then may the job exist unseen.
         if error.exit == Exit::Unreachable {
@@ -151,21 +191,24 @@ pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> 
     watch::run(view, client, output).await
 }
 
-fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
-    Policy {
-        owner: Some(owner.to_owned()),
-        priority: args.priority,
-        delete_on_completion: args.delete_on_completion,
-        keep_seconds: args.keep,
-        notify: args.notify.clone(),
-        schedule: args.schedule.schedule(),
-        recovery: match (args.reruns, &args.on_failure) {
-            (Some(times), _) => Recovery::Rerun { times, pause_seconds: args.rerun_pause },
-            (None, Some(text)) => Recovery::Other { text: text.clone() },
-            (None, None) if args.go_on => Recovery::Next,
-            (None, None) => Recovery::Stop,
-        },
-        group: args.group.clone(),
+impl SubmitArgs {
+    /// How the job is to be treated, as `owner` asks for it.
+    pub(super) fn policy(&self, owner: &str) -> Policy {
+        Policy {
+            owner: Some(owner.to_owned()),
+            priority: self.priority,
+            delete_on_completion: self.delete_on_completion,
+            keep_seconds: self.keep,
+            notify: self.notify.clone(),
+            schedule: self.schedule.schedule(),
+            recovery: match (self.reruns, &self.on_failure) {
+                (Some(times), _) => Recovery::Rerun { times, pause_seconds: self.rerun_pause },
+                (None, Some(text)) => Recovery::Other { text: text.clone() },
+                (None, None) if self.go_on => Recovery::Next,
+                (None, None) => Recovery::Stop,
+            },
+            group: self.group.clone(),
+        }
     }
 }
 
@@ -179,21 +222,16 @@ impl WishArgs {
             kind: JobKind::Move,
             vm: self.vm.clone(),
             target: self.to.clone(),
-            mode: match self.mode {
-                Mode::Auto => ModeWish::Auto,
-                Mode::Live => ModeWish::Live,
-                Mode::Cold => ModeWish::Cold,
-            },
-            storage: match self.storage {
-                Storage::All => StorageWish::All,
-                Storage::None => StorageWish::None,
-            },
+            mode: self.mode.into(),
+            storage: self.storage.into(),
             disks: self.disks.clone(),
             storage_only: self.storage_only,
             bandwidth: self.bandwidth,
             blackout_max_ms: self.max_blackout,
             lanes: self.lanes,
             settings: MoveSettings::default(),
+            planned: self.planned,
+            hold_seconds: None,
         };
         let mut settings = Settings { request: &mut request, policy, unit: BandwidthUnit::default() };
         // What a bandwidth counts in is to be known before it.
@@ -231,6 +269,7 @@ fn show_plan(plan: &PlanView) -> String {
         ("lanes", plan.lanes.to_string()),
         ("rate", plan.bandwidth.map_or_else(|| "unlimited".to_owned(), |rate| rate.to_string())),
         ("blackout", format!("at most {} ms", plan.blackout_max_ms)),
+        ("planned VM", or_dash(plan.planned)),
         ("steps", steps.join(", ")),
     ]);
     let mut text = head;

@@ -22,6 +22,7 @@ mod migrate;
 mod nats_config;
 mod output;
 mod pki;
+mod plan;
 mod schedule;
 mod settings;
 mod vm;
@@ -84,6 +85,8 @@ enum Command {
     Migrate(migrate::MigrateArgs),
     /// Check a move: find all that speaks against it, measure, and change nothing
     Check(check::CheckArgs),
+    /// Prepare another host for a VM: hold there what a later move needs
+    Plan(plan::PlanArgs),
     /// Jobs: moves in hand, and those that are over
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -138,6 +141,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         | Command::Vm(_)
         | Command::Migrate(_)
         | Command::Check(_)
+        | Command::Plan(_)
         | Command::Job(_)
         | Command::Doctor => {}
     }
@@ -151,6 +155,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Vm(command) => vm::run(command, global, output).await,
             Command::Migrate(args) => migrate::run(args, &connect(global).await?, output).await,
             Command::Check(args) => check::run(args, &connect(global).await?, output).await,
+            Command::Plan(args) => plan::run(args, &connect(global).await?, output).await,
             Command::Job(command) => job::run(command, &connect(global).await?, output).await,
             Command::Doctor => doctor::run(global, output).await,
             Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),

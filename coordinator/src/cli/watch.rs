@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use sterna_shared::job::{JobState, StepKind};
+use sterna_shared::job::{JobKind, JobState, StepKind};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -203,7 +203,12 @@ fn summary(view: &JobView) -> String {
     match view.state {
         JobState::Completed => {
             let blackout = view.blackout_ms.map_or_else(String::new, |ms| format!(", blackout {ms:.1} ms"));
-            if view.source == view.target {
+            if view.kind == JobKind::Stage {
+                format!(
+                    "{name}: {} is prepared for it{took}; the planned VM has the job's id, see `sterna plan list`",
+                    view.target
+                )
+            } else if view.source == view.target {
                 format!("{name}: disks moved on {}{took}{blackout}", view.target)
             } else {
                 format!("{name}: moved to {}{took}{blackout}", view.target)

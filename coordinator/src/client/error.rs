@@ -130,6 +130,7 @@ impl ClientError {
             ApiReply::Done => "done",
             ApiReply::Console { .. } => "console",
             ApiReply::Plan { .. } => "plan",
+            ApiReply::Planned { .. } => "planned",
             ApiReply::Checked { .. } => "checked",
             ApiReply::JobStarted { .. } => "job started",
             ApiReply::StateRequested { .. } => "state requested",

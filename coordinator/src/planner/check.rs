@@ -9,7 +9,7 @@ use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, Firmware};
 
 use super::placement::{self, placed};
-use super::{BANDWIDTH_MIN, BLACKOUT_MAX_MS, BLACKOUT_MIN_MS, Case, slots};
+use super::{BANDWIDTH_MIN, BLACKOUT_MAX_MS, BLACKOUT_MIN_MS, Case, planned, slots};
 use crate::fleet::{FindError, Member};
 
 /// A check adds its reasons; that it adds none means that nothing speaks against the request as far as it can see.
@@ -45,6 +45,8 @@ pub(super) const CHECKS: &[Check] = &[
     target_can_be_dialled,
     values_are_in_range,
     super::settings::settings_can_be_kept,
+    planned::planned_can_be_used,
+    planned::wishes_about_planned_vms_make_sense,
 ];
 
 /// For a plan that no check speaks against and that can yet not be made: a fault of Sterna.
@@ -126,7 +128,8 @@ fn target_is_another_host(case: &Case, out: &mut Vec<Refusal>) {
 }
 
 fn vm_is_in_no_job(case: &Case, out: &mut Vec<Refusal>) {
-    let Some(vm) = case.vm() else { return };
+    // What is only prepared for does not touch the VM.
+    let Some(vm) = case.vm().filter(|_| !case.stages()) else { return };
     let planned = case.jobs.iter().find(|status| status.plan.vm.id == vm.id()).map(|status| status.job);
     if let Some(job) = planned.or(vm.job) {
         out.push(refusal(
@@ -175,12 +178,14 @@ fn vm_is_owned(case: &Case, out: &mut Vec<Refusal>) {
 
 fn memory_suffices(case: &Case, out: &mut Vec<Refusal>) {
     let (Some((_, target)), Some(vm)) = (case.hosts(), case.vm()) else { return };
-    let free = target.inventory.memory_free;
-    if case.runs_at_target() && free < vm.spec.memory {
+    let free = planned::memory(case, target);
+    // For a planned VM memory is held also where the guest is stopped: it may be started before it moves.
+    if (case.runs_at_target() || case.stages()) && free < vm.spec.memory {
+        let besides = planned::besides(target.inventory.memory_reserved);
         out.push(refusal(
             RefusalCode::Memory,
             format!(
-                "VM {} needs {} of memory; {} has {free} free",
+                "VM {} needs {} of memory; {} has {free} free{besides}",
                 vm.spec.name, vm.spec.memory, target.inventory.host
             ),
             "free memory there by moving or stopping a VM, or choose another target",
@@ -232,10 +237,14 @@ fn pools_have_room(case: &Case, out: &mut Vec<Refusal>) {
         *sum = sum.plus(pool.room_for(disk.target.size));
     }
     for (name, bytes) in needed {
-        let Some(pool) = placement::pool(target, &name).filter(|pool| pool.free < bytes) else { continue };
+        let Some(pool) = placement::pool(target, &name) else { continue };
+        let (room, besides) = (planned::room(case, pool), planned::besides(pool.reserved));
+        if room >= bytes {
+            continue;
+        }
         out.push(refusal(
             RefusalCode::PoolSpace,
-            format!("the disks need {bytes} in pool {name} of {}; it has {} free", target.inventory.host, pool.free),
+            format!("the disks need {bytes} in pool {name} of {}; it has {room} free{besides}", target.inventory.host),
             "free room there, or give the disks another pool with --disk NAME=POOL",
         ));
     }

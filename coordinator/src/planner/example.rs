@@ -3,8 +3,9 @@
 use sterna_shared::host::{
     Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, Pool, VmReport, VmState,
 };
-use sterna_shared::id::{Epoch, Generation, JobId, TOKEN_LENGTH, Token};
+use sterna_shared::id::{Epoch, Generation, JobId, PlannedVmId, TOKEN_LENGTH, Token};
 use sterna_shared::job::{JobKind, ModeWish, MoveRequest, MoveSettings, StorageWish};
+use sterna_shared::planned::PlannedVm;
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, CacheMode, DiskBus, DiskFormat, DiskSpec, Firmware, KernelBoot, NicSpec, VmSpec};
@@ -65,6 +66,19 @@ pub(crate) fn report(spec: &VmSpec) -> VmReport {
     VmReport { spec: spec.clone(), state: VmState::Running, generation: Generation(3), owned: true, job: None }
 }
 
+/// A planned VM for it, held for a minute: room for its first disk.
+pub(crate) fn planned(spec: &VmSpec) -> PlannedVm {
+    PlannedVm {
+        id: PlannedVmId::from_uuid(job(9).uuid()),
+        spec: spec.clone(),
+        disks: vec![spec.disks[0].clone()],
+        job: job(9),
+        source: "alpha".parse().expect("a name"),
+        made_at: now(),
+        expires_at: later(60),
+    }
+}
+
 /// A host with a pool `fast` of its own, a pool `san` that all hosts share, a bridge and a boot file; no VM.
 pub(crate) fn inventory(host: &str) -> Inventory {
     let pool = |name: &str, shared: Option<&str>| Pool {
@@ -72,6 +86,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         shared: shared.map(str::to_owned),
         capacity: ByteCount::mebibytes(1 << 20),
         free: ByteCount::mebibytes(1 << 19),
+        reserved: ByteCount(0),
         extent: None,
     };
     Inventory {
@@ -98,6 +113,8 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         epoch: Epoch(0),
         vms: vec![],
         partials: vec![],
+        memory_reserved: ByteCount(0),
+        planned: vec![],
     }
 }
 
@@ -114,5 +131,7 @@ pub(crate) fn request() -> MoveRequest {
         blackout_max_ms: None,
         lanes: None,
         settings: MoveSettings::default(),
+        planned: None,
+        hold_seconds: None,
     }
 }

@@ -16,14 +16,18 @@ mod check;
 #[cfg(test)]
 pub(crate) mod example;
 mod placement;
+mod planned;
 mod settings;
 mod slots;
 #[cfg(test)]
 mod tests;
 
 use sterna_shared::host::{VmReport, VmState};
-use sterna_shared::id::{JobId, Token};
-use sterna_shared::job::{Host, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};
+use sterna_shared::id::{JobId, PlannedVmId, Token};
+use sterna_shared::job::{
+    Host, JobKind, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal, RefusalCode, StepKind,
+};
+use sterna_shared::planned::HOLD_DEFAULT_SECONDS;
 use sterna_shared::time::Timestamp;
 
 use crate::fleet::{FindError, Fleet, Member};
@@ -110,7 +114,7 @@ pub const fn passes(code: RefusalCode) -> bool {
 struct Case<'a> {
     request: &'a MoveRequest,
     fleet: &'a Fleet,
-    /// Jobs that are not over.
+    /// Jobs that are not over and change something: only these hold VMs and take slots.
     jobs: Vec<&'a JobStatus>,
     now: Timestamp,
     /// The VM asked for, or why there is none.
@@ -124,7 +128,8 @@ impl<'a> Case<'a> {
         request: &'a MoveRequest,
         seeds: &Seeds,
     ) -> Self {
-        let jobs = jobs.into_iter().filter(|status| !status.state.is_final() && status.job != seeds.job).collect();
+        let counts = |status: &&JobStatus| !status.state.is_final() && status.job != seeds.job && status.plan.moves();
+        let jobs = jobs.into_iter().filter(counts).collect();
         Self { request, fleet, jobs, now: seeds.now, found: fleet.find(&request.vm) }
     }
 
@@ -159,6 +164,11 @@ impl<'a> Case<'a> {
         Some(if self.request.storage_only { MoveMode::Storage } else { mode })
     }
 
+    /// Whether a planned VM is to be made, and nothing is moved.
+    fn stages(&self) -> bool {
+        self.request.kind == JobKind::Stage
+    }
+
     /// Whether the guest will execute at the target: only then memory and the processor matter.
     fn runs_at_target(&self) -> bool {
         self.mode() == Some(MoveMode::Live)
@@ -171,6 +181,7 @@ impl<'a> Case<'a> {
 
     fn decide(&self, seeds: Seeds) -> Option<Plan> {
         let (vm, source, target, mode) = (self.vm()?, self.source()?, self.target()?, self.mode()?);
+        let stages = self.stages();
         let placed = placement::placed(self);
         let mut vm_at_target = vm.spec.clone();
         vm_at_target.disks = placed.iter().map(|disk| disk.target.clone()).collect();
@@ -192,7 +203,7 @@ impl<'a> Case<'a> {
             attempt: seeds.attempt,
             kind: self.request.kind,
             mode,
-            steps: Plan::steps_of(mode, !disks.is_empty()),
+            steps: if stages { vec![StepKind::Prepare] } else { Plan::steps_of(mode, !disks.is_empty()) },
             vm: vm.spec.clone(),
             vm_at_target,
             source: host(source),
@@ -204,6 +215,12 @@ impl<'a> Case<'a> {
             bandwidth: self.request.bandwidth,
             blackout_max_ms: self.request.blackout_max_ms.unwrap_or(BLACKOUT_DEFAULT_MS),
             settings: self.request.settings.clone(),
+            // The one that is made has the job's UUID: what makes it twice makes one.
+            planned: match stages {
+                true => Some(PlannedVmId::from_uuid(seeds.job.uuid())),
+                false => planned::used(self).map(|planned| planned.id),
+            },
+            hold_seconds: stages.then(|| self.request.hold_seconds.unwrap_or(HOLD_DEFAULT_SECONDS)),
         })
     }
 }

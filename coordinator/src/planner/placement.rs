@@ -5,7 +5,7 @@ use sterna_shared::id::PoolName;
 use sterna_shared::job::{DiskMove, StorageWish};
 use sterna_shared::vm::DiskSpec;
 
-use super::Case;
+use super::{Case, planned};
 use crate::fleet::Member;
 
 /// A disk and where it goes.
@@ -32,6 +32,9 @@ pub(super) fn placed(case: &Case) -> Vec<Placed> {
 
 fn place(case: &Case, disk: &DiskSpec, source: &Member, target: &Member) -> Placed {
     let mut wanted = disk.clone();
+    if let Some(planned) = planned::used(case).and_then(|planned| planned.spec.disk(&disk.name)) {
+        (wanted.pool, wanted.format) = (planned.pool.clone(), planned.format);
+    }
     if let Some(placement) = case.request.disks.iter().find(|placement| placement.disk == disk.name) {
         wanted.pool = placement.pool.clone();
         wanted.format = placement.format.unwrap_or(disk.format);

@@ -15,7 +15,8 @@ use crate::fleet::Member;
 /// The moves that a host has in hand, of these jobs.
 pub fn in_hand<'a>(host: &HostId, jobs: impl IntoIterator<Item = &'a JobStatus>) -> MovesInHand {
     let mut moves = MovesInHand::default();
-    for plan in jobs.into_iter().filter(|status| status.is_active()).map(|status| &status.plan) {
+    let active = jobs.into_iter().filter(|status| status.is_active()).map(|status| &status.plan);
+    for plan in active.filter(|plan| plan.moves()) {
         let (leaves, comes) = (plan.source.id == *host, plan.target.id == *host);
         match plan.mode {
             MoveMode::Storage => moves.storage += usize::from(leaves),
@@ -102,6 +103,9 @@ pub(super) fn moves_are_let_through(case: &Case, out: &mut Vec<Refusal>) {
 }
 
 pub(super) fn hosts_have_a_slot(case: &Case, out: &mut Vec<Refusal>) {
+    if case.stages() {
+        return; // It is done at once, and nothing crosses.
+    }
     for (member, part) in parts(case) {
         let host = &member.inventory.host;
         let most = part.most(member.inventory.limits);

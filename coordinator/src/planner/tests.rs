@@ -1,3 +1,5 @@
+mod planned;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -15,6 +15,7 @@ use sterna_shared::job::{
     ForecastInput, JobStatus, Month, Plan, Progress, Refusal, RefusalCode, Reporter, ReturnCode, Rule, Schedule,
     Severity, StepFigures, StepKind, Volume, Weekday, Zone,
 };
+use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::probe::{AddressOutcome, AddressReport, Measured, PathReport, ProbeReport};
 use sterna_shared::units::{Bandwidth, ByteCount};
 
@@ -45,9 +46,14 @@ fn fleet() -> Fleet {
         allocated: ByteCount::mebibytes(2),
     }];
     source.vms = vec![example::report(&vm)];
+    source.planned = vec![a_planned_vm()];
     fleet.heard(source, example::now(), Duration::ZERO);
     fleet.heard(example::inventory("beta"), example::now(), Duration::ZERO);
     fleet
+}
+
+fn a_planned_vm() -> PlannedVm {
+    example::planned(&example::vm("web"))
 }
 
 pub(super) fn a_plan() -> Plan {
@@ -160,6 +166,8 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (migrate(true), &["plan", "job_started"]),
         (migrate(false), &["plan", "job_started"]),
         (ApiRequest::Check { request: request.clone() }, &["checked"]),
+        (ApiRequest::PlanList, &["planned"]),
+        (ApiRequest::PlanDrop { planned: a_planned_vm().id }, &["done"]),
         (ApiRequest::JobList, &["jobs"]),
         (ApiRequest::JobShow { job }, &["job"]),
         (ApiRequest::JobCancel { job }, &["done"]),
@@ -233,6 +241,7 @@ pub(super) fn replies() -> Vec<ApiReply> {
         ApiReply::Console { chunk: ConsoleChunk { end: 7, bytes: b"login: ".to_vec() } },
         ApiReply::Plan { plan: Box::new(a_plan()), waits_for: vec![refusal.clone()] },
         ApiReply::Checked { report: Box::new(report_of_a_check(&refusal)) },
+        ApiReply::Planned { planned: vec![PlannedView { host: host("beta"), planned: a_planned_vm(), usable: true }] },
         ApiReply::JobStarted { status: status() },
         ApiReply::StateRequested { code: ReturnCode::Started, reason: None, status: status() },
         ApiReply::Jobs { jobs: statuses() },

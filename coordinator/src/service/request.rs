@@ -6,8 +6,9 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiRe
 use sterna_shared::host::{PartialReport, VmState};
 use sterna_shared::id::{HostId, JobId, Token};
 use sterna_shared::job::{
-    Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState,
+    Event as JobEvent, EventBody, JobKind, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState,
 };
+use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::units::Bandwidth;
 
 use super::methods::StateRequest;
@@ -110,6 +111,7 @@ impl State {
                 let (member, report) = self.fleet.find(&vm).map_err(|error| not_found(&error))?;
                 ApiReply::Vms { vms: vec![vm_view(member, report)] }
             }
+            ApiRequest::PlanList => ApiReply::Planned { planned: self.planned(now) },
             ApiRequest::JobList => {
                 // Ids are of UUID version 7: their order is that of time.
                 ApiReply::Jobs { jobs: self.jobs.values().rev().map(|job| job.status.clone()).collect() }
@@ -131,6 +133,21 @@ impl State {
             request => return self.forward(request),
         };
         Ok(Outcome::Reply(reply))
+    }
+
+    fn planned(&self, now: Now) -> Vec<PlannedView> {
+        let view = |host: &HostId, planned: &PlannedVm| {
+            let unchanged = self.fleet.vm(planned.spec.id).is_some_and(|(_, report)| planned.fits(&report.spec));
+            let usable = unchanged && !planned.is_expired(now.at);
+            PlannedView { host: host.clone(), planned: planned.clone(), usable }
+        };
+        let of = |member: &Member| {
+            let host = &member.inventory.host;
+            member.inventory.planned.iter().map(|planned| view(host, planned)).collect::<Vec<_>>()
+        };
+        let mut planned: Vec<PlannedView> = self.fleet.hosts().flat_map(of).collect();
+        planned.sort_by(|a, b| (&a.host, a.planned.id).cmp(&(&b.host, b.planned.id)));
+        planned
     }
 
     fn forward(&self, request: ApiRequest) -> Result<Outcome, ApiError> {
@@ -174,6 +191,14 @@ impl State {
                     return Err(fault(ApiErrorKind::NotFound, message, format!("see `sterna host show {host}`")));
                 };
                 (reachable(member)?, AgentRequest::VmDrop { vm: partial.vm }, AGENT_WORK_WAIT_MAX)
+            }
+            ApiRequest::PlanDrop { planned } => {
+                let holds = |member: &&Member| member.inventory.planned.iter().any(|held| held.id == planned);
+                let Some(member) = self.fleet.hosts().find(holds) else {
+                    let message = format!("no host has a planned VM {planned}");
+                    return Err(fault(ApiErrorKind::NotFound, message, "see `sterna plan list`"));
+                };
+                (reachable(member)?, AgentRequest::PlannedDrop { planned }, AGENT_WAIT_MAX)
             }
             ApiRequest::VmConsole { vm, offset, input } => {
                 let (host, vm) = at_owner(&vm)?;
@@ -279,7 +304,9 @@ pub(super) fn faults_of(policy: &Policy, now: Now) -> Vec<String> {
 /// source, which leads, comes.
 pub(super) fn to_both(plan: &Plan, kind: &str, command: impl Fn() -> Command) -> Vec<Message> {
     let (source, target) = (&plan.source.id, &plan.target.id);
-    let hosts = std::iter::once(target).chain((source != target).then_some(source));
+    // The source has no part in preparing the target.
+    let leads = source != target && plan.kind != JobKind::Stage;
+    let hosts = std::iter::once(target).chain(leads.then_some(source));
     let message =
         |host: &HostId| Message::Command { host: host.clone(), command: Box::new(command()), kind: kind.into() };
     hosts.map(message).collect()

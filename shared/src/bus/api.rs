@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Inventory, LimitsChange, MovesInHand, VmReport};
-use crate::id::{Epoch, Generation, HostId, JobId, Token, VmId};
+use crate::id::{Epoch, Generation, HostId, JobId, PlannedVmId, Token, VmId};
 use crate::job::{
     CheckReport, DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule,
 };
 use crate::ownership::Message;
+use crate::planned::PlannedView;
 use crate::probe::{ProbePeer, ProbeReport};
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
@@ -111,6 +112,13 @@ pub enum ApiRequest {
         /// The wish.
         request: MoveRequest,
     },
+    /// All planned VMs.
+    PlanList,
+    /// Drop a planned VM: what it holds is free again.
+    PlanDrop {
+        /// Which.
+        planned: PlannedVmId,
+    },
     /// All jobs, newest first.
     JobList,
     /// One job.
@@ -183,6 +191,8 @@ impl ApiRequest {
             Self::VmResolve { .. } => ("vm", "resolve"),
             Self::Migrate { .. } => ("job", "migrate"),
             Self::Check { .. } => ("job", "check"),
+            Self::PlanList => ("plan", "list"),
+            Self::PlanDrop { .. } => ("plan", "drop"),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
             Self::JobCancel { .. } => ("job", "cancel"),
@@ -265,6 +275,11 @@ pub enum ApiReply {
     Checked {
         /// Findings, measurements and forecast.
         report: Box<CheckReport>,
+    },
+    /// Planned VMs.
+    Planned {
+        /// By host, then in the order in which they were made.
+        planned: Vec<PlannedView>,
     },
     /// A job was made, or existed under that id.
     JobStarted {
@@ -422,6 +437,11 @@ pub enum AgentRequest {
     VmDrop {
         /// Which.
         vm: VmId,
+    },
+    /// Drop a planned VM.
+    PlannedDrop {
+        /// Which.
+        planned: PlannedVmId,
     },
     /// Its console.
     VmConsole {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{JobKind, MoveSettings, StepKind};
-use crate::id::{Generation, HostId, JobId, Token};
+use crate::id::{Generation, HostId, JobId, PlannedVmId, Token};
 use crate::time::Timestamp;
 use crate::units::{Bandwidth, ByteCount};
 use crate::vm::{DiskSpec, VmSpec};
@@ -54,6 +54,12 @@ pub struct Plan {
     /// How it is carried out beside that.
     #[serde(default)]
     pub settings: MoveSettings,
+    /// The planned VM that the job makes, or that a move uses, if any.
+    #[serde(default)]
+    pub planned: Option<PlannedVmId>,
+    /// How long the planned VM is held that the job makes, in seconds.
+    #[serde(default)]
+    pub hold_seconds: Option<u32>,
     /// What will be done, in order.
     pub steps: Vec<StepKind>,
 }
@@ -102,6 +108,12 @@ impl Plan {
             MoveMode::Storage => &[Prepare, CopyDisks, Switchover, Prove, Release],
         };
         all.iter().copied().filter(|step| copies_disks || !matches!(step, CopyDisks | Prove)).collect()
+    }
+
+    /// Whether the job changes something of the VM at its hosts. Only then does it hold the VM, and take slots.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        self.kind == JobKind::Move
     }
 
     /// Whether this host has a part in it.

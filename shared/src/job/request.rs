@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{MoveMode, MoveSettings, Plan};
-use crate::id::{DiskName, HostId, PoolName};
+use crate::id::{DiskName, HostId, PlannedVmId, PoolName};
 use crate::units::Bandwidth;
 use crate::vm::DiskFormat;
 
@@ -51,6 +51,13 @@ pub struct MoveRequest {
     /// How it is carried out beside that.
     #[serde(default)]
     pub settings: MoveSettings,
+    /// The planned VM at the target that a move uses; where it is left out, the one that is there for the VM, if any.
+    #[serde(default)]
+    pub planned: Option<PlannedVmId>,
+    /// How long a planned VM that is to be made is held, in seconds; [`HOLD_DEFAULT_SECONDS`](crate::planned::HOLD_DEFAULT_SECONDS)
+    /// where it is left out.
+    #[serde(default)]
+    pub hold_seconds: Option<u32>,
 }
 
 impl MoveRequest {
@@ -79,6 +86,8 @@ impl MoveRequest {
             blackout_max_ms: Some(plan.blackout_max_ms),
             lanes: Some(plan.lanes),
             settings: plan.settings.clone(),
+            planned: plan.planned.filter(|_| plan.kind != JobKind::Stage),
+            hold_seconds: plan.hold_seconds,
         }
     }
 }

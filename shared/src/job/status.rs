@@ -353,7 +353,7 @@ impl JobStatus {
             }
             EventBody::Completed { blackout_us } => {
                 self.enter(StateInput::Completed, event.at)?;
-                self.blackout_us = Some(*blackout_us);
+                self.blackout_us = self.plan.moves().then_some(*blackout_us);
             }
             EventBody::Terminated => self.enter(StateInput::Terminated, event.at)?,
             EventBody::Killed => self.enter(StateInput::Killed, event.at)?,
@@ -466,6 +466,8 @@ mod tests {
             generation: Generation(1),
             token: Token::from_bytes([7; 32]),
             lanes: 4,
+            planned: None,
+            hold_seconds: None,
             bandwidth: None,
             blackout_max_ms: 2000,
             settings: MoveSettings::default(),

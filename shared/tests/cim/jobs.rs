@@ -54,6 +54,8 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         bandwidth: Some(Bandwidth(100 * MIB)),
         blackout_max_ms: 2000,
         settings: MoveSettings::default(),
+        planned: None,
+        hold_seconds: None,
         steps: Plan::steps_of(mode, copies_disks),
     }
 }

@@ -19,6 +19,7 @@ catalogue!(FailureCode {
         causes [
             "The guest did not come up at the target when it was to run there.",
             "The target knows of a later generation of the VM, or has promised not to run this one.",
+            "It lacks something that the VM needs, or what is free there is held for planned VMs.",
         ],
         remedies [
             "Look at the target agent's log: `journalctl -u sterna-agent` on {target}.",
@@ -149,7 +150,7 @@ catalogue!(FailureCode {
     PoolFull = "STERNA-F016", "pool_full",
         "A pool of the target has no room left for the VM's disks; the VM runs on at the source.",
         causes [
-            "Something else has taken the room since the move was planned.",
+            "Something else has taken the room since the move was planned, or it is held for a planned VM.",
             "The guest has written much since then, and its image at the target grows with it.",
         ],
         remedies [

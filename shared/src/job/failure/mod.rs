@@ -192,6 +192,14 @@ pub enum RefusalCode {
     FewProcessors,
     /// Something could not be looked at.
     NotMeasured,
+    /// No host has the planned VM that was named.
+    PlannedUnknown,
+    /// The planned VM that was named is of another VM, or at another host.
+    PlannedMismatch,
+    /// The planned VM that was named is held no longer.
+    PlannedExpired,
+    /// The VM is no longer what it was when the planned VM was made.
+    PlannedChanged,
 }
 
 /// One reason why not, with what to do about it.

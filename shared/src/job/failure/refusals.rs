@@ -185,4 +185,29 @@ catalogue!(RefusalCode {
         "A check could not look at something.",
         causes ["An agent does not answer, or is of an older version."],
         remedies ["See that the agents are of the coordinator's version: `sterna host list`, `sterna doctor`."];
+    PlannedUnknown = "STERNA-R041", "planned_unknown",
+        "No host has a planned VM of that id.",
+        causes ["A move has used it, its time is up, or somebody has dropped it.", "The host that holds it is not heard of."],
+        remedies [
+            "See `sterna plan list`.",
+            "Leave out `--planned`: a move needs none. Or make another: `sterna plan {vm} --to HOST`.",
+        ];
+    PlannedMismatch = "STERNA-R042", "planned_mismatch",
+        "That planned VM is of another VM, or at another host than the move goes to.",
+        causes ["Ids were mixed up."],
+        remedies ["See `sterna plan list`, and give the id that stands there beside the VM and the host."];
+    PlannedExpired = "STERNA-R043", "planned_expired",
+        "The time of that planned VM is up: what it held is no longer held.",
+        causes ["It was made for a shorter time than it took to come to the move."],
+        remedies [
+            "Leave out `--planned`: the move takes what room there is.",
+            "Or make another, for longer: `sterna plan {vm} --to HOST --hold 7d`.",
+        ];
+    PlannedChanged = "STERNA-R044", "planned_changed",
+        "The VM is no longer what it was when that planned VM was made.",
+        causes ["It was deleted and defined again, with other memory, disks or networks."],
+        remedies [
+            "Make it anew; the new one takes its place: `sterna plan {vm} --to HOST`.",
+            "Or leave out `--planned`.",
+        ];
 });

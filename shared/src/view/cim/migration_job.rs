@@ -268,7 +268,20 @@ fn element_name(plan: &Plan) -> String {
     }
 }
 
+/// What is held ready, and for how long.
+fn description_of_stage(plan: &Plan) -> String {
+    let mut held = vec![format!("{} of memory", plan.vm_at_target.memory)];
+    held.extend(plan.disks.iter().map(|disk| format!("{} of pool {}", disk.target.size, disk.target.pool)));
+    let planned = plan.planned.map_or_else(String::new, |planned| format!(" {planned}"));
+    let time = plan.hold_seconds.map_or_else(String::new, |seconds| format!(" for {seconds} s"));
+    let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
+    format!("planned VM{planned} at {target} for VM {vm} of {source}: held{time} are {}", held.join(", "))
+}
+
 fn description(plan: &Plan) -> String {
+    if plan.kind == JobKind::Stage {
+        return description_of_stage(plan);
+    }
     let mut parts = Vec::new();
     if plan.mode == MoveMode::Live {
         parts.push(format!("{} of memory", plan.memory_bytes()));
@@ -284,8 +297,9 @@ fn description(plan: &Plan) -> String {
     };
     let rate = plan.bandwidth.map_or_else(|| "no rate limit".to_owned(), |rate| format!("at most {rate}"));
     let carried = if parts.is_empty() { "nothing to copy".to_owned() } else { parts.join(", ") };
+    let uses = plan.planned.map_or_else(String::new, |planned| format!(", using planned VM {planned}"));
     format!(
-        "{mode} move of VM {} from {} to {}: {carried}; {} lanes, {rate}, blackout of at most {} ms",
+        "{mode} move of VM {} from {} to {}{uses}: {carried}; {} lanes, {rate}, blackout of at most {} ms",
         plan.vm.name, plan.source.id, plan.target.id, plan.lanes, plan.blackout_max_ms
     )
 }

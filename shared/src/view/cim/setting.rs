@@ -167,6 +167,7 @@ impl Settings<'_> {
                     value.split(',').map(|address| address.trim().parse().ok()).collect::<Option<_>>()?;
                 settings.addresses = (addresses.len() <= ADDRESSES_MAX).then_some(addresses)?;
             }
+            "DestinationPlannedVirtualSystemId" => request.planned = Some(value.parse().ok()?),
             "RetainVhdCopiesOnSource" | "AvoidRemovingVHDs" => settings.keep_source_images = value.parse().ok()?,
             "AllowOverwriteExistingFile" | "RemoveSourceUnmanagedVhds" => return (value == "false").then_some(()),
             _ => return None,
