@@ -432,7 +432,7 @@ pub(crate) mod tests {
             lanes: 4,
             bandwidth: None,
             blackout_max_ms: 2000,
-            steps: Plan::steps_of(MoveMode::Live, false),
+            steps: Plan::steps_of(JobKind::Move, MoveMode::Live, false),
         };
         let accepted_at = plan.planned_at;
         JobRecord::new(plan, role, accepted_at)

@@ -140,7 +140,7 @@ fn plan(job: JobId) -> Plan {
         lanes: 4,
         bandwidth: None,
         blackout_max_ms: 2000,
-        steps: Plan::steps_of(MoveMode::Cold, false),
+        steps: Plan::steps_of(JobKind::Move, MoveMode::Cold, false),
     }
 }
 

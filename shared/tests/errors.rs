@@ -29,6 +29,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-F014", "internal", 4, 47, 4, 1),
     ("STERNA-F016", "pool_full", 9, 50, 3, 1),
     ("STERNA-F017", "suspended", 1, 1, 2, 1),
+    ("STERNA-F018", "not_migratable", 9, 57, 2, 1),
     ("STERNA-J001", "killed", 1, 1, 3, 1),
     ("STERNA-J002", "unresolved", 2, 7, 4, 1),
     ("STERNA-J003", "host_silent", 2, 7, 3, 1),
@@ -70,6 +71,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R036", "older_hypervisor", 10, 58, 2, 1),
     ("STERNA-R037", "few_processors", 8, 44, 2, 1),
     ("STERNA-R038", "not_measured", 4, 57, 2, 1),
+    ("STERNA-R039", "disk_unreadable", 5, 24, 4, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{Guest, begins, ended, state_becomes};
@@ -89,6 +90,78 @@ async fn jobs_that_wait_read_as_they_should_at_every_state() {
         look(fleet, &job, "recurring_move", "completed").await
     })
     .await;
+}
+
+/// What it is asked that cannot be.
+const IN_VAIN: [&str; 4] = ["--disk", "root=nowhere", "--lanes", "17"];
+
+#[tokio::test]
+async fn checks_read_as_they_should_at_every_state() {
+    on_fleet(async |fleet| {
+        let mut guest = start(fleet).await?;
+        let job = begin_check(fleet, &guest, &[&["--at", "2099-01-01T00:00:00Z"][..], &IN_VAIN].concat()).await?;
+        look(fleet, &job, "failed_check", "new").await?;
+        fleet.sterna(&["job", "suspend", &job]).await?;
+        look(fleet, &job, "failed_check", "suspended").await?;
+        fleet.sterna(&["job", "state", &job, "service"]).await?;
+        look(fleet, &job, "failed_check", "service").await?;
+        // The agents answer within a second, unless one of them stands still.
+        signal(fleet, "bravo", Signal::STOP)?;
+        fleet.sterna(&["job", "resume", &job]).await?;
+        state_becomes(fleet, &job, "running", WAIT).await?;
+        look(fleet, &job, "failed_check", "running").await?;
+        signal(fleet, "bravo", Signal::CONT)?;
+        ended(fleet, &job, WAIT).await?;
+        look(fleet, &job, "failed_check", "exception").await?;
+
+        let errors = fleet.sterna(&["job", "error", &job]).await?;
+        let ids: Vec<&str> =
+            errors.as_array().context("errors")?.iter().filter_map(|e| e["MessageID"].as_str()).collect();
+        ensure!(ids == ["STERNA-F018", "STERNA-R012", "STERNA-R026"], "each finding is an error: {ids:?}");
+        let shown = fleet.try_sterna(&["job", "show", &job]).await?;
+        let shown = String::from_utf8_lossy(&shown.stdout);
+        for told in ["host bravo has no pool nowhere", "17 lanes are out of range", "it cannot be moved like that"] {
+            ensure!(shown.contains(told), "{told} is not among what people read: {shown}");
+        }
+
+        let job = begin_check(fleet, &guest, &["--at", "2099-01-01T00:00:00Z"]).await?;
+        fleet.sterna(&["job", "cancel", &job]).await?;
+        look(fleet, &job, "cancelled_check", "terminated").await?;
+
+        let passed = fleet.sterna(&["check", guest.name, "--to", "bravo", "--job"]).await?;
+        ensure!(passed["check"]["migratable"] == true && passed["check"]["forecast"].is_object(), "{passed:#}");
+        look(fleet, passed["job"].as_str().context("an id")?, "passed_check", "completed").await?;
+        let passed = fleet.sterna(&["check", guest.name, "--storage-only", "--disk", "root=bulk", "--job"]).await?;
+        look(fleet, passed["job"].as_str().context("an id")?, "passed_storage_check", "completed").await?;
+        fleet.define("alpha", "bare", BARE).await?;
+        let passed = fleet.sterna(&["check", "bare", "--to", "bravo", "--job"]).await?;
+        look(fleet, passed["job"].as_str().context("an id")?, "passed_bare_check", "completed").await?;
+
+        // Who made a check is gone in the middle of it: who comes after makes it anew.
+        signal(fleet, "bravo", Signal::STOP)?;
+        let job = begin_check(fleet, &guest, &[]).await?;
+        state_becomes(fleet, &job, "running", WAIT).await?;
+        fleet.kill_coordinator()?;
+        signal(fleet, "bravo", Signal::CONT)?;
+        fleet.start_coordinator().await?;
+        let job = ended(fleet, &job, WAIT).await?;
+        ensure!(job["state"] == "completed" && job["check"]["migratable"] == true, "{job:#}");
+        guest.expect_whole().await
+    })
+    .await;
+}
+
+/// A VM without disks, which is never started.
+const BARE: &str = "name = \"bare\"\nid = \"0197c0de-0000-7000-8000-0000000000ba\"\nmemory = \"64 MiB\"\n";
+
+async fn begin_check(fleet: &Fleet, guest: &Guest, more: &[&str]) -> anyhow::Result<String> {
+    let wish = [&["check", guest.name, "--to", "bravo", "--job", "--detach"], more].concat();
+    let job = fleet.sterna(&wish).await?;
+    Ok(job["job"].as_str().context("the job has no id")?.to_owned())
+}
+
+fn signal(fleet: &Fleet, host: &str, signal: Signal) -> anyhow::Result<()> {
+    Ok(fleet.agent(host)?.process().context("the agent does not run")?.signal(signal)?)
 }
 
 async fn start(fleet: &mut Fleet) -> anyhow::Result<Guest> {

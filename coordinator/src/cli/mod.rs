@@ -22,6 +22,7 @@ mod migrate;
 mod nats_config;
 mod output;
 mod pki;
+mod policy;
 mod schedule;
 mod settings;
 mod vm;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sterna_shared::host::{Accelerator, VmState};
 use sterna_shared::id::PoolName;
-use sterna_shared::job::{ModeWish, Refusal, RefusalCode, StorageWish};
+use sterna_shared::job::{JobKind, ModeWish, Refusal, RefusalCode, StorageWish};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, Firmware};
 
@@ -294,6 +294,10 @@ fn shared_pools_without_copy(case: &Case, out: &mut Vec<Refusal>) {
 }
 
 fn storage_move_moves_something(case: &Case, out: &mut Vec<Refusal>) {
+    // A deep check reads disks that stay where they are.
+    if case.request.kind == JobKind::DeepCheck {
+        return;
+    }
     if case.request.storage_only && case.vm().is_some() && !placed(case).iter().any(|disk| disk.copied) {
         out.push(refusal(
             RefusalCode::NothingToMove,

@@ -182,7 +182,7 @@ impl<'a> Case<'a> {
             attempt: seeds.attempt,
             kind: self.request.kind,
             mode,
-            steps: Plan::steps_of(mode, !disks.is_empty()),
+            steps: Plan::steps_of(self.request.kind, mode, !disks.is_empty()),
             vm: vm.spec.clone(),
             vm_at_target,
             source: host(source),

@@ -53,7 +53,7 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         lanes: 4,
         bandwidth: Some(Bandwidth(100 * MIB)),
         blackout_max_ms: 2000,
-        steps: Plan::steps_of(mode, copies_disks),
+        steps: Plan::steps_of(JobKind::Move, mode, copies_disks),
     }
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn told(plan: Plan, bodies: Vec<EventBody>) -> JobStatus {
 /// What a live move tells until that step has begun.
 fn until(last: StepKind) -> Vec<EventBody> {
     let mut bodies = Vec::new();
-    for step in Plan::steps_of(MoveMode::Live, true) {
+    for step in Plan::steps_of(JobKind::Move, MoveMode::Live, true) {
         bodies.push(EventBody::StepStarted { step });
         if step == last {
             break;

@@ -66,6 +66,9 @@ impl From<FailureCode> for ErrorClass {
             FailureCode::Journal => Self::new(Type::UnavailableResource, Cause::LoggingProblems, High),
             FailureCode::PlanStale => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             FailureCode::Internal => Self::new(Type::Software, Cause::SoftwareError, High),
+            FailureCode::NotMigratable => {
+                Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Low)
+            }
         }
     }
 }
@@ -128,6 +131,8 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::OlderHypervisor => unsupported(Cause::VersionMismatch),
             RefusalCode::FewProcessors => Self::new(Type::Oversubscription, Cause::ResourceAtOrNearingCapacity, Low),
             RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),
+            // The image that the guest runs from.
+            RefusalCode::DiskUnreadable => Self::new(Type::Hardware, Cause::IoDeviceError, High),
             RefusalCode::Accelerator => unsupported(Cause::SoftwareEnvironmentProblem).status(Status::NotSupported),
         }
     }
