@@ -102,6 +102,8 @@ pub enum Role {
     Target,
     /// Both: disks move under a VM that stays.
     Storage,
+    /// It has the VM, whose disks are read through for a deep check.
+    Reader,
 }
 
 /// How far a job is at this host.

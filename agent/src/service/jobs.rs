@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sterna_shared::bus::AgentReply;
 use sterna_shared::id::{HostId, JobId, TOKEN_LENGTH, Token};
-use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, JobKind, Plan};
 use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::{Admitted, Attach, Refusal, RefusalCode, SessionId};
 use tokio::sync::{mpsc, oneshot};
@@ -23,6 +23,7 @@ use crate::link::{Admission, Limiter, Session};
 use crate::migration::context::{Context, Outcome};
 use crate::migration::gate::{Gate, Wish};
 use crate::migration::progress::ProgressBoard;
+use crate::migration::reader::Reader;
 use crate::migration::source::Source;
 use crate::migration::storage::Storage;
 use crate::migration::target::Target;
@@ -46,6 +47,7 @@ impl Service {
             return Ok(());
         }
         let role = match (plan.source.id == here, plan.target.id == here) {
+            _ if plan.kind == JobKind::DeepCheck => Role::Reader,
             (true, true) => Role::Storage,
             (true, false) => Role::Source,
             _ => Role::Target,
@@ -176,6 +178,9 @@ impl Service {
             (true, Wish::Cancel) => EventBody::CancelAccepted,
             (true, Wish::Suspend) => EventBody::Notice { text: "suspend accepted; the copying stops".to_owned() },
             (true, Wish::Kill) => EventBody::Killed,
+            (false, _) if *role == Role::Reader => {
+                EventBody::CancelRefused { reason: "the disks are read, and the check is over in a moment".to_owned() }
+            }
             (false, _) => EventBody::CancelRefused {
                 reason: format!(
                     "the VM has been offered to {}: from here on the move can only be completed, or refused by it",
@@ -258,6 +263,8 @@ async fn run_job(
         (Role::Target, true) => Target::new(context).recover(sessions).await,
         (Role::Storage, false) => Storage::new(context).run().await,
         (Role::Storage, true) => Storage::new(context).recover().await,
+        (Role::Reader, false) => Reader::new(context).run().await,
+        (Role::Reader, true) => Reader::new(context).recover().await,
     }
 }
 
@@ -269,6 +276,7 @@ async fn conclude(host: &Host, job: JobId, outcome: Outcome) {
         Outcome::Failed(failure) => Some(EventBody::Failed { failure }),
         Outcome::Suspended { figures } => Some(EventBody::Suspended { figures }),
         Outcome::Asked { failure, figures } => Some(EventBody::Asked { failure, figures }),
+        Outcome::Read { findings, figures } => Some(EventBody::DisksRead { findings, figures }),
         Outcome::Killed | Outcome::Followed | Outcome::Stopping => None,
     };
     if let Some(body) = body

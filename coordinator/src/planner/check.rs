@@ -127,7 +127,7 @@ fn target_is_another_host(case: &Case, out: &mut Vec<Refusal>) {
 fn vm_is_in_no_job(case: &Case, out: &mut Vec<Refusal>) {
     let Some(vm) = case.vm() else { return };
     let planned = case.jobs.iter().find(|status| status.plan.vm.id == vm.id()).map(|status| status.job);
-    if let Some(job) = planned.or(vm.job) {
+    if let Some(job) = planned.or(vm.job.filter(|job| *job != case.job)) {
         out.push(refusal(
             RefusalCode::VmInJob,
             format!("VM {} is held by job {job}", vm.spec.name),

@@ -112,6 +112,8 @@ struct Case<'a> {
     /// Jobs that are not over.
     jobs: Vec<&'a JobStatus>,
     now: Timestamp,
+    /// The job that it is about: what this one holds is no hindrance to it.
+    job: JobId,
     /// The VM asked for, or why there is none.
     found: Result<(&'a Member, &'a VmReport), FindError>,
 }
@@ -124,7 +126,7 @@ impl<'a> Case<'a> {
         seeds: &Seeds,
     ) -> Self {
         let jobs = jobs.into_iter().filter(|status| !status.state.is_final() && status.job != seeds.job).collect();
-        Self { request, fleet, jobs, now: seeds.now, found: fleet.find(&request.vm) }
+        Self { request, fleet, jobs, now: seeds.now, job: seeds.job, found: fleet.find(&request.vm) }
     }
 
     fn vm(&self) -> Option<&'a VmReport> {
