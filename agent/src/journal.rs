@@ -109,6 +109,8 @@ pub enum Role {
     Storage,
     /// It is made ready for a VM that stays where it is.
     Staging,
+    /// It has the VM, whose disks are read through for a deep check.
+    Reader,
 }
 
 /// How far a job is at this host.
@@ -444,7 +446,7 @@ pub(crate) mod tests {
             settings: MoveSettings::default(),
             planned: None,
             hold_seconds: None,
-            steps: Plan::steps_of(MoveMode::Live, false),
+            steps: Plan::steps_of(JobKind::Move, MoveMode::Live, false),
         };
         let accepted_at = plan.planned_at;
         JobRecord::new(plan, role, accepted_at)

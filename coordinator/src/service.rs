@@ -14,6 +14,7 @@
 //! to recover and it is used often.
 
 mod check;
+mod check_jobs;
 mod desk;
 mod hosts;
 mod keeper;

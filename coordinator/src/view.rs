@@ -13,8 +13,8 @@
 use serde::Serialize;
 use sterna_shared::id::{DiskName, Generation, HostId, JobId, PlannedVmId, PoolName, VmId, VmName};
 use sterna_shared::job::{
-    DiskMove, FailureReport, JobKind, JobState, JobStatus, MoveMode, Notice, Plan, Progress, StepKind, StepState,
-    StepStatus, Volume,
+    CheckReport, DiskMove, FailureReport, JobKind, JobState, JobStatus, MoveMode, Notice, Plan, Progress, StepKind,
+    StepState, StepStatus, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -36,7 +36,7 @@ pub struct JobView {
     pub source: HostId,
     /// The host that is to have it.
     pub target: HostId,
-    /// What the job does about the VM.
+    /// What it does: a move, a check, a deep check, the making of a planned VM.
     pub kind: JobKind,
     /// How it moves.
     pub mode: MoveMode,
@@ -48,6 +48,8 @@ pub struct JobView {
     pub progress: Option<ProgressView>,
     /// Why it failed.
     pub failure: Option<FailureReport>,
+    /// What a check has found.
+    pub check: Option<CheckReport>,
     /// How long the guest did not execute, in milliseconds: at most, since the source counts until it knows that the
     /// guest executes at the target.
     pub blackout_ms: Option<f64>,
@@ -236,6 +238,7 @@ impl JobView {
             steps: status.steps.iter().map(StepView::new).collect(),
             progress: progress.map(ProgressView::new),
             failure: status.failure.clone(),
+            check: status.check.as_deref().cloned(),
             blackout_ms: status.blackout_us.map(milliseconds),
             hypervisor_blackout_ms: status.hypervisor_blackout_ms(),
             notices: status.notices.clone(),
@@ -405,7 +408,7 @@ mod tests {
             settings: MoveSettings::default(),
             planned: None,
             hold_seconds: None,
-            steps: Plan::steps_of(MoveMode::Live, true),
+            steps: Plan::steps_of(JobKind::Move, MoveMode::Live, true),
         }
     }
 
@@ -458,7 +461,7 @@ mod tests {
         schema::expect_valid("job", &json);
         // The waiting steps all look alike.
         json["steps"].as_array_mut().expect("steps").truncate(3);
-        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","kind":"move","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z","owner":null,"priority":100,"attempt":0,"bytes_sent":4096,"question":null}"#);
+        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","kind":"move","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"check":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z","owner":null,"priority":100,"attempt":0,"bytes_sent":4096,"question":null}"#);
     }
 
     #[test]

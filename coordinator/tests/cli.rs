@@ -143,7 +143,7 @@ fn plan(job: JobId) -> Plan {
         settings: MoveSettings::default(),
         planned: None,
         hold_seconds: None,
-        steps: Plan::steps_of(MoveMode::Cold, false),
+        steps: Plan::steps_of(JobKind::Move, MoveMode::Cold, false),
     }
 }
 

@@ -4,15 +4,16 @@
 //! After a change that is meant, `STERNA_WRITE_GOLDEN=1` writes the files anew.
 #![allow(clippy::print_stderr, reason = "what differs is for whoever runs the test")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
-use sterna_tests::moves::{Guest, begins, ended, state_becomes};
+use sterna_tests::moves::{Guest, begins, ended, state_becomes, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::scenario::on_fleet;
+use sterna_tests::scenario::{eventually, on_fleet};
 
 const WAIT: Duration = Duration::from_secs(120);
 /// So slow that a job can be looked at while it copies its disks.
@@ -89,6 +90,167 @@ async fn jobs_that_wait_read_as_they_should_at_every_state() {
         look(fleet, &job, "recurring_move", "completed").await
     })
     .await;
+}
+
+/// What it is asked that cannot be.
+const IN_VAIN: [&str; 4] = ["--disk", "root=nowhere", "--lanes", "17"];
+
+#[tokio::test]
+async fn checks_read_as_they_should_at_every_state() {
+    on_fleet(async |fleet| {
+        let mut guest = start(fleet).await?;
+        let job = begin_check(fleet, &guest, &[&["--at", "2099-01-01T00:00:00Z"][..], &IN_VAIN].concat()).await?;
+        look(fleet, &job, "failed_check", "new").await?;
+        fleet.sterna(&["job", "suspend", &job]).await?;
+        look(fleet, &job, "failed_check", "suspended").await?;
+        fleet.sterna(&["job", "state", &job, "service"]).await?;
+        look(fleet, &job, "failed_check", "service").await?;
+        // The agents answer within a second, unless one of them stands still.
+        signal(fleet, "bravo", Signal::STOP)?;
+        fleet.sterna(&["job", "resume", &job]).await?;
+        state_becomes(fleet, &job, "running", WAIT).await?;
+        look(fleet, &job, "failed_check", "running").await?;
+        signal(fleet, "bravo", Signal::CONT)?;
+        ended(fleet, &job, WAIT).await?;
+        look(fleet, &job, "failed_check", "exception").await?;
+
+        let errors = fleet.sterna(&["job", "error", &job]).await?;
+        let ids: Vec<&str> =
+            errors.as_array().context("errors")?.iter().filter_map(|e| e["MessageID"].as_str()).collect();
+        ensure!(ids == ["STERNA-F018", "STERNA-R012", "STERNA-R026"], "each finding is an error: {ids:?}");
+        let shown = fleet.try_sterna(&["job", "show", &job]).await?;
+        let shown = String::from_utf8_lossy(&shown.stdout);
+        for told in ["host bravo has no pool nowhere", "17 lanes are out of range", "it cannot be moved like that"] {
+            ensure!(shown.contains(told), "{told} is not among what people read: {shown}");
+        }
+
+        let job = begin_check(fleet, &guest, &["--at", "2099-01-01T00:00:00Z"]).await?;
+        fleet.sterna(&["job", "cancel", &job]).await?;
+        look(fleet, &job, "cancelled_check", "terminated").await?;
+
+        let passed = fleet.sterna(&["check", guest.name, "--to", "bravo", "--job"]).await?;
+        ensure!(passed["check"]["migratable"] == true && passed["check"]["forecast"].is_object(), "{passed:#}");
+        look(fleet, passed["job"].as_str().context("an id")?, "passed_check", "completed").await?;
+        let passed = fleet.sterna(&["check", guest.name, "--storage-only", "--disk", "root=bulk", "--job"]).await?;
+        look(fleet, passed["job"].as_str().context("an id")?, "passed_storage_check", "completed").await?;
+        fleet.define("alpha", "bare", BARE).await?;
+        let passed = fleet.sterna(&["check", "bare", "--to", "bravo", "--job"]).await?;
+        look(fleet, passed["job"].as_str().context("an id")?, "passed_bare_check", "completed").await?;
+
+        // Who made a check is gone in the middle of it: who comes after makes it anew.
+        signal(fleet, "bravo", Signal::STOP)?;
+        let job = begin_check(fleet, &guest, &[]).await?;
+        state_becomes(fleet, &job, "running", WAIT).await?;
+        fleet.kill_coordinator()?;
+        signal(fleet, "bravo", Signal::CONT)?;
+        fleet.start_coordinator().await?;
+        let job = ended(fleet, &job, WAIT).await?;
+        ensure!(job["state"] == "completed" && job["check"]["migratable"] == true, "{job:#}");
+        guest.expect_whole().await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn deep_checks_read_the_disks_and_find_what_cannot_be_read() {
+    on_fleet(async |fleet| {
+        let mut guest = start(fleet).await?;
+        let slow = ["--bandwidth", "8MiB/s"];
+        let job = begin_deep_check(fleet, &guest, &slow).await?;
+        let reads = eventually("it reads", WAIT, async || {
+            let shown = fleet.sterna(&["job", "show", &job]).await?;
+            Ok((shown["progress"]["disk"]["done"].as_u64() > Some(0)).then_some(shown))
+        });
+        let reads = reads.await?;
+        ensure!(reads["state"] == "running" && reads["progress"]["disk"]["total"] == 256 << 20, "{reads:#}");
+        look(fleet, &job, "deep_check", "running").await?;
+        let refused = fleet.try_sterna(&["migrate", guest.name, "--to", "bravo"]).await?;
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        ensure!(refused.status.code() == Some(3) && told.contains(&job), "no move of it begins meanwhile: {told}");
+        fleet.sterna(&["job", "cancel", &job]).await?;
+        ended(fleet, &job, WAIT).await?;
+        look(fleet, &job, "deep_check", "terminated").await?;
+
+        let job = begin_deep_check(fleet, &guest, &slow).await?;
+        begins(fleet, "alpha", &job, "read_disks").await?;
+        fleet.kill_agent("alpha")?;
+        fleet.start_agent("alpha").await?;
+        let cut = ended(fleet, &job, WAIT).await?;
+        ensure!(cut["state"] == "exception" && cut["failure"]["code"] == "agent_restarted", "{cut:#}");
+        guest.hosts_online(fleet, WAIT).await?;
+
+        let job = begin_deep_check(fleet, &guest, &[]).await?;
+        let read = ended(fleet, &job, WAIT).await?;
+        ensure!(read["state"] == "completed" && read["check"]["migratable"] == true, "{read:#}");
+        ensure!(step(&read, "read_disks").is_some_and(|step| step["bytes_total"] == 256 << 20), "all of it: {read:#}");
+        look(fleet, &job, "deep_check", "completed").await?;
+        guest.expect_whole().await?;
+
+        fleet.sterna(&["vm", "stop", guest.name, "--force"]).await?;
+        let alpha = fleet.agent("alpha")?;
+        let image = |pool: &str, name: &str| {
+            let file = alpha.files(pool).into_iter().find(|file| file.ends_with(name));
+            file.map(|file| alpha.pool(pool).join(file)).with_context(|| format!("there is no {name}"))
+        };
+        let (data, stones) = (image("bulk", "data.qcow2")?, image("fast", "stones.raw")?);
+        let offset = damage(&data)?;
+        std::fs::OpenOptions::new().write(true).open(&stones)?.set_len(100 << 20)?;
+        let before = std::fs::read(&data)?;
+        let job = begin_deep_check(fleet, &guest, &["--to", "bravo"]).await?;
+        let failed = ended(fleet, &job, WAIT).await?;
+        ensure!(failed["state"] == "exception" && failed["failure"]["code"] == "disk_read", "{failed:#}");
+        let findings = failed["check"]["findings"].as_array().context("findings")?;
+        let found = |text: &str| {
+            findings.iter().any(|finding| finding["message"].as_str().is_some_and(|message| message.starts_with(text)))
+        };
+        ensure!(found(&format!("disk data cannot be read at {offset}, for 65536 bytes: error 5")), "{findings:#?}");
+        ensure!(found("disk stones has no content from 104857600 on"), "{findings:#?}");
+        ensure!(findings.iter().filter(|finding| finding["code"] == "disk_unreadable").count() == 2, "{findings:#?}");
+        ensure!(std::fs::read(&data)? == before, "a check writes nothing, not even that an image is damaged");
+        look(fleet, &job, "failed_deep_check", "exception").await
+    })
+    .await;
+}
+
+async fn begin_deep_check(fleet: &Fleet, guest: &Guest, more: &[&str]) -> anyhow::Result<String> {
+    let job = fleet.sterna(&[&["check", guest.name, "--deep", "--detach"], more].concat()).await?;
+    Ok(job["job"].as_str().context("the job has no id")?.to_owned())
+}
+
+/// Damages a qcow2 image of the common cluster size: of its first cluster that holds something it says that it lies between
+/// two. Where the guest sees that cluster.
+fn damage(image: &Path) -> anyhow::Result<u64> {
+    use std::os::unix::fs::FileExt as _;
+    const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+    const CLUSTER: u64 = 64 << 10;
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(image)?;
+    let number = |at: u64| -> anyhow::Result<u64> {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at)?;
+        Ok(u64::from_be_bytes(bytes))
+    };
+    let table = number(number(40)?)? & OFFSET;
+    for index in 0..CLUSTER / 8 {
+        let entry = number(table + index * 8)?;
+        if entry & OFFSET != 0 {
+            file.write_all_at(&(entry | 0x200).to_be_bytes(), table + index * 8)?;
+            return Ok(index * CLUSTER);
+        }
+    }
+    bail!("{} holds nothing", image.display())
+}
+
+/// A VM without disks, which is never started.
+const BARE: &str = "name = \"bare\"\nid = \"0197c0de-0000-7000-8000-0000000000ba\"\nmemory = \"64 MiB\"\n";
+
+async fn begin_check(fleet: &Fleet, guest: &Guest, more: &[&str]) -> anyhow::Result<String> {
+    let wish = [&["check", guest.name, "--to", "bravo", "--job", "--detach"], more].concat();
+    let job = fleet.sterna(&wish).await?;
+    Ok(job["job"].as_str().context("the job has no id")?.to_owned())
+}
+
+fn signal(fleet: &Fleet, host: &str, signal: Signal) -> anyhow::Result<()> {
+    Ok(fleet.agent(host)?.process().context("the agent does not run")?.signal(signal)?)
 }
 
 async fn start(fleet: &mut Fleet) -> anyhow::Result<Guest> {

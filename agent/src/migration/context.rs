@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sterna_shared::id::{DiskName, HostId};
-use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan, StepFigures, StepKind};
+use sterna_shared::job::{EventBody, FailureCode, FailureReport, Finding, Plan, StepFigures, StepKind};
 use tokio::sync::watch;
 use tracing::info;
 
@@ -67,6 +67,13 @@ pub enum Outcome {
         /// Why not.
         failure: FailureReport,
         /// What was done.
+        figures: StepFigures,
+    },
+    /// Every disk was read through; the coordinator goes on with the check.
+    Read {
+        /// What could not be read.
+        findings: Vec<Finding>,
+        /// What was.
         figures: StepFigures,
     },
     /// It failed; the VM is as it was.
@@ -146,7 +153,7 @@ pub enum MoveError {
     #[error("the job was {}", match .0 { Wish::Suspend => "suspended", Wish::Cancel => "cancelled", Wish::Kill => "killed" })]
     Ended(Wish),
     /// The agent was restarted while disks or memory were copied.
-    #[error("the agent was restarted in the middle of the move")]
+    #[error("the agent was restarted in the middle of the job")]
     AgentRestarted,
     /// The world is not as it was when the move was planned.
     #[error("{what}")]
@@ -274,7 +281,7 @@ impl MoveError {
         let (code, remedy) = match self {
             Self::Ended(Wish::Suspend) => (F::Suspended, "let it go on with `sterna job state JOB start`"),
             Self::Ended(Wish::Cancel | Wish::Kill) => (F::Cancelled, "nothing is left to do"),
-            Self::AgentRestarted => (F::AgentRestarted, "start the move again"),
+            Self::AgentRestarted => (F::AgentRestarted, "give the same command again"),
             Self::Stale { .. } => (F::PlanStale, "look at the VM and plan the move again"),
             Self::NotConnected => (F::Internal, "report this with the agent's log"),
             Self::Connect { .. } => {

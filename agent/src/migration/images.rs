@@ -221,6 +221,14 @@ pub async fn serve_source(host: &Host, plan: &Plan) -> Result<Launched, ImageErr
     serve(host, plan, plan.disks.iter().map(|disk| &disk.source), Access::Read, SOURCE).await
 }
 
+/// Serves all images of a stopped VM, to be read through.
+///
+/// # Errors
+/// [`ImageError`].
+pub async fn serve_whole(host: &Host, plan: &Plan) -> Result<Launched, ImageError> {
+    serve(host, plan, plan.vm.disks.iter(), Access::Read, SOURCE).await
+}
+
 /// Serves the images of a stopped VM that are to be filled.
 ///
 /// # Errors

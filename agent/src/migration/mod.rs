@@ -6,6 +6,7 @@
 //!           keeper    one task a VM: owns its record, its right to run, its guest
 //!             └─ handover    drives `ownership`; the only caller of `cont`
 //!   disks, target_disks    passes, and what is written of them       images    files made and removed
+//!   reader    every disk of a VM read through, of a deep check
 //!   partial    images of a move that is not over, or was cut
 //!   context, gate, progress, tally    plan and telling · the point of no return · how far it is · what was told of it
 //! ```
@@ -20,6 +21,7 @@ pub mod images;
 pub mod keeper;
 pub mod partial;
 pub mod progress;
+pub mod reader;
 pub mod source;
 pub mod storage;
 pub mod tally;

@@ -47,7 +47,8 @@ pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
             | F::DigestMismatch
             | F::Journal
             | F::PlanStale
-            | F::Internal,
+            | F::Internal
+            | F::NotMigratable,
         ) => false,
     }
 }

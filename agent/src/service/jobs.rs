@@ -22,6 +22,7 @@ use crate::link::{Admission, Limiter, Session};
 use crate::migration::context::{Context, Outcome};
 use crate::migration::gate::{Gate, Wish};
 use crate::migration::progress::ProgressBoard;
+use crate::migration::reader::Reader;
 use crate::migration::source::Source;
 use crate::migration::storage::Storage;
 use crate::migration::target::Target;
@@ -45,8 +46,8 @@ impl Service {
             return Ok(());
         }
         let role = match (plan.source.id == here, plan.target.id == here) {
-            _ if plan.kind == JobKind::Stage && plan.source.id == here => return Ok(()), // The other host's business.
             _ if plan.kind == JobKind::Stage => Role::Staging,
+            _ if plan.kind == JobKind::DeepCheck => Role::Reader,
             (true, true) => Role::Storage,
             (true, false) => Role::Source,
             _ => Role::Target,
@@ -179,6 +180,9 @@ impl Service {
             (true, Wish::Cancel) => EventBody::CancelAccepted,
             (true, Wish::Suspend) => EventBody::Notice { text: "suspend accepted; the copying stops".to_owned() },
             (true, Wish::Kill) => EventBody::Killed,
+            (false, _) if *role == Role::Reader => {
+                EventBody::CancelRefused { reason: "the disks are read, and the check is over in a moment".to_owned() }
+            }
             (false, _) => EventBody::CancelRefused {
                 reason: format!(
                     "the VM has been offered to {}: from here on the move can only be completed, or refused by it",
@@ -263,6 +267,8 @@ async fn run_job(
         (Role::Storage, true) => Storage::new(context).recover().await,
         // The loop itself carries it out, and makes no task of it.
         (Role::Staging, _) => Outcome::Stopping,
+        (Role::Reader, false) => Reader::new(context).run().await,
+        (Role::Reader, true) => Reader::new(context).recover().await,
     }
 }
 
@@ -274,6 +280,7 @@ async fn conclude(host: &Host, job: JobId, outcome: Outcome) {
         Outcome::Failed(failure) => Some(EventBody::Failed { failure }),
         Outcome::Suspended { figures } => Some(EventBody::Suspended { figures }),
         Outcome::Asked { failure, figures } => Some(EventBody::Asked { failure, figures }),
+        Outcome::Read { findings, figures } => Some(EventBody::DisksRead { findings, figures }),
         Outcome::Killed | Outcome::Followed | Outcome::Stopping => None,
     };
     if let Some(body) = body

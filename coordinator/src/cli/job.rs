@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::{JobAnswer, JobChange};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{DiskPlacement, JobStatus, RequestedState, ReturnCode};
+use sterna_shared::job::{DiskPlacement, JobKind, JobStatus, MoveMode, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::MsvmError;
 
@@ -16,7 +16,7 @@ use super::migrate::parse_placement;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
 use super::vm::done;
-use super::{confirm, now, watch};
+use super::{check, confirm, now, watch};
 use crate::client::{Client, StateChange};
 use crate::view::JobView;
 
@@ -326,8 +326,17 @@ fn list(jobs: &[JobView]) -> String {
     table(["JOB", "VM", "FROM → TO", "MODE", "STATE", "DONE", "SUBMITTED"], rows)
 }
 
+/// What a job does, in a word.
+pub(super) const fn of(job: &JobView) -> &'static str {
+    match job.kind {
+        JobKind::Move => "move",
+        JobKind::Check => "check",
+        JobKind::DeepCheck => "deep check",
+        JobKind::Stage => "preparation",
+    }
+}
+
 pub(super) const fn mode(job: &JobView) -> &'static str {
-    use sterna_shared::job::MoveMode;
     match job.mode {
         MoveMode::Live => "live",
         MoveMode::Cold => "cold",
@@ -340,7 +349,7 @@ pub(super) fn show(job: &JobView) -> String {
     let mut rows = vec![
         ("job", job.job.to_string()),
         ("vm", format!("{} ({})", job.vm.name, job.vm.id)),
-        ("move", format!("{} → {}, {}", job.source, job.target, mode(job))),
+        (of(job), format!("{} → {}, {}", job.source, job.target, mode(job))),
         ("state", format!("{} ({})", job.state, job.state_number)),
         ("done", format!("{:.1} %", job.percent)),
         ("submitted", moment(job.submitted_at)),
@@ -373,6 +382,11 @@ pub(super) fn show(job: &JobView) -> String {
     }
     for notice in &job.notices {
         let _ = write!(text, "\nnotice    {}  {}  {}", moment(notice.at), or_dash(notice.host.as_ref()), notice.text);
+    }
+    if let Some(report) = &job.check {
+        // What it failed for is among what it has found.
+        let _ = write!(text, "\n\n{}", check::told(report));
+        return text;
     }
     if let Some(failure) = &job.failure {
         let _ = write!(text, "\n\nfailed on {}: {}", or_dash(failure.host.as_ref()), failure.message);

@@ -4,16 +4,13 @@ use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
 use sterna_shared::id::{HostId, JobId, PlannedVmId};
-use sterna_shared::job::{
-    DiskPlacement, JobKind, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, MoveSettings, PRIORITY_DEFAULT, Policy,
-    Recovery, StorageWish,
-};
+use sterna_shared::job::{DiskPlacement, JobKind, ModeWish, MoveRequest, MoveSettings, Policy, StorageWish};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::{BandwidthUnit, Settings};
 
 use super::error::{CliError, Exit};
 use super::output::{Output, or_dash, pairs, table};
-use super::schedule::ScheduleArgs;
+use super::policy::PolicyArgs;
 use super::{job, watch};
 use crate::client::Client;
 use crate::view::{JobView, PlanView};
@@ -108,35 +105,8 @@ pub(super) struct MigrateArgs {
 /// How the job is to be treated that comes of it.
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
-    /// Which jobs go first where not all can: lower numbers
-    #[arg(long, value_name = "NUMBER", default_value_t = PRIORITY_DEFAULT)]
-    priority: u32,
-    /// Take the job off the list once it is over and its time there is up
-    #[arg(long)]
-    delete_on_completion: bool,
-    /// How long it is listed then
-    #[arg(long, value_name = "SECONDS", default_value_t = KEEP_DEFAULT_SECONDS)]
-    keep: u32,
-    /// Tell somebody when it is over: subject:NAME, or command:NAME of the coordinators' configuration
-    #[arg(long, value_name = "WHOM")]
-    notify: Option<String>,
-    /// Run it after the jobs of that group that were submitted before it
-    #[arg(long, value_name = "NAME")]
-    group: Option<String>,
-    /// When it fails, let the next job of its group run all the same
-    #[arg(long, conflicts_with_all = ["reruns", "on_failure"])]
-    go_on: bool,
-    /// When it fails, try again, at most that often
-    #[arg(long, value_name = "COUNT", conflicts_with = "on_failure")]
-    reruns: Option<u32>,
-    /// The pause before it is tried again, which doubles each time
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "reruns")]
-    rerun_pause: u32,
-    /// What people do when it fails, in words
-    #[arg(long, value_name = "TEXT")]
-    on_failure: Option<String>,
     #[command(flatten)]
-    schedule: ScheduleArgs,
+    policy: PolicyArgs,
     /// Check and show the plan, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -150,40 +120,59 @@ pub(super) struct SubmitArgs {
 
 pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
     let mut policy = args.submit.policy(client.sender());
-    let request = args.wish.request(&mut policy)?;
-    submit(&request, &policy, &args.submit, client, output).await
+    let request = args.wish.request(JobKind::Move, &mut policy)?;
+    args.submit.submit(&request, &policy, client, output).await
 }
 
-/// Has a wish become a job, and watches it; or tells what it would come to.
+impl SubmitArgs {
+    /// How the job is to be treated, as `owner` asks for it.
+    pub(super) fn policy(&self, owner: &str) -> Policy {
+        self.policy.policy(owner)
+    }
+
+    /// Has a wish become a job, and watches it; or tells what it would come to.
+    pub(super) async fn submit(
+        &self,
+        request: &MoveRequest,
+        policy: &Policy,
+        client: &Client,
+        output: Output,
+    ) -> Result<Exit, CliError> {
+        let job = self.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
+        if self.dry_run {
+            let draft = client.plan(job, request, policy).await?;
+            for wait in &draft.waits_for {
+                output.remark(&format!("it would wait: {wait}"));
+            }
+            let view = PlanView::new(&draft.plan);
+            output.result(&view, || show_plan(&view))?;
+            return Ok(Exit::Ok);
+        }
+        submit(job, request, policy, self.detach, client, output).await
+    }
+}
+
+/// Submits a job and, unless it waits for its time, follows it to its end.
 pub(super) async fn submit(
+    job: JobId,
     request: &MoveRequest,
     policy: &Policy,
-    args: &SubmitArgs,
+    detach: bool,
     client: &Client,
     output: Output,
 ) -> Result<Exit, CliError> {
-    let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    if args.dry_run {
-        let draft = client.plan(job, request, policy).await?;
-        for wait in &draft.waits_for {
-            output.remark(&format!("it would wait: {wait}"));
-        }
-        let view = PlanView::new(&draft.plan);
-        output.result(&view, || show_plan(&view))?;
-        return Ok(Exit::Ok);
-    }
     let status = client.migrate(job, request, policy).await.map_err(|error| {
         let error = CliError::from(error);
         // Only then may the job exist unseen.
         if error.exit == Exit::Unreachable {
-            error.hint(format!("if in doubt whether it began: sterna job show {job}; the same command with --job {job} makes no second one"))
+            error.hint(format!("if in doubt whether it began: sterna job show {job}; the same command with --job={job} makes no second one"))
         } else {
             error
         }
     })?;
     let view = JobView::new(&status, None);
     // One that waits for its time is not watched until then.
-    if args.detach || policy.schedule.is_some() {
+    if detach || policy.schedule.is_some() {
         output.remark(&format!("watch it: sterna job watch {job}"));
         output.result(&view, || job.to_string())?;
         return Ok(Exit::Ok);
@@ -191,35 +180,14 @@ pub(super) async fn submit(
     watch::run(view, client, output).await
 }
 
-impl SubmitArgs {
-    /// How the job is to be treated, as `owner` asks for it.
-    pub(super) fn policy(&self, owner: &str) -> Policy {
-        Policy {
-            owner: Some(owner.to_owned()),
-            priority: self.priority,
-            delete_on_completion: self.delete_on_completion,
-            keep_seconds: self.keep,
-            notify: self.notify.clone(),
-            schedule: self.schedule.schedule(),
-            recovery: match (self.reruns, &self.on_failure) {
-                (Some(times), _) => Recovery::Rerun { times, pause_seconds: self.rerun_pause },
-                (None, Some(text)) => Recovery::Other { text: text.clone() },
-                (None, None) if self.go_on => Recovery::Next,
-                (None, None) => Recovery::Stop,
-            },
-            group: self.group.clone(),
-        }
-    }
-}
-
 impl WishArgs {
     /// The wish that they come to. Settings may say something of the policy too.
     ///
     /// # Errors
     /// A setting that there is not, or that is refused.
-    pub(super) fn request(&self, policy: &mut Policy) -> Result<MoveRequest, CliError> {
+    pub(super) fn request(&self, kind: JobKind, policy: &mut Policy) -> Result<MoveRequest, CliError> {
         let mut request = MoveRequest {
-            kind: JobKind::Move,
+            kind,
             vm: self.vm.clone(),
             target: self.to.clone(),
             mode: self.mode.into(),

@@ -23,6 +23,7 @@ mod nats_config;
 mod output;
 mod pki;
 mod plan;
+mod policy;
 mod schedule;
 mod settings;
 mod vm;

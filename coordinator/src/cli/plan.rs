@@ -7,7 +7,7 @@ use sterna_shared::job::{DiskPlacement, JobKind, MoveRequest, MoveSettings};
 use sterna_shared::planned::{HOLD_MAX_SECONDS, HOLD_MIN_SECONDS, PlannedView};
 
 use super::error::{CliError, Exit};
-use super::migrate::{Mode, Storage, SubmitArgs, parse_placement, submit};
+use super::migrate::{Mode, Storage, SubmitArgs, parse_placement};
 use super::output::{Output, moment, table};
 use super::vm;
 use crate::client::Client;
@@ -77,7 +77,7 @@ pub(super) async fn run(args: &PlanArgs, client: &Client, output: Output) -> Res
         }
         None => {
             let policy = args.make.submit.policy(client.sender());
-            return submit(&request(&args.make)?, &policy, &args.make.submit, client, output).await;
+            return args.make.submit.submit(&request(&args.make)?, &policy, client, output).await;
         }
     }
     Ok(Exit::Ok)

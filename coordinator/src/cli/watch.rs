@@ -11,8 +11,8 @@ use sterna_shared::units::{Bandwidth, ByteCount};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::error::{CliError, Exit};
-use super::job;
 use super::output::Output;
+use super::{check, job};
 use crate::client::Client;
 use crate::view::{JobView, ProgressView, Question, VolumeView};
 
@@ -146,9 +146,14 @@ impl Watch {
             if exit == Exit::Failed
                 && let Some(failure) = &view.failure
             {
-                let mut error = CliError::new(exit, format!("{} was not moved: {}", view.vm.name, failure.message));
-                error.causes.clone_from(&failure.causes);
+                let looks = view.kind.only_looks();
+                let head = if looks { String::new() } else { format!("{} was not moved: ", view.vm.name) };
+                let mut error = CliError::new(exit, format!("{head}{}", failure.message));
                 error.hints.extend(Some(failure.remedy.clone()).filter(|remedy| !remedy.is_empty()));
+                // What a check has found is told above, each with its remedy.
+                if view.check.is_none() {
+                    error.causes.clone_from(&failure.causes);
+                }
                 self.output.error(&error.hint(format!("sterna job show {} tells every step", view.job)));
             }
             if exit == Exit::NeedsOperator {
@@ -189,7 +194,8 @@ fn news(before: Option<&JobView>, view: &JobView) -> Vec<String> {
     news.sort_by_key(|(at, _)| *at);
     let head = before.is_none().then(|| {
         let JobView { job, vm, source, target, .. } = view;
-        format!("job {job}: {} from {source} to {target} ({})", vm.name, job::mode(view))
+        let of = if view.kind == JobKind::Move { String::new() } else { format!("{} of ", job::of(view)) };
+        format!("job {job}: {of}{} from {source} to {target} ({})", vm.name, job::mode(view))
     });
     head.into_iter().chain(news.into_iter().map(|(_, line)| line)).collect()
 }
@@ -200,7 +206,11 @@ fn summary(view: &JobView) -> String {
         _ => String::new(),
     };
     let name = &view.vm.name;
+    if let Some(report) = &view.check {
+        return format!("{}{took}", check::told(report));
+    }
     match view.state {
+        JobState::Terminated | JobState::Killed if view.kind.only_looks() => format!("{name}: cancelled{took}"),
         JobState::Completed => {
             let blackout = view.blackout_ms.map_or_else(String::new, |ms| format!(", blackout {ms:.1} ms"));
             if view.kind == JobKind::Stage {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sterna_shared::host::{Accelerator, VmState};
 use sterna_shared::id::PoolName;
-use sterna_shared::job::{ModeWish, Refusal, RefusalCode, StorageWish};
+use sterna_shared::job::{JobKind, ModeWish, Refusal, RefusalCode, StorageWish};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, Firmware};
 
@@ -131,7 +131,7 @@ fn vm_is_in_no_job(case: &Case, out: &mut Vec<Refusal>) {
     // What is only prepared for does not touch the VM.
     let Some(vm) = case.vm().filter(|_| !case.stages()) else { return };
     let planned = case.jobs.iter().find(|status| status.plan.vm.id == vm.id()).map(|status| status.job);
-    if let Some(job) = planned.or(vm.job) {
+    if let Some(job) = planned.or(vm.job.filter(|job| *job != case.job)) {
         out.push(refusal(
             RefusalCode::VmInJob,
             format!("VM {} is held by job {job}", vm.spec.name),
@@ -304,6 +304,10 @@ fn shared_pools_without_copy(case: &Case, out: &mut Vec<Refusal>) {
 }
 
 fn storage_move_moves_something(case: &Case, out: &mut Vec<Refusal>) {
+    // A deep check reads disks that stay where they are.
+    if case.request.kind == JobKind::DeepCheck {
+        return;
+    }
     if case.request.storage_only && case.vm().is_some() && !placed(case).iter().any(|disk| disk.copied) {
         out.push(refusal(
             RefusalCode::NothingToMove,

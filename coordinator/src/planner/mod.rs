@@ -24,9 +24,7 @@ mod tests;
 
 use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{JobId, PlannedVmId, Token};
-use sterna_shared::job::{
-    Host, JobKind, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal, RefusalCode, StepKind,
-};
+use sterna_shared::job::{Host, JobKind, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};
 use sterna_shared::planned::HOLD_DEFAULT_SECONDS;
 use sterna_shared::time::Timestamp;
 
@@ -117,6 +115,8 @@ struct Case<'a> {
     /// Jobs that are not over and change something: only these hold VMs and take slots.
     jobs: Vec<&'a JobStatus>,
     now: Timestamp,
+    /// The job that it is about: what this one holds is no hindrance to it.
+    job: JobId,
     /// The VM asked for, or why there is none.
     found: Result<(&'a Member, &'a VmReport), FindError>,
 }
@@ -128,9 +128,10 @@ impl<'a> Case<'a> {
         request: &'a MoveRequest,
         seeds: &Seeds,
     ) -> Self {
-        let counts = |status: &&JobStatus| !status.state.is_final() && status.job != seeds.job && status.plan.moves();
+        let counts =
+            |status: &&JobStatus| !status.state.is_final() && status.job != seeds.job && status.plan.kind.holds_vm();
         let jobs = jobs.into_iter().filter(counts).collect();
-        Self { request, fleet, jobs, now: seeds.now, found: fleet.find(&request.vm) }
+        Self { request, fleet, jobs, now: seeds.now, job: seeds.job, found: fleet.find(&request.vm) }
     }
 
     fn vm(&self) -> Option<&'a VmReport> {
@@ -203,7 +204,7 @@ impl<'a> Case<'a> {
             attempt: seeds.attempt,
             kind: self.request.kind,
             mode,
-            steps: if stages { vec![StepKind::Prepare] } else { Plan::steps_of(mode, !disks.is_empty()) },
+            steps: Plan::steps_of(self.request.kind, mode, !disks.is_empty()),
             vm: vm.spec.clone(),
             vm_at_target,
             source: host(source),

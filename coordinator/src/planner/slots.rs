@@ -15,8 +15,7 @@ use crate::fleet::Member;
 /// The moves that a host has in hand, of these jobs.
 pub fn in_hand<'a>(host: &HostId, jobs: impl IntoIterator<Item = &'a JobStatus>) -> MovesInHand {
     let mut moves = MovesInHand::default();
-    let active = jobs.into_iter().filter(|status| status.is_active()).map(|status| &status.plan);
-    for plan in active.filter(|plan| plan.moves()) {
+    for plan in jobs.into_iter().filter(takes_a_slot).map(|status| &status.plan) {
         let (leaves, comes) = (plan.source.id == *host, plan.target.id == *host);
         match plan.mode {
             MoveMode::Storage => moves.storage += usize::from(leaves),
@@ -27,6 +26,11 @@ pub fn in_hand<'a>(host: &HostId, jobs: impl IntoIterator<Item = &'a JobStatus>)
         }
     }
     moves
+}
+
+/// A check takes none, since it carries nothing, and neither does the making of a planned VM.
+fn takes_a_slot(status: &&JobStatus) -> bool {
+    status.is_active() && status.plan.moves()
 }
 
 /// A part in a move, and what of a host's settings it is held against.

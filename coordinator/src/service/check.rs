@@ -34,9 +34,18 @@ const EXPIRY_WARNED: f64 = 14.0 * 86_400.0;
 /// A check under way: what is known before the agents answer.
 #[derive(Debug)]
 pub(super) struct Check {
-    pub(super) call: CallId,
-    findings: Vec<Finding>,
-    plan: Box<Plan>,
+    pub(super) asker: Asker,
+    pub(super) findings: Vec<Finding>,
+    pub(super) plan: Box<Plan>,
+}
+
+/// For whom a check is made.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Asker {
+    /// An operator who waits for the answer.
+    Call(CallId),
+    /// A job, in that attempt.
+    Job { job: JobId, attempt: u32 },
 }
 
 /// What is asked of the agents for a check.
@@ -58,6 +67,23 @@ pub(super) struct CheckAnswers {
     pub(super) clock: Result<AgentReply, String>,
 }
 
+impl CheckQuestions {
+    /// `job` and `token` name the probe.
+    pub(super) fn new(plan: &Plan, job: JobId, token: Token) -> Self {
+        let (source, target) = (plan.source.id.clone(), plan.target.id.clone());
+        let addresses = plan.target.addresses.clone();
+        let peer = ProbePeer { host: target.clone(), addresses, job, token: token.clone(), lanes: plan.lanes };
+        let peer = (plan.mode != MoveMode::Storage).then_some(peer);
+        Self {
+            expect: AgentRequest::ProbeExpect { job, source: source.clone(), token },
+            probe: AgentRequest::Probe { vm: Some(plan.vm.id), peer, time_ms: PROBE_TIME_MS },
+            clock: AgentRequest::Probe { vm: None, peer: None, time_ms: PROBE_TIME_MS },
+            source,
+            target,
+        }
+    }
+}
+
 impl State {
     /// Begins a check, or answers it where there is nobody to ask.
     pub(super) fn check(
@@ -68,8 +94,27 @@ impl State {
         now: Now,
         out: &mut Vec<Action>,
     ) -> Option<Outcome> {
-        let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.holds_vm(now.at));
         let seeds = Seeds { job, token: token.clone(), attempt: 0, now: now.at };
+        let (findings, plan) = self.look_at_plan(request, seeds, now);
+        match plan {
+            Some(plan) if self.can_be_asked(&plan) => {
+                let questions = Box::new(CheckQuestions::new(&plan, job, token));
+                let check = Box::new(Check { asker: Asker::Call(call), findings, plan });
+                out.push(Action::Check { check, questions });
+                None
+            }
+            plan => Some(Outcome::Reply(checked(CheckReport::new(findings, plan, None, None)))),
+        }
+    }
+
+    /// What is found without asking anybody, and the plan that a request would come to, token blanked.
+    pub(super) fn look_at_plan(
+        &self,
+        request: &MoveRequest,
+        seeds: Seeds,
+        now: Now,
+    ) -> (Vec<Finding>, Option<Box<Plan>>) {
+        let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.holds_vm(now.at));
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, request, seeds);
         let mut findings: Vec<Finding> = refusals
             .into_iter()
@@ -82,25 +127,13 @@ impl State {
         if let Some(plan) = &plan {
             self.look_at_hosts(plan, now.at, &mut findings);
         }
+        (findings, plan)
+    }
+
+    /// Whether both agents of a plan are there to measure something.
+    pub(super) fn can_be_asked(&self, plan: &Plan) -> bool {
         let online = |host: &HostId| self.fleet.host(host).is_some_and(|member| member.online);
-        match plan {
-            Some(plan) if online(&plan.source.id) && online(&plan.target.id) => {
-                let (source, target) = (plan.source.id.clone(), plan.target.id.clone());
-                let addresses = plan.target.addresses.clone();
-                let peer = ProbePeer { host: target.clone(), addresses, job, token: token.clone(), lanes: plan.lanes };
-                let peer = (plan.mode != MoveMode::Storage).then_some(peer);
-                let questions = Box::new(CheckQuestions {
-                    expect: AgentRequest::ProbeExpect { job, source: source.clone(), token },
-                    probe: AgentRequest::Probe { vm: Some(plan.vm.id), peer, time_ms: PROBE_TIME_MS },
-                    clock: AgentRequest::Probe { vm: None, peer: None, time_ms: PROBE_TIME_MS },
-                    source,
-                    target,
-                });
-                out.push(Action::Check { check: Box::new(Check { call, findings, plan }), questions });
-                None
-            }
-            plan => Some(Outcome::Reply(checked(CheckReport::new(findings, plan, None, None)))),
-        }
+        online(&plan.source.id) && online(&plan.target.id)
     }
 
     /// What the inventories tell beside what keeps a plan from being made.
@@ -110,7 +143,7 @@ impl State {
         let mut warn = |code, message: String, remedy: String| {
             findings.push(Finding { severity: Severity::Warning, reason: Refusal { code, message, remedy } });
         };
-        for member in [source, target] {
+        for member in std::iter::once(source).chain((plan.source.id != plan.target.id).then_some(target)) {
             let (host, until) = (&member.inventory.host, member.inventory.certificate.not_after);
             let left = until.seconds_since(now);
             if (0.0..EXPIRY_WARNED).contains(&left) {
@@ -148,8 +181,8 @@ impl State {
     }
 
     /// The agents have answered a check.
-    pub(super) fn checked(&self, check: Check, answers: CheckAnswers, now: Now, out: &mut Vec<Action>) {
-        let Check { call, mut findings, plan } = check;
+    pub(super) fn checked(&mut self, check: Check, answers: CheckAnswers, now: Now, out: &mut Vec<Action>) {
+        let Check { asker, mut findings, plan } = check;
         let mut find = |severity, code, message: String, remedy: String| {
             findings.push(Finding { severity, reason: Refusal { code, message, remedy } });
         };
@@ -232,8 +265,17 @@ impl State {
             let remedy = "move it at a quieter time, raise --max-blackout, or stop it and move it with --mode cold";
             find(Severity::Warning, RefusalCode::NotConverging, forecast.reason.clone(), remedy.to_owned());
         }
-        let report = CheckReport::new(findings, Some(plan), probe, forecast);
-        out.push(Action::Answer { call, reply: Box::new(checked(report)) });
+        match asker {
+            Asker::Call(call) => {
+                let report = CheckReport::new(findings, Some(plan), probe, forecast);
+                out.push(Action::Answer { call, reply: Box::new(checked(report)) });
+            }
+            Asker::Job { job, attempt } => {
+                // The job has its plan already.
+                let report = CheckReport::new(findings, None, probe, forecast);
+                self.job_checked((job, attempt), report, now, out);
+            }
+        }
     }
 }
 

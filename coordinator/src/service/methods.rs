@@ -14,7 +14,7 @@ use sterna_shared::job::{
 
 use sterna_shared::view::cim;
 
-use super::request::{AGENT_WAIT_MAX, Outcome, faults_of, no_job, to_both};
+use super::request::{AGENT_WAIT_MAX, Outcome, faults_of, no_job, to_parties};
 use super::state::{Action, CallId, Message, Now, State};
 use crate::api::fault;
 
@@ -224,10 +224,10 @@ impl State {
         if status.hands() != Hands::Coordinator {
             return match wanted {
                 RequestedState::Suspend => {
-                    to_both(plan, &format!("suspend-{attempt}"), || Command::Suspend { job, attempt })
+                    to_parties(plan, &format!("suspend-{attempt}"), || Command::Suspend { job, attempt })
                 }
-                RequestedState::Kill => to_both(plan, "kill", || Command::Kill { job }),
-                _ => to_both(plan, &format!("cancel-{attempt}"), || Command::Cancel { job }),
+                RequestedState::Kill => to_parties(plan, "kill", || Command::Kill { job }),
+                _ => to_parties(plan, &format!("cancel-{attempt}"), || Command::Cancel { job }),
             };
         }
         let mut messages = Vec::new();
@@ -246,7 +246,7 @@ impl State {
             RequestedState::Start => self.begin_next(token, now, out, &mut messages),
             // What its target keeps for when it goes on is wanted no more.
             RequestedState::Terminate | RequestedState::Kill if status.has_begun() => {
-                messages.extend(to_both(plan, &format!("cancel-{attempt}"), || Command::Cancel { job }));
+                messages.extend(to_parties(plan, &format!("cancel-{attempt}"), || Command::Cancel { job }));
             }
             _ => {}
         }

@@ -18,8 +18,8 @@ use sterna_shared::job::{
     EventBody, FailureCode, FailureReport, JobState, JobStatus, Plan, Recovery, Refusal, RefusalCode, StepFigures,
 };
 
-use super::request::to_both;
-use super::state::{Action, Job, Message, Now, State};
+use super::request::to_parties;
+use super::state::{Action, Message, Now, State};
 use crate::planner::{self, Seeds};
 
 /// How long what speaks against a job that waited must go on doing so: what is known of hosts is some seconds old.
@@ -32,8 +32,8 @@ impl State {
             return;
         }
         self.tend_runs(now, out);
-        let waits = |job: &Job| job.status.is_queued() && job.status.is_due(now.at);
-        if self.jobs.values().any(waits) || self.submission_due(now) {
+        let waits = |status: &JobStatus| status.is_queued() && status.is_due(now.at) || self.is_unattended(status);
+        if self.jobs.values().any(|job| waits(&job.status)) || self.submission_due(now) {
             self.drawing = true;
             out.push(Action::Draw);
         }
@@ -57,18 +57,27 @@ impl State {
 
     /// Plans the first job of the queue that can begin; says what is to be published.
     pub(super) fn begin_next(&mut self, token: Token, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
-        let ready =
-            |status: &&JobStatus| status.is_queued() && status.is_due(now.at) && self.may_follow(status) == Some(true);
+        let ready = |status: &&JobStatus| {
+            let begins = status.is_queued() && status.is_due(now.at) && self.may_follow(status) == Some(true);
+            begins || self.is_unattended(status)
+        };
         let mut queue: Vec<_> = self.jobs.values().map(|job| &job.status).filter(ready).collect();
         queue.sort_by_key(|status| (status.policy.priority, status.job));
         let queue: Vec<JobId> = queue.into_iter().map(|status| status.job).collect();
         self.refused_since.retain(|job, _| queue.contains(job));
         for job in queue {
             let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { continue };
+            if status.request.kind.only_looks() {
+                match self.begin_check(job, &token, now, out, messages) {
+                    true => return,
+                    false => continue,
+                }
+            }
             // A job that goes on has begun before, with the plan that it still has.
             let attempt = status.plan.attempt + u32::from(status.has_begun());
             let seeds = Seeds { job, token: token.clone(), attempt, now: now.at };
-            let others = self.jobs.values().map(|job| &job.status).filter(|other| other.has_begun());
+            let others = self.jobs.values().map(|job| &job.status);
+            let others = others.filter(|other| other.has_begun() && other.holds_vm(now.at));
             match planner::plan(&self.fleet, others, &status.request, seeds) {
                 Ok(plan) => return self.begin(plan, now, out, messages),
                 Err(refusals) => self.refused(job, &refusals, now, out, messages),
@@ -125,7 +134,7 @@ impl State {
         let Some(event) = self.own_event(job, EventBody::Planned { plan: blanked }, now) else { return };
         self.told(&event, now, out);
         messages.push(Message::Event(Box::new(event)));
-        messages.extend(to_both(&plan, &kind, || Command::Run { plan: Box::new(plan.clone()) }));
+        messages.extend(to_parties(&plan, &kind, || Command::Run { plan: Box::new(plan.clone()) }));
     }
 
     /// Something speaks against a job that waits. What passes by itself, or may just not be known yet, is waited for.

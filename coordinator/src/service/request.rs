@@ -6,7 +6,7 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiRe
 use sterna_shared::host::{PartialReport, VmState};
 use sterna_shared::id::{HostId, JobId, Token};
 use sterna_shared::job::{
-    Event as JobEvent, EventBody, JobKind, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState,
+    Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState,
 };
 use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::units::Bandwidth;
@@ -234,12 +234,18 @@ impl State {
         let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.holds_vm(now.at));
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
         // What is so now may not be so when the job's time has come; then it is looked at again.
-        let later = policy.schedule.is_some() || policy.group.is_some();
+        // And what speaks against a move is what a check is for.
+        let later = policy.schedule.is_some() || policy.group.is_some() || request.kind.only_looks();
         let (waits_for, refusals): (Vec<_>, Vec<_>) =
             refusals.into_iter().partition(|refusal| later || planner::passes(refusal.code));
         let plan = match plan {
             Some(plan) if refusals.is_empty() => plan,
-            _ => return Err(refused(format!("VM {} cannot be moved", request.vm), refusals)),
+            Some(_) => return Err(refused(format!("VM {} cannot be moved", request.vm), refusals)),
+            // Nothing can be submitted about what nobody knows, now or later.
+            None => {
+                let refusals = waits_for.into_iter().chain(refusals).collect();
+                return Err(refused(format!("VM {} cannot be moved", request.vm), refusals));
+            }
         };
         let status = JobStatus::planned(plan);
         let draft = Box::new(status.plan.clone());
@@ -262,7 +268,7 @@ impl State {
         }
         // Each change is a message of its own, also one back to an earlier value.
         let kind = format!("bandwidth-{}", now.at.unix_microseconds());
-        let messages = to_both(&self.live(job)?.plan, &kind, || Command::SetBandwidth { job, bandwidth });
+        let messages = to_parties(&self.live(job)?.plan, &kind, || Command::SetBandwidth { job, bandwidth });
         Ok(Outcome::Publish { messages, reply: ApiReply::Done })
     }
 
@@ -300,16 +306,11 @@ pub(super) fn faults_of(policy: &Policy, now: Now) -> Vec<String> {
     faults
 }
 
-/// A command to target and source; once where they are one. The target has it first, so that it is ready when the
-/// source, which leads, comes.
-pub(super) fn to_both(plan: &Plan, kind: &str, command: impl Fn() -> Command) -> Vec<Message> {
-    let (source, target) = (&plan.source.id, &plan.target.id);
-    // The source has no part in preparing the target.
-    let leads = source != target && plan.kind != JobKind::Stage;
-    let hosts = std::iter::once(target).chain(leads.then_some(source));
+/// A command to the agents that have a part in a plan.
+pub(super) fn to_parties(plan: &Plan, kind: &str, command: impl Fn() -> Command) -> Vec<Message> {
     let message =
         |host: &HostId| Message::Command { host: host.clone(), command: Box::new(command()), kind: kind.into() };
-    hosts.map(message).collect()
+    plan.parties().into_iter().map(message).collect()
 }
 
 /// What an agent's answer is to the operator.

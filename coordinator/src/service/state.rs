@@ -1,7 +1,7 @@
 //! What a leading coordinator knows, and how each event changes it. No I/O: [`State::apply`] takes one event and the
 //! time, and says what is to be done.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, Command};
@@ -137,6 +137,8 @@ pub(super) struct State {
     scheduler: Scheduler,
     /// Since when something speaks against a job that waits, and does not pass.
     pub(super) refused_since: BTreeMap<JobId, Duration>,
+    /// Checks that are jobs, each in its attempt, at which this coordinator looks.
+    pub(super) checks: BTreeSet<(JobId, u32)>,
     /// An id and a token are on their way.
     pub(super) drawing: bool,
     pub(super) waits: Vec<Wait>,
@@ -161,6 +163,7 @@ impl State {
             jobs: BTreeMap::new(),
             scheduler: Scheduler::default(),
             refused_since: BTreeMap::new(),
+            checks: BTreeSet::new(),
             drawing: false,
             waits: Vec::new(),
             fence,
@@ -392,7 +395,7 @@ impl State {
             let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { continue };
             let failure = not_accepted(status);
             tracing::warn!(%job, "no agent took the job on");
-            let mut messages = super::request::to_both(&status.plan, "cancel", || Command::Cancel { job });
+            let mut messages = super::request::to_parties(&status.plan, "cancel", || Command::Cancel { job });
             if let Some(event) = self.own_event(job, EventBody::Failed { failure }, now) {
                 self.told(&event, now, out);
                 messages.insert(0, Message::Event(Box::new(event)));

@@ -1,15 +1,18 @@
 //! Jobs from their submission to their end, without a broker: what waits, what begins, and what comes of what.
 
+mod checks;
+
 use std::time::Duration;
 
 use sterna_shared::bus::{ApiReply, ApiRequest};
-use sterna_shared::id::{Epoch, JobId, Token};
+use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
     Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, MoveRequest, Policy, Recovery, Reporter,
     RequestedState, ReturnCode, Rule, Schedule, Zone,
 };
 use sterna_shared::time::Timestamp;
 
+use super::check::{Check, CheckAnswers, CheckQuestions};
 use super::state::{Action, Event, Message, Now, State};
 use crate::planner::example;
 
@@ -20,6 +23,10 @@ struct World {
     vms: u8,
     /// Jobs in the order in which their plans went out.
     begun: Vec<JobId>,
+    /// Checks that wait for their agents, the first asked last.
+    asked: Vec<(Box<Check>, Box<CheckQuestions>)>,
+    /// Whom commands went to.
+    commanded: Vec<HostId>,
     answers: Vec<ApiReply>,
     drawn: u8,
 }
@@ -29,7 +36,8 @@ impl World {
     fn new(vms: u8, inbound: u16) -> Self {
         let fleet = crate::fleet::Fleet::default();
         let state = State::new("one".parse().expect("a name"), Epoch(1), "2.11".into(), fleet, None);
-        let mut world = Self { state, clock: 0, vms, begun: vec![], answers: vec![], drawn: 100 };
+        let mut world =
+            Self { state, clock: 0, vms, begun: vec![], asked: vec![], commanded: vec![], answers: vec![], drawn: 100 };
         world.apply(Event::Replayed);
         world.beat(inbound);
         world
@@ -71,14 +79,17 @@ impl World {
                 Action::Publish { messages, answer } => {
                     self.answers.extend(answer.map(|(_, reply)| *reply));
                     for message in messages {
-                        if let Message::Event(event) = message
-                            && matches!(event.body, EventBody::Planned { .. })
-                        {
-                            self.begun.push(event.job);
+                        match message {
+                            Message::Event(event) if matches!(event.body, EventBody::Planned { .. }) => {
+                                self.begun.push(event.job);
+                            }
+                            Message::Event(_) => {}
+                            Message::Command { host, .. } => self.commanded.push(host),
                         }
                     }
                 }
                 Action::Answer { reply, .. } => self.answers.push(*reply),
+                Action::Check { check, questions } => self.asked.push((check, questions)),
                 _ => {}
             }
         }
@@ -101,6 +112,10 @@ impl World {
     fn submit(&mut self, number: u8, policy: Policy) -> JobId {
         let job = example::job(number + 1);
         let request = MoveRequest { vm: format!("vm{number}"), ..example::request() };
+        self.submit_as(job, request, policy)
+    }
+
+    fn submit_as(&mut self, job: JobId, request: MoveRequest, policy: Policy) -> JobId {
         let reply = self.ask(ApiRequest::Migrate { request, dry_run: false, job, policy: Box::new(policy) });
         assert!(matches!(reply, ApiReply::JobStarted { .. }), "{reply:?}");
         job

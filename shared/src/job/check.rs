@@ -37,7 +37,7 @@ pub struct CheckReport {
     pub migratable: bool,
     /// All that was found, the worst first.
     pub findings: Vec<Finding>,
-    /// The plan that it would come to, token blanked; none where VM, source or target are not known.
+    /// The plan that it would come to, token blanked; none where VM, source or target are not known, and where a job has it.
     pub plan: Option<Box<Plan>>,
     /// What was measured; none where the hosts could not be asked.
     pub probe: Option<ProbeReport>,

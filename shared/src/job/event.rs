@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FailureReport, JobState, MoveRequest, Plan, Policy, StepFigures, StepKind};
+use super::{CheckReport, FailureReport, Finding, JobState, MoveRequest, Plan, Policy, StepFigures, StepKind};
 use crate::id::{Generation, HostId, JobId, VmId};
 use crate::time::Timestamp;
 
@@ -117,6 +117,18 @@ pub enum EventBody {
         held_back: bool,
         /// In one sentence.
         text: String,
+    },
+    /// Every disk was read through, by the agent that has them; the check goes on from there.
+    DisksRead {
+        /// What could not be read, and the like.
+        findings: Vec<Finding>,
+        /// What was read.
+        figures: StepFigures,
+    },
+    /// A check has come to this; whether it was passed, the event that ends the job tells.
+    Checked {
+        /// All that was found. Its plan is left out, since the job has it.
+        report: Box<CheckReport>,
     },
     /// A cancel was asked for and will be carried out.
     CancelAccepted,

@@ -1,6 +1,6 @@
 //! How far a job is, in one number, for every face of it.
 
-use super::{JobState, JobStatus, Progress, StepKind, StepState, Volume};
+use super::{JobKind, JobState, JobStatus, Progress, StepKind, StepState, Volume};
 
 /// What the copying is worth; the steps around it share the rest.
 const COPY_FROM_PERCENT: f64 = 2.0;
@@ -32,9 +32,14 @@ impl JobStatus {
         let share = |kind, volume: Option<Volume>| {
             if finished(kind) { 1.0 } else { volume.map_or(0.0, |volume| ratio(volume.done, volume.total)) }
         };
-        let disk = share(StepKind::CopyDisks, progress.map(|progress| progress.disk));
+        let disk_step = if self.plan.kind == JobKind::DeepCheck { StepKind::ReadDisks } else { StepKind::CopyDisks };
+        let disk = share(disk_step, progress.map(|progress| progress.disk));
         let memory = share(StepKind::CopyMemory, progress.map(|progress| progress.memory));
-        let (disk_weight, memory_weight) = (self.plan.disk_bytes().0, self.plan.memory_bytes().0);
+        let (disk_weight, memory_weight) = match self.plan.kind {
+            JobKind::Check => (0, 0),
+            JobKind::DeepCheck => (self.plan.vm.disks.iter().map(|disk| disk.size.0).sum(), 0),
+            JobKind::Move | JobKind::Stage => (self.plan.disk_bytes().0, self.plan.memory_bytes().0),
+        };
         let whole = float(disk_weight) + float(memory_weight);
         let copied =
             if whole > 0.0 { disk.mul_add(float(disk_weight), memory * float(memory_weight)) / whole } else { 0.0 };
@@ -53,6 +58,8 @@ const fn floor_percent(kind: StepKind) -> f64 {
         StepKind::Prove => 97.0,
         StepKind::Handover => 98.0,
         StepKind::Release => 99.0,
+        // A check is over within seconds; the reading before it is what takes long.
+        StepKind::ReadDisks | StepKind::Check => 0.0,
     }
 }
 

@@ -98,14 +98,17 @@ pub struct DiskMove {
 }
 
 impl Plan {
-    /// The steps of a move: the one place that fixes their order.
+    /// The steps of a job: the one place that fixes their order.
     #[must_use]
-    pub fn steps_of(mode: MoveMode, copies_disks: bool) -> Vec<StepKind> {
-        use StepKind::{CopyDisks, CopyMemory, Handover, Prepare, Prove, Release, Switchover};
-        let all: &[StepKind] = match mode {
-            MoveMode::Live => &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release],
-            MoveMode::Cold => &[Prepare, CopyDisks, Prove, Handover, Release],
-            MoveMode::Storage => &[Prepare, CopyDisks, Switchover, Prove, Release],
+    pub fn steps_of(kind: JobKind, mode: MoveMode, copies_disks: bool) -> Vec<StepKind> {
+        use StepKind::{Check, CopyDisks, CopyMemory, Handover, Prepare, Prove, ReadDisks, Release, Switchover};
+        let all: &[StepKind] = match (kind, mode) {
+            (JobKind::Check, _) => &[Check],
+            (JobKind::DeepCheck, _) => &[ReadDisks, Check],
+            (JobKind::Stage, _) => &[Prepare],
+            (JobKind::Move, MoveMode::Live) => &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release],
+            (JobKind::Move, MoveMode::Cold) => &[Prepare, CopyDisks, Prove, Handover, Release],
+            (JobKind::Move, MoveMode::Storage) => &[Prepare, CopyDisks, Switchover, Prove, Release],
         };
         all.iter().copied().filter(|step| copies_disks || !matches!(step, CopyDisks | Prove)).collect()
     }
@@ -116,10 +119,24 @@ impl Plan {
         self.kind == JobKind::Move
     }
 
+    /// The hosts whose agents have a part in it, each once, in the order in which they are told. None of a check, which the
+    /// coordinator makes; of a deep one that which has the disks; of a planned VM that which will have it.
+    #[must_use]
+    pub fn parties(&self) -> Vec<&HostId> {
+        match self.kind {
+            JobKind::Check => Vec::new(),
+            JobKind::DeepCheck => vec![&self.source.id],
+            JobKind::Stage => vec![&self.target.id],
+            // The target comes first: it has the plan when the source, which leads, comes.
+            JobKind::Move if self.source.id != self.target.id => vec![&self.target.id, &self.source.id],
+            JobKind::Move => vec![&self.source.id],
+        }
+    }
+
     /// Whether this host has a part in it.
     #[must_use]
     pub fn involves(&self, host: &HostId) -> bool {
-        self.source.id == *host || self.target.id == *host
+        self.parties().contains(&host)
     }
 
     /// How long the guest may stand still before the move is given up.

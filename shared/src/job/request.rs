@@ -23,6 +23,20 @@ pub enum JobKind {
     Stage,
 }
 
+impl JobKind {
+    /// Whether it only looks, and changes nothing anywhere: then it takes no slot of a host.
+    #[must_use]
+    pub const fn only_looks(self) -> bool {
+        matches!(self, Self::Check | Self::DeepCheck)
+    }
+
+    /// Whether no other job may touch the VM meanwhile.
+    #[must_use]
+    pub const fn holds_vm(self) -> bool {
+        matches!(self, Self::Move | Self::DeepCheck)
+    }
+}
+
 /// A wish to move a VM, its disks, or both; or to know whether that could be, or to have it prepared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]

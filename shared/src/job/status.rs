@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Due, Event, EventBody, FailureReport, Hands, IllegalTransition, JobState, MoveRequest, Plan, Policy, Reporter,
-    Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
+    CheckReport, Due, Event, EventBody, FailureReport, Finding, Hands, IllegalTransition, JobState, MoveRequest, Plan,
+    Policy, Reporter, Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
 };
 use crate::id::{HostId, JobId, Token};
 use crate::time::Timestamp;
@@ -53,8 +53,14 @@ pub struct JobStatus {
     pub parent: Option<JobId>,
     /// Its runs, where it recurs.
     pub runs: Runs,
-    /// How long the guest did not execute, in microseconds.
+    /// How long the guest did not execute, in microseconds. None of a check, which leaves it alone.
     pub blackout_us: Option<u64>,
+    /// What a check has found.
+    #[serde(default)]
+    pub check: Option<Box<CheckReport>>,
+    /// What a deep check has found in the disks, until it has looked at the rest too.
+    #[serde(default)]
+    pub read: Vec<Finding>,
     /// What watchers should know.
     pub notices: Vec<Notice>,
     /// The last sequence number seen of each reporter.
@@ -66,7 +72,8 @@ pub struct JobStatus {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Dispatch {
-    /// It waits for its time or for a slot at its hosts, or is suspended or held: no agent has anything to do for it.
+    /// It waits for its time or for a slot at its hosts, is suspended or held, or is a check that the coordinator makes: no
+    /// agent has anything to do for it.
     Waiting,
     /// Its plan was sent to the agents; none has said that it has it.
     Sent,
@@ -118,7 +125,7 @@ impl JobStatus {
             job: plan.job,
             request: MoveRequest::of(&plan),
             policy: Policy::default(),
-            dispatch: Dispatch::Sent,
+            dispatch: if plan.parties().is_empty() { Dispatch::Waiting } else { Dispatch::Sent },
             begun: true,
             submitted_at: plan.planned_at,
             state: JobState::New,
@@ -132,6 +139,8 @@ impl JobStatus {
             parent: None,
             runs: Runs { count: 0, considered: plan.planned_at, latest: Vec::new() },
             blackout_us: None,
+            check: None,
+            read: Vec::new(),
             notices: Vec::new(),
             seen: BTreeMap::new(),
             plan,
@@ -182,11 +191,22 @@ impl JobStatus {
         }
     }
 
-    /// Whether it holds its VM, so that no other job may move it. One whose time has not come holds nothing, and one that
-    /// recurs has runs that do.
+    /// Whether it holds its VM, so that no other job may move it. One whose time has not come holds nothing, one that
+    /// recurs has runs that do, and a check that reads no disk is in nobody's way.
     #[must_use]
     pub fn holds_vm(&self, now: Timestamp) -> bool {
-        !self.state.is_final() && !self.policy.recurs() && (self.has_begun() || self.is_due(now))
+        let holds = self.plan.kind.holds_vm() && !self.policy.recurs();
+        holds && !self.state.is_final() && (self.has_begun() || self.is_due(now))
+    }
+
+    /// Whether it is a check whose turn to look has come: it has begun, and the coordinator has it in hand. Where nobody
+    /// looks, one has fallen out in the middle of it, and it begins anew.
+    #[must_use]
+    pub fn is_checking(&self) -> bool {
+        self.plan.kind.only_looks()
+            && self.state == JobState::Running
+            && self.dispatch == Dispatch::Waiting
+            && !self.policy.recurs()
     }
 
     /// When its next turn is, while it waits for one.
@@ -286,7 +306,10 @@ impl JobStatus {
             EventBody::Edited { policy } => self.policy = Policy::clone(policy),
             EventBody::Planned { plan } => {
                 self.follow(plan)?;
-                self.dispatch = Dispatch::Sent;
+                // A check is the coordinator's own: no agent has anything to do for it.
+                if !self.plan.parties().is_empty() {
+                    self.dispatch = Dispatch::Sent;
+                }
             }
             EventBody::Accepted { plan } => {
                 self.follow(plan)?;
@@ -319,6 +342,18 @@ impl JobStatus {
             EventBody::Throttled { held_back, text } => {
                 self.throttled = *held_back;
                 self.note(event, text);
+            }
+            EventBody::DisksRead { findings, figures } => {
+                self.enter(StateInput::Progressed, event.at)?;
+                let step = self.step(StepKind::ReadDisks)?;
+                (step.state, step.finished_at, step.figures) = (StepState::Finished, Some(event.at), *figures);
+                self.read.clone_from(findings);
+                self.dispatch = Dispatch::Waiting;
+            }
+            EventBody::Checked { report } => {
+                self.enter(StateInput::Progressed, event.at)?;
+                self.check = Some(report.clone());
+                self.read.clear();
             }
             EventBody::CancelAccepted => {
                 self.enter(StateInput::Unwinding, event.at)?;
@@ -374,7 +409,8 @@ impl JobStatus {
         if known != (plan.attempt, true) {
             self.plan = Plan { token: self.plan.token.clone(), ..plan.clone() };
             self.steps = waiting(&self.plan);
-            self.begun = true;
+            (self.check, self.begun) = (None, true);
+            self.read.clear();
         }
         Ok(())
     }
@@ -471,7 +507,7 @@ mod tests {
             bandwidth: None,
             blackout_max_ms: 2000,
             settings: MoveSettings::default(),
-            steps: Plan::steps_of(MoveMode::Live, false),
+            steps: Plan::steps_of(JobKind::Move, MoveMode::Live, false),
         }
     }
 

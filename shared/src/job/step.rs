@@ -8,7 +8,7 @@ use super::FailureReport;
 use crate::id::HostId;
 use crate::time::Timestamp;
 
-/// A phase of a move, in the order in which a live one passes through them.
+/// A phase of a job: those of a move in the order in which a live one passes through them, then those of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -27,6 +27,10 @@ pub enum StepKind {
     Handover,
     /// The source lets go of its copy.
     Release,
+    /// Every disk is read through; of a deep check.
+    ReadDisks,
+    /// Everything that speaks for and against a move is looked at; of a check.
+    Check,
 }
 
 impl StepKind {
@@ -41,6 +45,8 @@ impl StepKind {
             Self::Prove => "prove",
             Self::Handover => "handover",
             Self::Release => "release",
+            Self::ReadDisks => "read_disks",
+            Self::Check => "check",
         }
     }
 

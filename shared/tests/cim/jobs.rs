@@ -56,7 +56,7 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         settings: MoveSettings::default(),
         planned: None,
         hold_seconds: None,
-        steps: Plan::steps_of(mode, copies_disks),
+        steps: Plan::steps_of(JobKind::Move, mode, copies_disks),
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) fn told(plan: Plan, bodies: Vec<EventBody>) -> JobStatus {
 /// What a live move tells until that step has begun.
 fn until(last: StepKind) -> Vec<EventBody> {
     let mut bodies = Vec::new();
-    for step in Plan::steps_of(MoveMode::Live, true) {
+    for step in Plan::steps_of(JobKind::Move, MoveMode::Live, true) {
         bodies.push(EventBody::StepStarted { step });
         if step == last {
             break;

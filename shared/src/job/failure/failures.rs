@@ -162,6 +162,13 @@ catalogue!(FailureCode {
         "An operator suspended the job, and the VM runs on at the source.",
         causes ["A person or a program gave `sterna job suspend`."],
         remedies ["Let it go on: `sterna job resume {job}`."];
+    NotMigratable = "STERNA-F018", "not_migratable",
+        "A check has found that the VM cannot be moved as was asked; nothing was changed.",
+        causes ["Each finding of the check is an error of its own, told after this one."],
+        remedies [
+            "Follow the remedies of the findings: `sterna job show {job}` lists them.",
+            "Then have it checked again: `sterna check {vm} --to {target}`.",
+        ];
 });
 
 catalogue!(ConditionCode {

@@ -52,6 +52,8 @@ pub enum FailureCode {
     PlanStale,
     /// A fault of Sterna itself.
     Internal,
+    /// A check has found that the VM cannot be moved as was asked.
+    NotMigratable,
 }
 
 /// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was
@@ -200,6 +202,8 @@ pub enum RefusalCode {
     PlannedExpired,
     /// The VM is no longer what it was when the planned VM was made.
     PlannedChanged,
+    /// A part of a disk cannot be read.
+    DiskUnreadable,
 }
 
 /// One reason why not, with what to do about it.

@@ -185,6 +185,13 @@ catalogue!(RefusalCode {
         "A check could not look at something.",
         causes ["An agent does not answer, or is of an older version."],
         remedies ["See that the agents are of the coordinator's version: `sterna host list`, `sterna doctor`."];
+    DiskUnreadable = "STERNA-R039", "disk_unreadable",
+        "A part of a disk of the VM cannot be read.",
+        causes ["The medium under the pool fails.", "The image was cut short, or what it says of itself is damaged."],
+        remedies [
+            "Save what the guest holds before anything else.",
+            "Look for errors of the medium: `journalctl -k` on the VM's host.",
+        ];
     PlannedUnknown = "STERNA-R041", "planned_unknown",
         "No host has a planned VM of that id.",
         causes ["A move has used it, its time is up, or somebody has dropped it.", "The host that holds it is not heard of."],

@@ -298,12 +298,16 @@ fn row(status: &JobStatus, failing: bool) -> Row {
 }
 
 /// Where the VM is on its way, by the step under way: it is moved while it is copied, leaves the source from the pause on, and
-/// has come to the target once only the source's copy is left. Disks that move under a VM that stays move it nowhere.
+/// has come to the target once only the source's copy is left. Disks that move under a VM that stays move it nowhere, and a
+/// check moves nothing at all.
 fn movement(status: &JobStatus) -> OperatingStatus {
     match status.current_step().map(|step| step.kind) {
+        // It is tried out whether it could.
+        _ if status.plan.kind.only_looks() => OperatingStatus::InTest,
         _ if status.plan.mode == MoveMode::Storage => OperatingStatus::InService,
         None | Some(StepKind::Prepare | StepKind::CopyDisks | StepKind::CopyMemory) => OperatingStatus::Migrating,
         Some(StepKind::Switchover | StepKind::Prove | StepKind::Handover) => OperatingStatus::Emigrating,
         Some(StepKind::Release) => OperatingStatus::Immigrating,
+        Some(StepKind::ReadDisks | StepKind::Check) => OperatingStatus::InTest,
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!   trouble ───────────────▶ the error        of the code of the report, or of the state
 //!   its causes ────────────▶ one each         STERNA-J005, where it says something that was not said before
+//!   findings of a check ───▶ one each         of their codes, in place of the causes, which repeat them
 //!   other steps' failures ─▶ one each         of their codes, and their causes
 //!   silent hosts ──────────▶ one each         STERNA-J003
 //! ```
@@ -16,7 +17,8 @@ use serde::Serialize;
 
 use crate::id::HostId;
 use crate::job::{
-    ConditionCode, ErrorEntry, FailureCode, FailureReport, JobStatus, Plan, Refusal, RemedyNames, StepKind, StepState,
+    CheckReport, ConditionCode, ErrorEntry, FailureCode, FailureReport, Finding, JobStatus, Plan, Refusal, RemedyNames,
+    StepKind, StepState,
 };
 
 use super::condition::{Condition, Contact, Contacts, Trouble, failed_steps, silence, silent_hosts};
@@ -225,6 +227,10 @@ impl Errors<'_> {
             error.message_arguments.extend(disks_named(&status.plan, &texts));
             error.recommend_first(&report.remedy);
         }
+        // What a check has found is told whole, and not as causes.
+        if let Some(check) = status.check.as_ref().filter(|check| !check.migratable) {
+            return self.findings(check, place);
+        }
         for cause in &report.causes {
             if self.told.len() < ERRORS_MAX && self.is_new(cause) {
                 let code = ConditionCode::Cause;
@@ -232,6 +238,17 @@ impl Errors<'_> {
                     error.message_arguments.extend(disks_named(&status.plan, &[cause.as_str()]));
                     error.probable_cause_description = None;
                 }
+            }
+        }
+    }
+
+    fn findings(&mut self, check: &CheckReport, place: Place<'_>) {
+        let plan = &self.status.plan;
+        for Finding { reason, .. } in &check.findings {
+            let class = reason.code.into();
+            if let Some(error) = self.tell(reason.code.entry(), class, reason.message.clone(), place) {
+                error.message_arguments.extend(disks_named(plan, &[&reason.message]));
+                error.recommend_first(&reason.remedy);
             }
         }
     }

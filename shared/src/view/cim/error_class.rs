@@ -66,6 +66,9 @@ impl From<FailureCode> for ErrorClass {
             FailureCode::Journal => Self::new(Type::UnavailableResource, Cause::LoggingProblems, High),
             FailureCode::PlanStale => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             FailureCode::Internal => Self::new(Type::Software, Cause::SoftwareError, High),
+            FailureCode::NotMigratable => {
+                Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Low)
+            }
         }
     }
 }
@@ -132,6 +135,8 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::PlannedExpired => Self::new(Type::UnavailableResource, Cause::TimingProblem, Low),
             RefusalCode::PlannedChanged => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),
+            // The image that the guest runs from.
+            RefusalCode::DiskUnreadable => Self::new(Type::Hardware, Cause::IoDeviceError, High),
             RefusalCode::Accelerator => unsupported(Cause::SoftwareEnvironmentProblem).status(Status::NotSupported),
         }
     }

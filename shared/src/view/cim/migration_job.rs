@@ -298,8 +298,14 @@ fn description(plan: &Plan) -> String {
     let rate = plan.bandwidth.map_or_else(|| "no rate limit".to_owned(), |rate| format!("at most {rate}"));
     let carried = if parts.is_empty() { "nothing to copy".to_owned() } else { parts.join(", ") };
     let uses = plan.planned.map_or_else(String::new, |planned| format!(", using planned VM {planned}"));
+    let what = match plan.kind {
+        JobKind::Move => "",
+        JobKind::Check => "check of a ",
+        JobKind::DeepCheck => "all disks read through, and check of a ",
+        JobKind::Stage => "preparation of a ",
+    };
     format!(
-        "{mode} move of VM {} from {} to {}{uses}: {carried}; {} lanes, {rate}, blackout of at most {} ms",
+        "{what}{mode} move of VM {} from {} to {}{uses}: {carried}; {} lanes, {rate}, blackout of at most {} ms",
         plan.vm.name, plan.source.id, plan.target.id, plan.lanes, plan.blackout_max_ms
     )
 }

@@ -176,14 +176,15 @@ impl Settings<'_> {
     }
 }
 
-/// What the migration type says of a wish: the inverse of what the face shows of a plan.
+/// What the migration type says of a wish: the inverse of what the face shows of a plan. A check stays one.
 fn migration_type(request: &mut MoveRequest, value: &str) -> Option<()> {
+    let moves = request.kind == JobKind::Move;
     (request.kind, request.storage, request.storage_only) = match value {
         "32768" => (request.kind, StorageWish::None, false),
         "32769" => (request.kind, StorageWish::All, true),
-        "32770" => (JobKind::Stage, request.storage, false),
+        "32770" if moves => (JobKind::Stage, request.storage, false),
         "32771" => (request.kind, StorageWish::All, false),
-        "32772" => (JobKind::DeepCheck, request.storage, request.storage_only),
+        "32772" if moves || request.kind.only_looks() => (JobKind::DeepCheck, request.storage, request.storage_only),
         _ => return None,
     };
     Some(())

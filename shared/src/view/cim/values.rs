@@ -385,6 +385,8 @@ numbered!(
         PoolFull = 16,
         /// See [`FailureCode::Suspended`].
         Suspended = 17,
+        /// See [`FailureCode::NotMigratable`].
+        NotMigratable = 18,
     }
 );
 
@@ -407,6 +409,7 @@ impl From<FailureCode> for ErrorCode {
             FailureCode::Journal => Self::Journal,
             FailureCode::PlanStale => Self::PlanStale,
             FailureCode::Internal => Self::Internal,
+            FailureCode::NotMigratable => Self::NotMigratable,
         }
     }
 }
@@ -457,7 +460,7 @@ mod tests {
         assert!(JobType::ALL.iter().map(|value| value.number()).eq(std::iter::once(0).chain(300..=307)));
         assert!(RunMonth::ALL.iter().map(|value| value.number()).eq(0..=11));
         assert!(DayOfWeek::ALL.iter().map(|value| value.number()).eq(-7..=7));
-        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=17));
+        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=18));
     }
 
     #[test]
