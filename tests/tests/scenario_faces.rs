@@ -24,6 +24,10 @@ const WRITE: &str = "STERNA_WRITE_GOLDEN";
 async fn jobs_that_move_read_as_they_should_at_every_state() {
     on_fleet(async |fleet| {
         let guest = start(fleet).await?;
+        let planned = fleet.sterna(&["plan", guest.name, "--to", "bravo", "--hold", "1h"]).await?;
+        let planned = planned["job"].as_str().context("an id")?;
+        look(fleet, planned, "stage", "completed").await?;
+        fleet.sterna(&["plan", "drop", planned]).await?;
         let job = slow_move(fleet, &guest, &[]).await?;
         look(fleet, &job, "live_move", "running").await?;
         fast(fleet)?;
@@ -324,7 +328,7 @@ fn masked(name: &str, text: &str) -> String {
             None => head.to_owned(),
         };
     }
-    if matches!(name, "InstanceID" | "VirtualSystemName" | "NewResourceSettingData") {
+    if matches!(name, "InstanceID" | "Description" | "VirtualSystemName" | "NewResourceSettingData") {
         return ids_masked(text);
     }
     if name == "ScheduledStartTime" && text.ends_with("+000") && !text.starts_with("2099") && !text.starts_with("0000")

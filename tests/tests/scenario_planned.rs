@@ -98,8 +98,20 @@ async fn planned(fleet: &mut Fleet) -> anyhow::Result<()> {
     let spare = |host: &Value| anyhow::Ok(memory(host, "free")? + memory(host, "reserved")?);
     ensure!(spare(&used)? + MEMORY == spare(&held)?, "the guest has what was held: {used:#}");
 
-    // Another that is dropped: the room is back.
-    let other = stage(fleet, &["other", "--to", "bravo"]).await?;
+    // Of two at one time that do not both fit one is held, whoever of planner and agent sees it.
+    define(fleet, "alpha", "another", "fast", large).await?;
+    let [one, two] = ["other", "another"].map(|name| stage_owned(fleet, name));
+    let (one, two) = tokio::join!(one, two);
+    let listed = fleet.sterna(&["plan", "list"]).await?;
+    let other = match (one, two) {
+        (Ok(held), Err(refused)) | (Err(refused), Ok(held)) => {
+            let told = format!("{refused:#}");
+            ensure!(told.contains("held for planned VMs"), "{told}");
+            held
+        }
+        other => anyhow::bail!("one is held, and one is not: {other:?}: {listed:#}"),
+    };
+    // The one that is dropped: the room is back.
     ensure!(pool(&shown(fleet).await?, "fast", "reserved")? >= large * MIB, "it is held");
     fleet.sterna(&["plan", "drop", &other]).await?;
     let dropped = shown(fleet).await?;
@@ -123,6 +135,10 @@ async fn stage(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<String> {
     ensure!(job["state"] == "completed" && job["kind"] == "stage", "{job:#}");
     ensure!(job["blackout_ms"].is_null(), "no guest stood still: {job:#}");
     job["job"].as_str().map(str::to_owned).context("the job has no id")
+}
+
+async fn stage_owned(fleet: &Fleet, name: &str) -> anyhow::Result<String> {
+    stage(fleet, &[name, "--to", "bravo"]).await
 }
 
 async fn shown(fleet: &Fleet) -> anyhow::Result<Value> {

@@ -165,7 +165,8 @@ impl Host {
     /// As [`Self::expect_room`].
     pub fn expect_room_for(&self, plan: &Plan) -> Result<(), RoomError> {
         let disks: Vec<DiskSpec> = plan.disks.iter().map(|disk| disk.target.clone()).collect();
-        let memory = if plan.source.id == plan.target.id { ByteCount(0) } else { plan.memory_bytes() };
+        // A VM that comes stopped takes its memory when it is started, and nobody asks then.
+        let memory = if plan.source.id == plan.target.id { ByteCount(0) } else { plan.vm.memory };
         self.expect_room(Need { vm: plan.vm.id, memory, disks: &disks, hold: false })
     }
 

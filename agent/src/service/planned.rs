@@ -258,10 +258,12 @@ mod tests {
         spec
     }
 
+    type Lack = fn(&mut Inventory);
+
     #[test]
     fn all_that_a_host_lacks_is_told() {
         assert_eq!(lacking(&rich(), &needy()), Vec::<String>::new());
-        let lacks: [(&str, fn(&mut Inventory)); 7] = [
+        let lacks: [(&str, Lack); 7] = [
             ("no pool fast", |host| host.pools.clear()),
             ("no bridge lan", |host| host.bridges.clear()),
             ("no boot file vmlinuz", |host| drop(host.boot_files.remove(0))),

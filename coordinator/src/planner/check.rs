@@ -178,10 +178,12 @@ fn vm_is_owned(case: &Case, out: &mut Vec<Refusal>) {
 
 fn memory_suffices(case: &Case, out: &mut Vec<Refusal>) {
     let (Some((_, target)), Some(vm)) = (case.hosts(), case.vm()) else { return };
-    let free = planned::memory(case, target);
-    // For a planned VM memory is held also where the guest is stopped: it may be started before it moves.
-    if (case.runs_at_target() || case.stages()) && free < vm.spec.memory {
-        let besides = planned::besides(target.inventory.memory_reserved);
+    let (free, held) = planned::memory(case, target);
+    // A VM that is stopped needs none now. Where memory is held it must not take of it when it is started; and for a planned
+    // VM it is held in any case.
+    let needs = case.runs_at_target() || case.stages() || held.0 > 0;
+    if needs && free < vm.spec.memory {
+        let besides = planned::besides(held);
         out.push(refusal(
             RefusalCode::Memory,
             format!(

@@ -32,10 +32,11 @@ pub(super) fn room(case: &Case, pool: &Pool) -> ByteCount {
     pool.free.plus(own.min(pool.reserved))
 }
 
-/// What it may take of the target's memory.
-pub(super) fn memory(case: &Case, target: &Member) -> ByteCount {
-    let own = held(case).fold(ByteCount(0), |sum, planned| sum.plus(planned.spec.memory));
-    target.inventory.memory_free.plus(own.min(target.inventory.memory_reserved))
+/// What it may take of the target's memory, and what of that is held for others.
+pub(super) fn memory(case: &Case, target: &Member) -> (ByteCount, ByteCount) {
+    let reserved = target.inventory.memory_reserved;
+    let own = held(case).fold(ByteCount(0), |sum, planned| sum.plus(planned.spec.memory)).min(reserved);
+    (target.inventory.memory_free.plus(own), ByteCount(reserved.0 - own.0))
 }
 
 /// In a sentence: what of a thing is not free because it is held for others.

@@ -156,6 +156,21 @@ fn type_and_destination_follow_the_plan() {
 }
 
 #[test]
+fn a_planned_vm_is_named_where_it_is_made_and_where_it_is_used() {
+    let planned = Some("0197c0de-0000-7000-8000-0000000000aa".parse().expect("a UUID"));
+    let used = Plan { planned, ..jobs::plan(MoveMode::Live, true) };
+    let made = Plan { kind: JobKind::Stage, hold_seconds: Some(7200), ..used.clone() };
+    let [used, made] = [used, made].map(|plan| face(&JobStatus::planned(plan), None));
+    assert!(used.description.contains("using planned VM 0197c0de-0000-7000-8000-0000000000aa"), "{}", used.description);
+    assert_eq!(
+        made.description,
+        "planned VM 0197c0de-0000-7000-8000-0000000000aa at bravo for VM web of alpha: held for 7200 s are 512 MiB of \
+         memory, 1.50 GiB of pool slow"
+    );
+    assert_eq!((made.caption.as_str(), made.new_system_setting_data), ("Preparing VM web of alpha at bravo", None));
+}
+
+#[test]
 fn a_storage_move_embeds_its_disks() {
     let job = face(&JobStatus::planned(jobs::plan(MoveMode::Storage, true)), None);
     let disks = job.new_resource_setting_data.expect("disks");

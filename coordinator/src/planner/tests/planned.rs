@@ -102,7 +102,7 @@ fn a_move_uses_what_is_there_for_it_named_or_not() {
     assert_eq!((root.pool.as_str(), root.format), ("fast", DiskFormat::Qcow2), "what is asked for goes first");
     assert_eq!(plan.planned, id(&world));
     // One whose time is up, or that no longer fits, is left aside where it was not named.
-    let faults: [fn(&mut World); 2] = [
+    let faults: [Plant; 2] = [
         |world| world.target.planned[0].expires_at = example::now(),
         |world| world.spec().memory = ByteCount::mebibytes(256),
     ];
@@ -116,7 +116,7 @@ fn a_move_uses_what_is_there_for_it_named_or_not() {
 
 #[test]
 fn every_reason_why_a_named_one_cannot_be_used_is_told() {
-    let faults: [(RefusalCode, fn(&mut World)); 8] = [
+    let faults: [(RefusalCode, Plant); 8] = [
         (RefusalCode::PlannedUnknown, |world| world.target.planned.clear()),
         (RefusalCode::PlannedMismatch, |world| {
             world.target.planned[0].spec.id = "0197c0de-0000-7000-8000-0000000000ff".parse().expect("a UUID");
@@ -182,6 +182,21 @@ fn what_is_held_is_room_for_its_vm_and_for_no_other() {
     let codes: BTreeSet<_> = refusals.iter().map(|refusal| refusal.code).collect();
     assert_eq!(codes, [RefusalCode::Memory, RefusalCode::PoolSpace].into());
     assert!(refusals.iter().all(|refusal| refusal.message.contains("held for planned VMs")), "{refusals:?}");
+}
+
+#[test]
+fn a_stopped_vm_comes_where_no_memory_is_and_not_where_it_is_held_for_others() {
+    let mut world = World::sound();
+    world.source.vms[0].state = VmState::Stopped;
+    world.target.memory_free = ByteCount(0);
+    assert_eq!(world.codes(), BTreeSet::new());
+    world.target.memory_reserved = ByteCount(1);
+    assert_eq!(world.codes(), [RefusalCode::Memory].into());
+    world.target.planned = vec![example::planned(&world.source.vms[0].spec)];
+    world.target.memory_reserved = world.source.vms[0].spec.memory;
+    assert_eq!(world.codes(), BTreeSet::new(), "it is held for this one");
+    world.target.memory_reserved = world.target.memory_reserved.plus(ByteCount(1));
+    assert_eq!(world.codes(), BTreeSet::new(), "and what is held for others is not touched");
 }
 
 #[test]

@@ -14,7 +14,9 @@
 
 use crate::bus::HostView;
 use crate::id::HostId;
-use crate::job::{FailureCode, FailureReport, JobState, JobStatus, MoveMode, Notice, Plan, StepKind, StepStatus};
+use crate::job::{
+    FailureCode, FailureReport, JobKind, JobState, JobStatus, MoveMode, Notice, Plan, StepKind, StepStatus,
+};
 
 use super::values::{
     CommunicationStatus, DetailedStatus, ErrorCode, HealthState, OperatingStatus, OperationalStatus, PrimaryStatus,
@@ -298,13 +300,13 @@ fn row(status: &JobStatus, failing: bool) -> Row {
 }
 
 /// Where the VM is on its way, by the step under way: it is moved while it is copied, leaves the source from the pause on, and
-/// has come to the target once only the source's copy is left. Disks that move under a VM that stays move it nowhere, and a
-/// check moves nothing at all.
+/// has come to the target once only the source's copy is left. Disks that move under a VM that stays move it nowhere, nor does a
+/// planned VM that is made for it, and a check moves nothing at all.
 fn movement(status: &JobStatus) -> OperatingStatus {
     match status.current_step().map(|step| step.kind) {
         // It is tried out whether it could.
         _ if status.plan.kind.only_looks() => OperatingStatus::InTest,
-        _ if status.plan.mode == MoveMode::Storage => OperatingStatus::InService,
+        _ if status.plan.mode == MoveMode::Storage || status.plan.kind == JobKind::Stage => OperatingStatus::InService,
         None | Some(StepKind::Prepare | StepKind::CopyDisks | StepKind::CopyMemory) => OperatingStatus::Migrating,
         Some(StepKind::Switchover | StepKind::Prove | StepKind::Handover) => OperatingStatus::Emigrating,
         Some(StepKind::Release) => OperatingStatus::Immigrating,
