@@ -14,7 +14,6 @@ use std::io::Read as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
-use futures_util::future::try_join_all;
 use rustix::process::Signal;
 use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::id::JobId;
@@ -402,7 +401,12 @@ impl Crew {
 
     /// Asks for a move of every guest, each so slow that it is under way for as long as it is needed.
     async fn begin(&self, fleet: &Fleet, more: &[&str]) -> anyhow::Result<Vec<JobId>> {
-        try_join_all(self.guests.iter().map(|guest| begin_slow(fleet, guest, more))).await
+        let mut jobs = Vec::new();
+        // One after the other: on a machine with little to spare the broker drops handshakes that come all at once.
+        for guest in &self.guests {
+            jobs.push(begin_slow(fleet, guest, more).await?);
+        }
+        Ok(jobs)
     }
 
     /// Asks for a state, and waits for what comes of it.
