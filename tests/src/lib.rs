@@ -5,6 +5,7 @@
 //!   process        a child with its output, killed when it is dropped
 //!   nats           a nats-server that keeps its store over a restart
 //!   control        the control plane as a coordinator speaks it
+//!   operator       the operators' API as a program of one's own speaks it
 //!   fleet          all of Sterna on that ground: broker, coordinator, agents, command line
 //!   bench          Sterna against what is there without it
 //!   demo           a guest under load moves there and back
@@ -27,6 +28,7 @@ pub mod guest_image;
 pub mod moves;
 pub mod namespace;
 pub mod nats;
+pub mod operator;
 pub mod process;
 pub mod scenario;
 pub mod schema;

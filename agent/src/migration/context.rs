@@ -274,6 +274,13 @@ impl MoveError {
         }
     }
 
+    /// Whether the target says that the job is over there.
+    #[must_use]
+    pub fn is_over_at_target(&self) -> bool {
+        matches!(self, Self::Conversation(ConversationError::Failed { failure, .. })
+            if failure.code == FailureCode::AgentRestarted)
+    }
+
     /// As everybody is told.
     #[must_use]
     pub fn report(&self, host: &Host) -> FailureReport {

@@ -101,10 +101,15 @@ impl Target {
     /// Answers a source that comes after the job is over here: there is nothing left to undo.
     pub async fn answer(context: Arc<Context>, mut session: Session) {
         let Ok(control) = session.control() else { return };
-        let plan = &context.plan;
         let keeper = context.keeper.clone();
-        let mut conversation =
-            Conversation::open(session.peer().clone(), plan.job, session.sender(), control, keeper).await;
+        let conversation =
+            Conversation::open(session.peer().clone(), context.plan.job, session.sender(), control, keeper).await;
+        Self::answer_in(context, conversation, session).await;
+    }
+
+    /// The same in a conversation that has been opened; the session lasts as long.
+    async fn answer_in(context: Arc<Context>, mut conversation: Conversation, _session: Session) {
+        let plan = &context.plan;
         while let Ok(message) = conversation.next().await {
             if matches!(message, Message::Abort { .. } | Message::Finished) {
                 settled(&context).await;
@@ -134,11 +139,18 @@ impl Target {
         let keeper = context.keeper.clone();
         let mut conversation =
             Conversation::open(session.peer().clone(), context.plan.job, session.sender(), control, keeper).await;
-        let mut failed = false;
+        let (mut failed, mut spoken) = (false, false);
         loop {
             let next = tokio::select! {
                 biased;
                 next = conversation.next() => next,
+                // A source that is ended while it opens its session does not say so. Its VM could not come here again until
+                // the lanes are given up.
+                _ = context.gate.ended(), if !spoken => {
+                    info!(job = %context.plan.job, "ended before the source said anything");
+                    tokio::spawn(Self::answer_in(context, conversation, session));
+                    return;
+                }
                 error = fault_of(self.disks.as_ref()), if !failed => {
                     failed = true;
                     let failure = self.cannot_go_on("writing", error.into());
@@ -156,6 +168,7 @@ impl Target {
                 }
             };
             let name = message.name();
+            spoken = true;
             if matches!(message, Message::Abort { .. } | Message::Finished) {
                 settled(&context).await;
             }

@@ -132,8 +132,15 @@ impl JobState {
             }
             (Self::Starting | Self::Running | Self::ShuttingDown | Self::QueryPending, I::Asked) => Self::QueryPending,
 
+            // Also one whose step failed just before the word came: its agents have put it away so that it can go on.
             (
-                Self::New | Self::Starting | Self::Running | Self::Suspended | Self::Service | Self::QueryPending,
+                Self::New
+                | Self::Starting
+                | Self::Running
+                | Self::Suspended
+                | Self::ShuttingDown
+                | Self::Service
+                | Self::QueryPending,
                 I::Suspended,
             ) => Self::Suspended,
             (Self::New | Self::Suspended | Self::Service | Self::QueryPending, I::Resumed) => Self::Starting,

@@ -167,6 +167,8 @@ impl JobStatus {
         match self.dispatch {
             Dispatch::Waiting => Hands::Coordinator,
             _ if self.state.is_final() => Hands::Coordinator,
+            // Also one that was cancelled, or failed, in the last moment before the cede.
+            _ if self.state == JobState::ShuttingDown => Hands::Agents,
             _ if self.is_unresolved() || !self.cancellable() => Hands::Ceded,
             Dispatch::Sent | Dispatch::Taken => Hands::Agents,
         }
@@ -565,6 +567,38 @@ mod tests {
         let status = folded(&events);
         assert_eq!((status.state, status.failure), (JobState::Exception, Some(failure)));
         assert_eq!(status.steps[1].state, StepState::Failed);
+    }
+
+    #[test]
+    fn what_is_undone_was_not_ceded_however_far_it_was() {
+        // Until the handover has begun, and no further.
+        let handover = EventBody::StepStarted { step: StepKind::Handover };
+        let mut events = story();
+        events.truncate(events.iter().position(|event| event.body == handover).expect("it is told") + 1);
+        let mut status = folded(&events);
+        assert_eq!((status.state, status.hands()), (JobState::Running, Hands::Ceded));
+        // A cancel that was sent before came in time all the same, and can be made a kill.
+        events.push(event("alpha", 99, EventBody::CancelAccepted));
+        status = folded(&events);
+        assert_eq!((status.state, status.hands()), (JobState::ShuttingDown, Hands::Agents));
+    }
+
+    #[test]
+    fn a_suspend_that_met_a_failure_leaves_a_job_that_can_go_on() {
+        let mut events: Vec<Event> = story().into_iter().take(4).collect();
+        let failure = FailureReport {
+            code: super::super::FailureCode::AgentRestarted,
+            message: "the job is over at bravo".into(),
+            causes: Vec::new(),
+            remedy: "start it again".into(),
+            host: None,
+        };
+        events.push(event("alpha", 5, EventBody::StepFailed { step: StepKind::CopyMemory, failure }));
+        events.push(event("alpha", 6, EventBody::Suspended { figures: StepFigures::default() }));
+        let mut status = folded(&events);
+        assert_eq!((status.state, status.hands()), (JobState::Suspended, Hands::Coordinator));
+        assert_eq!(status.apply(&event("alpha", 7, EventBody::Resumed)), Ok(()));
+        assert_eq!((status.state, status.failure), (JobState::Starting, None));
     }
 
     #[test]

@@ -23,6 +23,8 @@ const CANCEL_WAIT: Duration = Duration::from_secs(10);
 const STUCK_AFTER: Duration = Duration::from_secs(1);
 /// How long a job that is suspended waits for the target to take what is on its way.
 const DRAIN_WAIT: Duration = Duration::from_secs(15);
+/// A target that has ended the job may have been told to, and have heard of it sooner: how long the same word may take.
+const WORD_WAIT: Duration = Duration::from_secs(2);
 /// The number of no pass: what was on its way when a job was suspended.
 const PASS_DRAINED: u32 = u32::MAX;
 /// How long after its end a job goes on trying to tell its target that it was given up: as long as lanes may be down.
@@ -33,9 +35,12 @@ impl Source {
     pub(super) async fn unwind(mut self, error: MoveError) -> Outcome {
         let context = Arc::clone(&self.context);
         info!(job = %context.plan.job, reason = %error, "unwinding");
-        context.unwinding(&error).await;
+        if error.is_over_at_target() && self.blackout.deadline().is_none() {
+            let _ = tokio::time::timeout(WORD_WAIT, context.gate.ended()).await;
+        }
         // Where the job was to end, that is what became of it, whatever it met on the way.
         let error = context.gate.wish().map_or(error, MoveError::Ended);
+        context.unwinding(&error).await;
         let figures = self.done_so_far();
         if matches!(error, MoveError::Ended(Wish::Suspend)) && self.blackout.deadline().is_none() {
             let _ = tokio::time::timeout(DRAIN_WAIT, self.drain()).await;
