@@ -141,6 +141,9 @@ async fn checks_read_as_they_should_at_every_state() {
         let passed = fleet.sterna(&["check", "bare", "--to", "bravo", "--job"]).await?;
         look(fleet, passed["job"].as_str().context("an id")?, "passed_bare_check", "completed").await?;
 
+        let answered = fleet.try_sterna(&["check", "bare", "--to", "bravo", "--priority", "3"]).await?;
+        ensure!(answered.status.code() == Some(2), "what is answered at once has no priority");
+
         // Who made a check is gone in the middle of it: who comes after makes it anew.
         signal(fleet, "bravo", Signal::STOP)?;
         let job = begin_check(fleet, &guest, &[]).await?;

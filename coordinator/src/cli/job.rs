@@ -317,7 +317,7 @@ fn list(jobs: &[JobView]) -> String {
             job.job.to_string(),
             job.vm.name.to_string(),
             format!("{} → {}", job.source, job.target),
-            mode(job).to_owned(),
+            if job.kind == JobKind::Move { mode(job) } else { of(job) }.to_owned(),
             job.state.to_string(),
             format!("{:.0} %", job.percent.floor()),
             moment(job.submitted_at),

@@ -6,7 +6,7 @@
 
 use sterna_shared::host::{Limits, MovesInHand};
 use sterna_shared::id::HostId;
-use sterna_shared::job::{JobStatus, MoveMode, Refusal, RefusalCode};
+use sterna_shared::job::{JobKind, JobStatus, MoveMode, Refusal, RefusalCode};
 
 use super::Case;
 use super::check::refusal;
@@ -79,6 +79,10 @@ impl Part {
 
 /// The hosts that take part, each with its part; none where they are not known, or one as both ends of a move.
 fn parts<'a>(case: &Case<'a>) -> Vec<(&'a Member, Part)> {
+    // Disks that are read and stay where they are move nowhere.
+    if case.request.storage_only && case.request.kind == JobKind::DeepCheck {
+        return Vec::new();
+    }
     if case.request.storage_only {
         return case.source().map(|host| (host, Part::Storage)).into_iter().collect();
     }

@@ -63,7 +63,8 @@ impl State {
             }
             // Where nothing is known any more of what it is about, the draft tells what was meant.
             let blanked = plan.clone().unwrap_or_else(|| Box::new(Plan { attempt, ..status.plan.clone() }));
-            let readable = plan.is_some() && !finds(RefusalCode::HostOffline) && !finds(RefusalCode::VmUnresolved);
+            let online = |plan: &Plan| self.fleet.host(&plan.source.id).is_some_and(|source| source.online);
+            let readable = plan.as_deref().is_some_and(online) && !finds(RefusalCode::VmUnresolved);
             self.say(job, EventBody::Planned { plan: blanked.clone() }, now, out, messages);
             if status.request.kind == JobKind::DeepCheck && readable {
                 let plan = Plan { token: token.clone(), ..*blanked };

@@ -3,7 +3,8 @@
 
 use serde_json::Value;
 use sterna_shared::job::{
-    EventBody, FailureCode, FailureReport, JobState, JobStatus, MoveMode, Refusal, RefusalCode, StepKind,
+    EventBody, FailureCode, FailureReport, Finding, JobState, JobStatus, MoveMode, Refusal, RefusalCode, Severity,
+    StepKind,
 };
 use sterna_shared::view::cim::{
     Contact, Contacts, ERRORS_MAX, ErrorCode, MigrationJob, MsvmError, OWNING_ENTITY, OperationalStatus, get_error,
@@ -166,6 +167,26 @@ fn causes_follow_where_they_say_something_of_their_own() {
     assert_eq!(errors[0].error_source.as_deref(), Some("alpha"));
     // How bad it is, is told once.
     assert_eq!([0, 1].map(|it: usize| errors[it].perceived_severity.number()), [3, 0]);
+}
+
+#[test]
+fn each_finding_of_a_check_is_an_error_with_its_remedy() {
+    let finding = |severity, code, message: &str| Finding {
+        severity,
+        reason: Refusal { code, message: message.to_owned(), remedy: format!("see to it: {message}") },
+    };
+    let errors = MsvmError::of(&jobs::check_failed(vec![
+        finding(Severity::Error, RefusalCode::Memory, "bravo has too little memory"),
+        finding(Severity::Error, RefusalCode::UnknownPool, "bravo has no pool for disk root"),
+        finding(Severity::Warning, RefusalCode::OlderHypervisor, "QEMU of bravo is older"),
+    ]));
+    assert_eq!(ids(&errors), ["STERNA-F018", "STERNA-R010", "STERNA-R012", "STERNA-R036"]);
+    assert_eq!(errors[0].message, "VM web cannot be moved like that: bravo has too little memory");
+    assert_eq!(errors[0].message_arguments[5], "check");
+    for error in &errors[1..] {
+        assert_eq!(error.recommended_actions[0], format!("see to it: {}", error.message));
+    }
+    assert_eq!(errors[2].message_arguments[6..], ["root"]);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use serde_json::json;
 use sterna_shared::id::{Generation, Token};
 use sterna_shared::job::{
-    DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobKind, JobStatus, MoveMode, MoveRequest,
-    MoveSettings, Plan, Policy, Progress, Reporter, StepFigures, StepKind, Volume,
+    CheckReport, DiskMove, Event, EventBody, FailureCode, FailureReport, Finding, Host, JobKind, JobStatus, MoveMode,
+    MoveRequest, MoveSettings, Plan, Policy, Progress, Reporter, StepFigures, StepKind, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -68,6 +68,28 @@ pub(crate) fn told(plan: Plan, bodies: Vec<EventBody>) -> JobStatus {
         let reporter = Reporter::Host("alpha".parse().expect("a name"));
         let second = i64::try_from(sequence).expect("small");
         let event = Event { job: status.job, reporter, sequence, at: at(second), body };
+        status.apply(&event).expect("a legal event");
+    }
+    status
+}
+
+/// A check that was made and not passed.
+pub(crate) fn check_failed(findings: Vec<Finding>) -> JobStatus {
+    let steps = Plan::steps_of(JobKind::Check, MoveMode::Live, true);
+    let mut status = JobStatus::planned(Plan { kind: JobKind::Check, steps, ..plan(MoveMode::Live, true) });
+    let causes = findings.iter().skip(1).map(|finding| finding.reason.to_string()).collect();
+    let message = format!("VM web cannot be moved like that: {}", findings[0].reason.message);
+    let remedy = findings[0].reason.remedy.clone();
+    let failure = FailureReport { code: FailureCode::NotMigratable, message, causes, remedy, host: None };
+    let report = Box::new(CheckReport::new(findings, None, None, None));
+    let bodies = [
+        EventBody::StepStarted { step: StepKind::Check },
+        EventBody::Checked { report },
+        EventBody::Failed { failure },
+    ];
+    for (sequence, body) in (1..).zip(bodies) {
+        let second = i64::try_from(sequence).expect("small");
+        let event = Event { job: status.job, reporter: Reporter::Coordinator, sequence, at: at(second), body };
         status.apply(&event).expect("a legal event");
     }
     status

@@ -6,6 +6,7 @@ use crate::id::VmId;
 use crate::job::{DiskMove, JobKind, JobState, JobStatus, MoveMode, Plan, Progress, Recovery};
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
+use crate::vm::DiskSpec;
 
 use super::condition::{Condition, Contacts, Fault};
 use super::values::{
@@ -282,6 +283,13 @@ fn description(plan: &Plan) -> String {
     if plan.kind == JobKind::Stage {
         return description_of_stage(plan);
     }
+    let rate = plan.bandwidth.map_or_else(|| "no rate limit".to_owned(), |rate| format!("at most {rate}"));
+    if plan.kind == JobKind::DeepCheck {
+        let one = |disk: &DiskSpec| format!("disk {} of {} in pool {}", disk.name, disk.size, disk.pool);
+        let disks: Vec<String> = plan.vm.disks.iter().map(one).collect();
+        let disks = if disks.is_empty() { "no disk".to_owned() } else { disks.join(", ") };
+        return format!("deep check of VM {} on {}: {disks} read through; {rate}", plan.vm.name, plan.source.id);
+    }
     let mut parts = Vec::new();
     if plan.mode == MoveMode::Live {
         parts.push(format!("{} of memory", plan.memory_bytes()));
@@ -295,13 +303,11 @@ fn description(plan: &Plan) -> String {
         MoveMode::Cold => "cold",
         MoveMode::Storage => "storage",
     };
-    let rate = plan.bandwidth.map_or_else(|| "no rate limit".to_owned(), |rate| format!("at most {rate}"));
     let carried = if parts.is_empty() { "nothing to copy".to_owned() } else { parts.join(", ") };
     let uses = plan.planned.map_or_else(String::new, |planned| format!(", using planned VM {planned}"));
     let what = match plan.kind {
         JobKind::Move => "",
-        JobKind::Check => "check of a ",
-        JobKind::DeepCheck => "all disks read through, and check of a ",
+        JobKind::Check | JobKind::DeepCheck => "check of a ",
         JobKind::Stage => "preparation of a ",
     };
     format!(
