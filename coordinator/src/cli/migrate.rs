@@ -1,8 +1,10 @@
 //! `sterna migrate`: move a VM, its disks, or both.
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde_json::Value;
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
     DiskPlacement, KEEP_DEFAULT_SECONDS, ModeWish, MoveRequest, PRIORITY_DEFAULT, Policy, Recovery, StorageWish,
@@ -15,6 +17,9 @@ use super::schedule::ScheduleArgs;
 use super::{job, watch};
 use crate::client::Client;
 use crate::view::{JobView, PlanView};
+
+/// The largest file with a move that is read, in bytes.
+const REQUEST_LENGTH_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Mode {
@@ -90,17 +95,23 @@ pub(super) struct MigrateArgs {
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
     /// When it fails, let the next job of its group run all the same
-    #[arg(long, conflicts_with_all = ["reruns", "on_failure"])]
+    #[arg(long, conflicts_with_all = ["reruns", "on_failure", "otherwise_to", "otherwise"])]
     go_on: bool,
     /// When it fails, try again, at most that often
-    #[arg(long, value_name = "COUNT", conflicts_with = "on_failure")]
+    #[arg(long, value_name = "COUNT", conflicts_with_all = ["on_failure", "otherwise_to", "otherwise"])]
     reruns: Option<u32>,
     /// The pause before it is tried again, which doubles each time
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "reruns")]
     rerun_pause: u32,
     /// What people do when it fails, in words
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["otherwise_to", "otherwise"])]
     on_failure: Option<String>,
+    /// When it fails, move the VM to that host instead, as a job of its own
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["otherwise", "storage_only"])]
+    otherwise_to: Option<HostId>,
+    /// When it fails, run the move that this file asks for in JSON, as a job of its own: vm, target, mode and the like
+    #[arg(long, value_name = "FILE")]
+    otherwise: Option<PathBuf>,
     #[command(flatten)]
     schedule: ScheduleArgs,
     /// Check and show the plan, and change nothing
@@ -116,7 +127,8 @@ pub(super) struct MigrateArgs {
 
 pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
     let job = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    let (request, policy) = (args.wish.request(), policy_of(args, client.sender()));
+    let request = args.wish.request();
+    let policy = policy_of(args, &request, client.sender())?;
     if args.dry_run {
         let draft = client.plan(job, &request, &policy).await?;
         for wait in &draft.waits_for {
@@ -145,21 +157,61 @@ pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> 
     watch::run(view, client, output).await
 }
 
-fn policy_of(args: &MigrateArgs, owner: &str) -> Policy {
-    Policy {
+fn policy_of(args: &MigrateArgs, request: &MoveRequest, owner: &str) -> Result<Policy, CliError> {
+    Ok(Policy {
         owner: Some(owner.to_owned()),
         priority: args.priority,
         delete_on_completion: args.delete_on_completion,
         keep_seconds: args.keep,
         notify: args.notify.clone(),
         schedule: args.schedule.schedule(),
-        recovery: match (args.reruns, &args.on_failure) {
-            (Some(times), _) => Recovery::Rerun { times, pause_seconds: args.rerun_pause },
-            (None, Some(text)) => Recovery::Other { text: text.clone() },
-            (None, None) if args.go_on => Recovery::Next,
-            (None, None) => Recovery::Stop,
-        },
+        recovery: recovery_of(args, request)?,
         group: args.group.clone(),
+    })
+}
+
+/// At most one of the flags is given.
+fn recovery_of(args: &MigrateArgs, request: &MoveRequest) -> Result<Recovery, CliError> {
+    Ok(if let Some(times) = args.reruns {
+        Recovery::Rerun { times, pause_seconds: args.rerun_pause }
+    } else if let Some(text) = &args.on_failure {
+        Recovery::Other { text: text.clone() }
+    } else if let Some(host) = &args.otherwise_to {
+        Recovery::Run { request: Box::new(MoveRequest { target: Some(host.clone()), ..request.clone() }) }
+    } else if let Some(file) = &args.otherwise {
+        Recovery::Run { request: Box::new(read_request(file)?) }
+    } else if args.go_on {
+        Recovery::Next
+    } else {
+        Recovery::Stop
+    })
+}
+
+fn read_request(file: &Path) -> Result<MoveRequest, CliError> {
+    let faulty = |cause: String| {
+        let mut error = CliError::new(Exit::Usage, format!("{} holds no move", file.display()))
+            .hint("give a file such as {\"vm\": \"web\", \"target\": \"beta\"}; docs/schema has all there may be in a request");
+        error.causes.push(cause);
+        error
+    };
+    let length = std::fs::metadata(file).map_err(|error| faulty(error.to_string()))?.len();
+    if length > REQUEST_LENGTH_MAX {
+        return Err(faulty(format!("it has {length} bytes, over the limit of {REQUEST_LENGTH_MAX}")));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| faulty(error.to_string()))?;
+    parse_request(&text).map_err(faulty)
+}
+
+/// A wish in JSON. What it does not know it does not pass over: a limit that is misspelt would be none.
+fn parse_request(text: &str) -> Result<MoveRequest, String> {
+    let request: MoveRequest = serde_json::from_str(text).map_err(|error| error.to_string())?;
+    let (given, known) = (serde_json::from_str(text), serde_json::to_value(&request));
+    let (Ok(Value::Object(given)), Ok(Value::Object(known))) = (given, known) else {
+        return Err("it is no JSON object".to_owned());
+    };
+    match given.keys().find(|key| !known.contains_key(*key)) {
+        Some(key) => Err(format!("a move has no {key:?}")),
+        None => Ok(request),
     }
 }
 
@@ -231,6 +283,21 @@ fn show_plan(plan: &PlanView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_move_in_a_file_is_parsed_or_explained() {
+        let request = parse_request(r#"{"vm": "web", "target": "beta", "lanes": 2}"#).expect("a move");
+        assert_eq!((request.vm.as_str(), request.lanes, request.mode), ("web", Some(2), ModeWish::Auto));
+        for (bad, told) in [
+            ("", "EOF"),
+            ("[]", "invalid"),
+            (r#"{"target": "beta"}"#, "missing field `vm`"),
+            (r#"{"vm": "web", "max_blackout": 5}"#, "no \"max_blackout\""),
+        ] {
+            let error = parse_request(bad).expect_err(bad);
+            assert!(error.contains(told), "{bad}: {error}");
+        }
+    }
 
     #[test]
     fn placements_are_parsed_or_explained() {
