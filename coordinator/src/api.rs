@@ -24,6 +24,8 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("job", "check"),
     ("job", "list"),
     ("job", "show"),
+    ("job", "group"),
+    ("job", "history"),
     ("job", "cancel"),
     ("job", "state"),
     ("job", "kill"),

@@ -39,7 +39,7 @@ use sterna_shared::bus::{
 use sterna_shared::host::LimitsChange;
 use sterna_shared::id::{HostId, JobId, PlannedVmId};
 use sterna_shared::job::{
-    CheckReport, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, RequestedState, ReturnCode,
+    CheckReport, JobRecord, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, RequestedState, ReturnCode,
 };
 use sterna_shared::planned::PlannedView;
 use sterna_shared::time::Timestamp;
@@ -99,6 +99,28 @@ pub struct StateChange {
     pub reason: Option<String>,
     /// The job now.
     pub status: Box<JobStatus>,
+}
+
+/// Which jobs that are over are asked for: those that fit all of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HistoryQuery {
+    /// This one.
+    pub job: Option<JobId>,
+    /// Those of this VM: its name at the time, or its id.
+    pub vm: Option<String>,
+    /// Those that were over then or later.
+    pub since: Option<Timestamp>,
+    /// Those from there on: what the page before gave as [`HistoryPage::next`].
+    pub before: Option<u64>,
+}
+
+/// Some jobs that are over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryPage {
+    /// Those that ended last first.
+    pub records: Vec<JobRecord>,
+    /// Where the next page begins; none where there is no more. A page may be empty, and not the last.
+    pub next: Option<u64>,
 }
 
 /// What is taken out of the answer that a request calls for; any other answer is an error.
@@ -320,6 +342,24 @@ impl Client {
     /// As [`Self::hosts`].
     pub async fn jobs(&self) -> Result<Vec<JobStatus>, ClientError> {
         answer!(self.ask(&ApiRequest::JobList).await?, ApiReply::Jobs { jobs } => jobs)
+    }
+
+    /// The jobs of a group, in the order in which they run.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn group(&self, group: &str) -> Result<Vec<JobStatus>, ClientError> {
+        answer!(self.ask(&ApiRequest::JobGroup { group: group.to_owned() }).await?, ApiReply::Jobs { jobs } => jobs)
+    }
+
+    /// A page of the records of jobs that are over, those that ended last first.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn history(&self, query: &HistoryQuery) -> Result<HistoryPage, ClientError> {
+        let HistoryQuery { job, vm, since, before } = query.clone();
+        let reply = self.ask(&ApiRequest::JobHistory { job, vm, since, before }).await?;
+        answer!(reply, ApiReply::History { records, next } => HistoryPage { records, next })
     }
 
     /// One job.

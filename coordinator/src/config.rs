@@ -10,6 +10,7 @@
 //!
 //! [retention]
 //! events_days = 365
+//! archive_days = 90
 //!
 //! [fence]
 //! command = ["/usr/local/sbin/fence", "--off"]
@@ -59,13 +60,15 @@ pub struct Config {
 pub struct Retention {
     /// Events, and with them finished jobs, in days; 0 keeps them for ever.
     pub events_days: u32,
+    /// What jobs came to, in days since each was over; 0 keeps nothing of them, and no `sterna job history`.
+    pub archive_days: u32,
     /// Copies of each stream and bucket in a cluster of nats-servers: 1, 3 or 5.
     pub replicas: u8,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { events_days: 0, replicas: 1 }
+        Self { events_days: 0, archive_days: 90, replicas: 1 }
     }
 }
 
@@ -170,6 +173,8 @@ mod tests {
     fn the_least_is_enough() {
         let config = parse(SOUND).expect("sound");
         assert_eq!((config.name.as_str(), config.retention), ("one", Retention::default()));
+        let without = parse(&format!("{SOUND}[retention]\narchive_days = 0\n")).expect("sound").retention;
+        assert_eq!((Retention::default().archive_days, without.archive_days, without.replicas), (90, 0, 1));
     }
 
     #[test]

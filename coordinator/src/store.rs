@@ -4,9 +4,12 @@
 //! | --- | --- |
 //! | `STERNA_CMD` | each command until its host's consumer has acknowledged it, or for a day: work-queue retention. Every host has one durable pull consumer named after it, whose filters do not overlap, so that several commands of one job are all kept, in order |
 //! | `STERNA_EVT` | events, for ever unless `[retention]` says otherwise |
+//! | `STERNA_ARC` | one record of each job that is over, for as long as `[retention]` says ([`Archive`]) |
 //! | buckets | the last value of each key |
 //!
 //! Nothing here is the truth about who runs a VM: all of it can be rebuilt from the agents' journals.
+
+mod archive;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,6 +43,8 @@ const PUBLISH_TRIES: usize = 3;
 const LEADER_KEY: &str = "leader";
 const DAY: u64 = 24 * 3600;
 
+pub use archive::{Archive, ArchiveQuery};
+
 /// The buckets that the coordinators write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bucket {
@@ -62,6 +67,7 @@ pub struct Store {
     hosts: kv::Store,
     feed: kv::Store,
     leader: kv::Store,
+    archive: Option<Archive>,
 }
 
 impl Store {
@@ -82,6 +88,7 @@ impl Store {
             hosts: bucket(BUCKET_HOSTS).await?,
             feed: bucket(BUCKET_FEED).await?,
             leader: bucket(BUCKET_LEADER).await?,
+            archive: Archive::open(&jetstream, retention).await?,
             jetstream,
         })
     }
@@ -121,6 +128,12 @@ impl Store {
         }
         let error = last.map_or_else(|| "it was not tried".into(), |error| Box::new(error) as crate::bus::Cause);
         Err(server("keep a message")(error))
+    }
+
+    /// What is kept of jobs that are over; none where the configuration has nothing kept.
+    #[must_use]
+    pub fn archive(&self) -> Option<&Archive> {
+        self.archive.as_ref()
     }
 
     /// Reads all events from the first on, and then those that come.

@@ -1,10 +1,10 @@
 //! Flows: the independently bounded streams within a session, their windows and their readers.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, Bytes};
-use sterna_shared::peer::frame::{CHARGE_MIN, FrameKind, Header, charge};
+use sterna_shared::peer::frame::{CHARGE_MIN, CONTENT_LENGTH_MAX, FrameKind, Header, charge};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::LinkError;
@@ -109,13 +109,38 @@ pub enum Content {
     Zero(u64),
 }
 
+/// What of a migration channel is on its way, in bytes as the window counts them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InFlight {
+    /// The most that may be.
+    pub most: usize,
+    /// What was sent and is not yet read by the peer, up to the step in which it says so.
+    pub now: usize,
+}
+
+impl InFlight {
+    /// The longest piece that may be sent, in bytes: a small room takes several.
+    #[must_use]
+    pub fn piece_length(&self) -> usize {
+        (self.most / 4 - CHARGE_MIN).min(CONTENT_LENGTH_MAX)
+    }
+}
+
+/// Room of one migration channel that we leave unused. Locked for a few additions, and never while anybody waits.
+#[derive(Debug, Default)]
+struct Unused {
+    now: usize,
+    /// What it is to become. Room in use cannot be left unused before it comes back.
+    wanted: usize,
+}
+
 /// The room that the peer leaves us, by flow.
 #[derive(Debug)]
 pub(super) struct Windows {
     control: Semaphore,
     memory: Vec<Semaphore>,
     /// By migration channel, room that we leave unused ourselves.
-    unused: Vec<AtomicUsize>,
+    unused: Vec<Mutex<Unused>>,
     blocks: Semaphore,
     /// Of the blocks, how many bytes each data lane has yet to deliver: the least loaded lane takes the next.
     outstanding: Vec<AtomicUsize>,
@@ -128,7 +153,7 @@ impl Windows {
         Self {
             control: semaphore(Flow::Control),
             memory: (0..MEMORY_CHANNELS_MAX).map(|channel| semaphore(Flow::Memory(channel))).collect(),
-            unused: (0..MEMORY_CHANNELS_MAX).map(|_| AtomicUsize::new(0)).collect(),
+            unused: (0..MEMORY_CHANNELS_MAX).map(|_| Mutex::default()).collect(),
             blocks: semaphore(Flow::Blocks),
             outstanding: (0..=lanes).map(|_| AtomicUsize::new(0)).collect(),
             lanes,
@@ -143,21 +168,25 @@ impl Windows {
         }
     }
 
-    /// Leaves so much of a migration channel's room unused that at most `bytes` are on their way, and gives back how many
-    /// that are. Only one task may do so.
-    pub(super) fn limit_in_flight(&self, channel: u16, bytes: usize) -> usize {
-        let (room, unused) = (&self.memory[usize::from(channel)], &self.unused[usize::from(channel)]);
-        let bytes = bytes.clamp(MEMORY_IN_FLIGHT_MIN, MEMORY_WINDOW);
-        let wanted = MEMORY_WINDOW - bytes;
-        let now = unused.load(Ordering::Relaxed);
-        if wanted > now {
-            // What is in use cannot be left unused: the next call takes what has come back by then.
-            unused.fetch_add(room.forget_permits(wanted - now), Ordering::Relaxed);
+    /// Leaves so much of a migration channel's room unused that at most `bytes` are on their way, as soon as what is more
+    /// has come back.
+    pub(super) fn limit_in_flight(&self, channel: u16, bytes: usize) -> InFlight {
+        let most = bytes.clamp(MEMORY_IN_FLIGHT_MIN, MEMORY_WINDOW);
+        let room = &self.memory[usize::from(channel)];
+        let mut unused = self.unused(channel);
+        unused.wanted = MEMORY_WINDOW - most;
+        if unused.wanted > unused.now {
+            unused.now += room.forget_permits(unused.wanted - unused.now);
         } else {
-            unused.store(wanted, Ordering::Relaxed);
-            room.add_permits(now - wanted);
+            room.add_permits(unused.now - unused.wanted);
+            unused.now = unused.wanted;
         }
-        bytes
+        let now = MEMORY_WINDOW.saturating_sub(unused.now).saturating_sub(room.available_permits());
+        InFlight { most, now }
+    }
+
+    fn unused(&self, channel: u16) -> MutexGuard<'_, Unused> {
+        self.unused[usize::from(channel)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The lane for the next frame of a flow.
@@ -187,7 +216,15 @@ impl Windows {
                 return false;
             }
         }
-        semaphore.add_permits(bytes);
+        let Flow::Memory(channel) = flow else {
+            semaphore.add_permits(bytes);
+            return true;
+        };
+        // Whoever waits for room would take it before anybody could leave it unused.
+        let mut unused = self.unused(channel);
+        let kept = unused.wanted.saturating_sub(unused.now).min(bytes);
+        unused.now += kept;
+        semaphore.add_permits(bytes - kept);
         true
     }
 
@@ -418,5 +455,31 @@ impl<T> Drop for Receiver<T> {
         while let Ok(delivered) = self.queue.try_recv() {
             self.ledger.consume(self.flow, delivered.lane, delivered.charge);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHANNEL: u16 = 1;
+
+    #[test]
+    fn room_that_is_not_to_be_used_again_is_taken_as_it_comes_back() {
+        let windows = Windows::new(4);
+        let flow = Flow::Memory(CHANNEL);
+        // All of the window is on its way, and somebody waits for more: what comes back would be gone at once.
+        let room = windows.of(flow);
+        room.try_acquire_many(u32::try_from(MEMORY_WINDOW).unwrap_or(u32::MAX)).map(|all| all.forget()).ok();
+        let least = InFlight { most: MEMORY_IN_FLIGHT_MIN, now: MEMORY_WINDOW };
+        assert_eq!(windows.limit_in_flight(CHANNEL, 0), least);
+        assert!(windows.credited(flow, 1, 1 << 20));
+        assert_eq!(room.available_permits(), 0, "3 of 4 MiB are still on their way, and 1 is allowed");
+        assert!(windows.credited(flow, 1, 5 << 19));
+        assert_eq!(room.available_permits(), 1 << 19, "half a MiB is on its way");
+        assert_eq!(windows.limit_in_flight(CHANNEL, 0), InFlight { now: 1 << 19, ..least });
+        let all = windows.limit_in_flight(CHANNEL, usize::MAX);
+        assert_eq!(all, InFlight { most: MEMORY_WINDOW, now: 1 << 19 });
+        assert!(windows.credited(flow, 1, 1 << 19) && !windows.credited(flow, 1, 1), "no more than was sent");
     }
 }

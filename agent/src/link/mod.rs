@@ -34,7 +34,7 @@ use sterna_shared::peer::attach::{AttachError, Refusal};
 use sterna_shared::peer::frame::FrameError;
 use sterna_shared::peer::hello::HelloError;
 
-pub use flow::{BlockFrame, Content, Receiver};
+pub use flow::{BlockFrame, Content, InFlight, Receiver};
 pub use limiter::Limiter;
 pub use listener::{Admission, AdmissionRequest, Listener};
 pub use reach::reach;

@@ -8,11 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use sterna_shared::id::{HostId, JobId, Token};
 use sterna_shared::peer::attach::{Attach, DATA_LANES_MAX, InstanceId, SessionId};
-use sterna_shared::peer::frame::{CHARGE_MIN, CONTENT_LENGTH_MAX, FrameKind, charge};
+use sterna_shared::peer::frame::{CONTENT_LENGTH_MAX, FrameKind, charge};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use super::flow::{BlockFrame, Flow, Inlets, MEMORY_CHANNELS_MAX, MEMORY_WINDOW, Outlets, Receiver, Windows, inlets};
+use super::flow::{BlockFrame, Flow, InFlight, Inlets, MEMORY_CHANNELS_MAX, Outlets, Receiver, Windows, inlets};
 use super::handshake::{Acceptor, Dialer, Incoming};
 use super::lane::{Command, Frame, Lane, Prefix, Shared, Supply};
 use super::limiter::Limiter;
@@ -337,14 +337,10 @@ impl Sender {
     }
 
     /// Lets at most `bytes` of a migration channel be on their way, within what its window and the pieces in which credit
-    /// comes back allow; gives back the longest piece that may be sent from now on. What is on its way already is not
-    /// called back. One task of a session may do this.
-    pub fn limit_in_flight(&self, channel: u16, bytes: usize) -> usize {
-        let in_flight = match channel {
-            0..MEMORY_CHANNELS_MAX => self.shared.windows.limit_in_flight(channel, bytes),
-            _ => MEMORY_WINDOW,
-        };
-        (in_flight / 4 - CHARGE_MIN).min(CONTENT_LENGTH_MAX)
+    /// comes back allow; none where there is no such channel. What is on its way already is not called back, but its room
+    /// is not used again.
+    pub fn limit_in_flight(&self, channel: u16, bytes: usize) -> Option<InFlight> {
+        (channel < MEMORY_CHANNELS_MAX).then(|| self.shared.windows.limit_in_flight(channel, bytes))
     }
 
     /// Sends 1 to [`CONTENT_LENGTH_MAX`] bytes of a disk.

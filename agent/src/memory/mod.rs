@@ -17,6 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -56,6 +57,7 @@ pub enum RelayError {
 #[derive(Debug)]
 pub struct SourceRelay {
     sent: Arc<AtomicU64>,
+    pace: Arc<Pace>,
     _tasks: JoinSet<()>,
 }
 
@@ -73,8 +75,15 @@ impl SourceRelay {
         let mut tasks = JoinSet::new();
         let pace = Arc::new(Pace::default());
         tasks.spawn(accept(listener, backwards, session.sender(), Arc::clone(&sent), Arc::clone(&pace)));
-        tasks.spawn(pace.keep(session.sender(), channels, Arc::clone(&sent)));
-        Ok(Self { sent, _tasks: tasks })
+        tasks.spawn(Arc::clone(&pace).keep(session.sender(), channels, Arc::clone(&sent)));
+        Ok(Self { sent, pace, _tasks: tasks })
+    }
+
+    /// Lets so much of memory be on its way as the link delivers in `time`, within what the channels' windows and the pieces
+    /// of their credit allow, and a quarter of a second at most. It never is nothing: a QEMU that cannot send may hold the
+    /// lock that its disks and its monitor need.
+    pub fn allow_in_flight(&self, time: Duration) {
+        self.pace.allow(time);
     }
 
     /// Bytes that QEMU has sent.

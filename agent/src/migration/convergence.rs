@@ -19,7 +19,7 @@ use sterna_shared::units::Bandwidth;
 
 /// What QEMU may need for the rest of memory, at first: with more it would pause an idle guest a round too early.
 const MEMORY_SHARE_MIN: Duration = Duration::from_millis(10);
-/// How long memory is given to get there before it is allowed more.
+/// How long memory is given to get there before it is allowed more, once all of it was sent: before that it cannot.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The part of the blackout's limit that the last pass may take.
 const LAST_PASS_PART: u32 = 20;
@@ -47,6 +47,8 @@ pub struct Look {
     pub at: Duration,
     /// Bytes of the disks that are dirty.
     pub dirty: u64,
+    /// Whether QEMU has sent all of memory once.
+    pub round_over: bool,
 }
 
 /// What a pass came to.
@@ -79,9 +81,9 @@ pub struct Convergence {
     limit: Duration,
     /// What QEMU may need; nothing while the guest must not be paused.
     open: Option<Duration>,
-    /// When that was allowed.
-    opened_at: Duration,
     memory_share: Duration,
+    /// Since when it could get there with that; passes between do not make it begin anew.
+    waiting_since: Option<Duration>,
     /// Whether a pass was made since the guest must not be paused: what came before it is safe at the target by then.
     passed: bool,
     /// Bytes a second that passes got through, once one was large enough to tell.
@@ -98,8 +100,8 @@ impl Convergence {
         Self {
             limit,
             open: None,
-            opened_at: Duration::ZERO,
             memory_share: MEMORY_SHARE_MIN.min(share_max(limit)),
+            waiting_since: None,
             passed: false,
             rate: None,
             dirty_before: u64::MAX,
@@ -110,18 +112,16 @@ impl Convergence {
 
     /// What to do, as it stands now. What it says is taken as done.
     pub fn next(&mut self, look: Look) -> Next {
+        if look.round_over && self.waiting_since.is_none() {
+            self.waiting_since = Some(look.at);
+        }
         match self.open {
             Some(_) if look.dirty > STALE.min(self.few()) => {
                 self.open = None;
                 self.passed = false;
                 Next::Pass
             }
-            Some(_)
-                if look.at.saturating_sub(self.opened_at) >= PATIENCE && self.memory_share < share_max(self.limit) =>
-            {
-                self.memory_share = (self.memory_share * 2).min(share_max(self.limit));
-                self.open(look.at)
-            }
+            Some(_) if self.is_due(look.at) => self.open(look.at),
             Some(_) => Next::Wait,
             None if self.passed && look.dirty <= self.few() => self.open(look.at),
             None => Next::Pass,
@@ -161,9 +161,18 @@ impl Convergence {
         changed.then_some(Bandwidth(slower))
     }
 
+    /// Whether memory is to be allowed more.
+    fn is_due(&self, at: Duration) -> bool {
+        let waited = self.waiting_since.is_some_and(|since| at.saturating_sub(since) >= PATIENCE);
+        waited && self.memory_share < share_max(self.limit)
+    }
+
     fn open(&mut self, at: Duration) -> Next {
+        if self.is_due(at) {
+            self.memory_share = (self.memory_share * 2).min(share_max(self.limit));
+            self.waiting_since = Some(at);
+        }
         self.open = Some(self.memory_share);
-        self.opened_at = at;
         Next::Open(self.memory_share)
     }
 
@@ -192,7 +201,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn look(at_ms: u64, dirty: u64) -> Look {
-        Look { at: Duration::from_millis(at_ms), dirty }
+        Look { at: Duration::from_millis(at_ms), dirty, round_over: true }
     }
 
     fn pass(sent: u64, took_ms: u64, dirty: u64, written: u64) -> Passed {
@@ -251,6 +260,34 @@ mod tests {
     }
 
     #[test]
+    fn memory_is_allowed_no_more_before_all_of_it_was_sent() {
+        let mut convergence = Convergence::new(LIMIT);
+        convergence.passed(pass(0, 1, 0, 0));
+        let first_round = |tick: u64| Look { round_over: false, ..look(tick * 1000, 0) };
+        assert_eq!(convergence.next(first_round(0)), Next::Open(MEMORY_SHARE_MIN));
+        assert!((1..60).all(|tick| convergence.next(first_round(tick)) == Next::Wait), "a slow link is no busy guest");
+        assert_eq!(convergence.next(look(60_000, 0)), Next::Wait);
+        assert_eq!(convergence.next(look(61_000, 0)), Next::Open(MEMORY_SHARE_MIN * 2));
+    }
+
+    #[test]
+    fn a_guest_that_never_stops_writing_does_not_keep_memory_from_more() {
+        let mut convergence = Convergence::new(LIMIT);
+        convergence.passed(pass(100 * MIB, 200, 0, 0));
+        let mut allowed = Vec::new();
+        for tick in 0..25 {
+            // Every other look finds so much dirty again that a pass is made.
+            match convergence.next(look(tick * 100, if tick % 2 == 0 { 0 } else { 2 * STALE })) {
+                Next::Open(time) => allowed.push(time.as_millis()),
+                Next::Pass => assert_eq!(convergence.passed(pass(2 * STALE, 10, 0, 0)), None),
+                Next::Wait => {}
+            }
+        }
+        allowed.dedup();
+        assert_eq!(allowed, [10, 20, 40]);
+    }
+
+    #[test]
     fn writes_are_held_back_in_steps_where_passes_do_not_shrink() {
         let mut convergence = Convergence::new(LIMIT);
         // The link carries 10 MiB/s; the guest writes 1 MiB/s, which makes 16 MiB/s dirty.
@@ -279,7 +316,7 @@ mod tests {
         for (sent, took, dirty, written) in [(0, 0, 0, 0), (u64::MAX, 0, u64::MAX, u64::MAX), (1, u64::MAX, 1, 0)] {
             for _ in 0..4 {
                 convergence.passed(Passed { sent, took: Duration::from_micros(took), dirty, written });
-                convergence.next(Look { at: Duration::MAX, dirty });
+                convergence.next(Look { at: Duration::MAX, dirty, round_over: true });
             }
         }
     }

@@ -45,6 +45,7 @@ pub(super) async fn run(args: &CheckArgs, client: &Client, output: Output) -> Re
         let mut request = args.wish.request(kind, &mut policy)?;
         // What is read and goes nowhere stays on its host.
         request.storage_only |= args.deep && request.target.is_none();
+        args.policy.recover(&request, &mut policy)?;
         return submit(job, &request, &policy, args.detach, client, output).await;
     }
     // An answer that comes at once has no use for what a job is told.

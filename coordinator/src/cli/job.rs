@@ -7,11 +7,12 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::{JobAnswer, JobChange};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{DiskPlacement, JobKind, JobStatus, MoveMode, RequestedState, ReturnCode};
+use sterna_shared::job::{DiskPlacement, JobKind, MoveMode, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::MsvmError;
 
 use super::error::{CliError, Exit};
+use super::history::{self, HistoryArgs};
 use super::migrate::parse_placement;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
@@ -94,11 +95,14 @@ pub(super) enum JobCommand {
         #[arg(long, conflicts_with_all = ["at", "start"])]
         now: bool,
     },
-    /// Show the runs of a recurring job
-    History {
-        /// Its id
-        job: JobId,
+    /// Show the jobs of a group, in the order in which they run
+    Group {
+        /// Its name
+        name: String,
     },
+    /// Show what jobs came to that are over, those that ended last first, also after they have left the list; of a
+    /// recurring job on the list, its runs
+    History(HistoryArgs),
     /// Answer what a job in state query_pending waits for
     Answer {
         /// Its id
@@ -198,11 +202,13 @@ pub(super) async fn run(command: &JobCommand, client: &Client, output: Output) -
             let told = format!("{job} has another schedule; see it with sterna job show {job} --output cim");
             done(client.edit(*job, vec![JobChange::Schedule { schedule }]).await, told, output)
         }
-        JobCommand::History { job } => {
-            let status = client.job(*job).await?.status;
-            output.result(&status.runs.latest, || history(&status))?;
+        JobCommand::Group { name } => {
+            let jobs = client.group(name).await?;
+            let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
+            output.result(&views, || list(&views))?;
             Ok(Exit::Ok)
         }
+        JobCommand::History(args) => history::run(args, client, output).await,
         JobCommand::Answer { job, answer } => {
             let answer = match answer {
                 Answer::Retry => JobAnswer::Retry,
@@ -241,22 +247,6 @@ async fn error(client: &Client, job: JobId, main: bool, output: Output) -> Resul
         Format::Table | Format::Json => output.result(&errors, || told(&errors))?,
     }
     Ok(Exit::Ok)
-}
-
-fn history(status: &JobStatus) -> String {
-    let rows = status.runs.latest.iter().map(|run| {
-        [
-            run.job.to_string(),
-            moment(run.turn),
-            moment(run.began_at),
-            or_dash(run.ended_at.map(moment)),
-            run.state.map_or_else(|| "under way".to_owned(), |state| state.to_string()),
-            run.failure.as_ref().map_or_else(String::new, |failure| failure.message.clone()),
-        ]
-    });
-    let runs = table(["RUN", "TURN", "BEGAN", "ENDED", "STATE", "FAILURE"], rows);
-    let next = or_dash(status.next_turn(now()).map(moment));
-    format!("{runs}\n\n{} runs in all; the next turn: {next}", status.runs.count)
 }
 
 fn parse_property(text: &str) -> Result<JobChange, String> {
@@ -337,7 +327,11 @@ pub(super) const fn of(job: &JobView) -> &'static str {
 }
 
 pub(super) const fn mode(job: &JobView) -> &'static str {
-    match job.mode {
+    mode_name(job.mode)
+}
+
+pub(super) const fn mode_name(mode: MoveMode) -> &'static str {
+    match mode {
         MoveMode::Live => "live",
         MoveMode::Cold => "cold",
         MoveMode::Storage => "storage",

@@ -106,7 +106,7 @@ pub(super) struct MigrateArgs {
 #[derive(Debug, Args)]
 pub(super) struct SubmitArgs {
     #[command(flatten)]
-    policy: PolicyArgs,
+    pub(super) policy: PolicyArgs,
     /// Check and show the plan, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -119,17 +119,13 @@ pub(super) struct SubmitArgs {
 }
 
 pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let mut policy = args.submit.policy(client.sender());
+    let mut policy = args.submit.policy.policy(client.sender());
     let request = args.wish.request(JobKind::Move, &mut policy)?;
+    args.submit.policy.recover(&request, &mut policy)?;
     args.submit.submit(&request, &policy, client, output).await
 }
 
 impl SubmitArgs {
-    /// How the job is to be treated, as `owner` asks for it.
-    pub(super) fn policy(&self, owner: &str) -> Policy {
-        self.policy.policy(owner)
-    }
-
     /// Has a wish become a job, and watches it; or tells what it would come to.
     pub(super) async fn submit(
         &self,

@@ -15,6 +15,7 @@ mod check;
 mod console;
 mod doctor;
 mod error;
+mod history;
 mod host;
 mod job;
 mod manual;

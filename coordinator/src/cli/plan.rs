@@ -76,8 +76,9 @@ pub(super) async fn run(args: &PlanArgs, client: &Client, output: Output) -> Res
             output.remark(&format!("planned VM {planned} is dropped"));
         }
         None => {
-            let policy = args.make.submit.policy(client.sender());
-            return args.make.submit.submit(&request(&args.make)?, &policy, client, output).await;
+            let (request, mut policy) = (request(&args.make)?, args.make.submit.policy.policy(client.sender()));
+            args.make.submit.policy.recover(&request, &mut policy)?;
+            return args.make.submit.submit(&request, &policy, client, output).await;
         }
     }
     Ok(Exit::Ok)

@@ -136,6 +136,7 @@ impl ClientError {
             ApiReply::StateRequested { .. } => "state requested",
             ApiReply::Jobs { .. } => "jobs",
             ApiReply::Job { .. } => "job",
+            ApiReply::History { .. } => "history",
             ApiReply::System { .. } => "system",
             ApiReply::Error { .. } => "error",
         };

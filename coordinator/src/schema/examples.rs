@@ -12,8 +12,8 @@ use sterna_shared::host::{LimitsChange, MovesInHand, PartialReport};
 use sterna_shared::id::{Epoch, HostId};
 use sterna_shared::job::{
     CheckReport, DayOfWeek, DiskPlacement, Event, EventBody, FailureCode, FailureReport, Finding, Forecast,
-    ForecastInput, JobStatus, Month, Plan, Progress, Refusal, RefusalCode, Reporter, ReturnCode, Rule, Schedule,
-    Severity, StepFigures, StepKind, Volume, Weekday, Zone,
+    ForecastInput, JobRecord, JobStatus, Month, Plan, Progress, Refusal, RefusalCode, Reporter, ReturnCode, Rule,
+    Schedule, Severity, StepFigures, StepKind, Volume, Weekday, Zone,
 };
 use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::probe::{AddressOutcome, AddressReport, Measured, PathReport, ProbeReport};
@@ -169,6 +169,11 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::PlanList, &["planned"]),
         (ApiRequest::PlanDrop { planned: a_planned_vm().id }, &["done"]),
         (ApiRequest::JobList, &["jobs"]),
+        (ApiRequest::JobGroup { group: "night".into() }, &["jobs"]),
+        (
+            ApiRequest::JobHistory { job: Some(job), vm: Some(vm()), since: Some(example::now()), before: Some(7) },
+            &["history"],
+        ),
         (ApiRequest::JobShow { job }, &["job"]),
         (ApiRequest::JobCancel { job }, &["done"]),
         (ApiRequest::JobState { job, requested: 3, timeout_ms: Some(500) }, &["state_requested"]),
@@ -246,6 +251,7 @@ pub(super) fn replies() -> Vec<ApiReply> {
         ApiReply::StateRequested { code: ReturnCode::Started, reason: None, status: status() },
         ApiReply::Jobs { jobs: statuses() },
         ApiReply::Job { status: status(), progress: Some(progress()) },
+        ApiReply::History { records: statuses().iter().filter_map(JobRecord::of).collect(), next: Some(7) },
         ApiReply::System {
             system: SystemView {
                 coordinator: "one".into(),

@@ -17,7 +17,7 @@ use crate::api::{self, ENDPOINTS, fault};
 use crate::bus::{ApiService, Bus, BusError, Call};
 use crate::config::Config;
 use crate::notify::Commands;
-use crate::store::Store;
+use crate::store::{Archive, ArchiveQuery, Store};
 
 /// Work that waits for the performer; a full queue holds the service back.
 const WORK_MAX: usize = 4096;
@@ -28,6 +28,7 @@ pub(super) struct Desk {
     bus: Bus,
     name: HostId,
     notify: Commands,
+    archive: Option<Archive>,
     epoch: Epoch,
     api: Option<ApiService>,
     calls: HashMap<CallId, Call>,
@@ -52,6 +53,7 @@ impl Desk {
             bus: bus.clone(),
             name: name.clone(),
             notify: config.notify.clone(),
+            archive: store.archive().cloned(),
             epoch,
             api: None,
             calls: HashMap::new(),
@@ -159,6 +161,11 @@ impl Desk {
                     });
                     continue;
                 }
+                Action::ReadArchive { call, query } => {
+                    let archive = self.archive.clone();
+                    self.asked.spawn(async move { Event::Read { call, reply: Box::new(read(archive, *query).await) } });
+                    continue;
+                }
                 Action::Draw => {
                     self.asked
                         .spawn(async { Event::Drawn { job: JobId::from_uuid(uuid::Uuid::now_v7()), token: token() } });
@@ -188,6 +195,7 @@ impl Desk {
                 },
                 Action::EnsureConsumer(host) => Work::EnsureConsumer(host),
                 Action::StoreJob(status) => Work::StoreJob(status),
+                Action::Archive(record) => Work::Archive(record),
                 Action::RemoveJob(job) => Work::RemoveJob(job),
                 Action::StoreVm { vm, host, generation } => Work::StoreVm { vm, host, generation },
                 Action::Feed(document) => Work::Feed(document),
@@ -225,6 +233,24 @@ impl Desk {
             api.stop().await;
         }
         self.performer.abort();
+    }
+}
+
+/// A page of the archive, or why there is none.
+async fn read(archive: Option<Archive>, query: ArchiveQuery) -> ApiReply {
+    let Some(archive) = archive else {
+        let hint = "give [retention] archive_days in the coordinators' configuration, for jobs to come";
+        return ApiReply::Error {
+            error: fault(ApiErrorKind::Refused, "no record is kept of jobs that are over", hint),
+        };
+    };
+    match archive.read(&query).await {
+        Ok((records, next)) => ApiReply::History { records, next },
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+            let message = format!("the records cannot be read: {error}{cause}");
+            ApiReply::Error { error: fault(ApiErrorKind::Unreachable, message, "look at the broker (`sterna doctor`)") }
+        }
     }
 }
 

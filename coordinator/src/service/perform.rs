@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 use sterna_shared::bus::{ApiErrorKind, ApiReply, Command, Envelope, HostView, Subject};
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, VmId};
-use sterna_shared::job::{JobStatus, Reporter};
+use sterna_shared::job::{JobRecord, JobStatus, Reporter};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -22,6 +22,7 @@ const WORK_WAIT_MAX: Duration = Duration::from_secs(20);
 pub(super) enum Work {
     Publish { messages: Vec<Message>, answer: Option<Box<(Call, ApiReply)>> },
     StoreJob(Box<JobStatus>),
+    Archive(Box<JobRecord>),
     RemoveJob(JobId),
     StoreVm { vm: VmId, host: HostId, generation: Generation },
     StoreHost(Box<HostView>),
@@ -86,6 +87,15 @@ impl Performer {
             Work::StoreJob(status) => {
                 let body = self.seal("job", &status)?;
                 self.writer.write(Bucket::Jobs, &status.job.to_string(), body).await
+            }
+            Work::Archive(record) => {
+                let Some(archive) = self.store.archive() else { return Ok(()) };
+                let body = self.seal("job_record", &record)?;
+                if let Err(error) = archive.keep(record.job, body).await {
+                    // Nothing depends on it; whoever leads next tries again while the job is among the latest.
+                    tracing::warn!(job = %record.job, error = &error as &dyn std::error::Error, "no record of the job is kept");
+                }
+                Ok(())
             }
             Work::RemoveJob(job) => {
                 self.store.remove(Bucket::Jobs, &job.to_string()).await?;

@@ -16,6 +16,7 @@ use super::state::{Action, CallId, Message, Now, State};
 use crate::api::{fault, refused};
 use crate::fleet::{FindError, Member, vm_view};
 use crate::planner::{self, BANDWIDTH_MIN, Draft, Seeds};
+use crate::store::ArchiveQuery;
 
 /// How long an agent may take to answer.
 pub(super) const AGENT_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -62,6 +63,10 @@ impl State {
             ApiRequest::Migrate { request, dry_run, job, policy } => {
                 let seeds = Seeds { job, token, attempt: 0, now: now.at };
                 self.migrate(request, dry_run, policy, seeds, now, out)
+            }
+            ApiRequest::JobHistory { job, vm, since, before } => {
+                let query = Box::new(ArchiveQuery { job, vm, since, before });
+                return out.push(Action::ReadArchive { call, query });
             }
             ApiRequest::JobCancel { job } => self.cancel(job, token, now, out),
             ApiRequest::JobState { job, requested, timeout_ms } => {
@@ -115,6 +120,16 @@ impl State {
             ApiRequest::JobList => {
                 // Ids are of UUID version 7: their order is that of time.
                 ApiReply::Jobs { jobs: self.jobs.values().rev().map(|job| job.status.clone()).collect() }
+            }
+            ApiRequest::JobGroup { group } => {
+                let of_group = |status: &&JobStatus| status.policy.group.as_ref() == Some(&group);
+                let jobs: Vec<JobStatus> =
+                    self.jobs.values().map(|job| &job.status).filter(of_group).cloned().collect();
+                if jobs.is_empty() {
+                    let hint = "see `sterna job list`; what is over and off the list is in `sterna job history`";
+                    return Err(fault(ApiErrorKind::NotFound, format!("no job listed is of group {group}"), hint));
+                }
+                ApiReply::Jobs { jobs }
             }
             ApiRequest::JobShow { job } => {
                 let job = self.jobs.get(&job).ok_or_else(|| no_job(job))?;

@@ -7,7 +7,9 @@ use std::time::Duration;
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, Command};
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token, VmId};
-use sterna_shared::job::{Event as JobEvent, EventBody, Ignored, JobState, JobStatus, Notify, Progress, Reporter};
+use sterna_shared::job::{
+    Event as JobEvent, EventBody, Ignored, JobRecord, JobState, JobStatus, Notify, Progress, Reporter,
+};
 use sterna_shared::time::Timestamp;
 
 use super::check::{Check, CheckAnswers, CheckQuestions};
@@ -16,6 +18,7 @@ use crate::feed::{self, Document, Limiter};
 use crate::fence::{Fence, Fencing};
 use crate::fleet::{Fleet, Heard};
 use crate::scheduler::{Scheduler, not_accepted};
+use crate::store::ArchiveQuery;
 
 /// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
 pub(super) const JOBS_MAX: usize = 10_000;
@@ -57,6 +60,8 @@ pub(super) enum Event {
     Answered { call: CallId, host: HostId, reply: Result<AgentReply, String> },
     /// A page of an agent's journal came.
     Journalled { host: HostId, skip: u64, page: Result<AgentReply, String> },
+    /// What an operator asked for was read.
+    Read { call: CallId, reply: Box<ApiReply> },
     /// The fence command has ended: with its host out of action, or why not.
     Fenced { job: JobId, host: HostId, ended: Result<(), String> },
     /// The agents of a check have answered.
@@ -84,6 +89,10 @@ pub(super) enum Action {
     Check { check: Box<Check>, questions: Box<CheckQuestions> },
     /// Run a command that tells that a job is over.
     Notify { job: JobId, name: String, state: JobState, document: Vec<u8> },
+    /// Keep what a job has come to.
+    Archive(Box<JobRecord>),
+    /// Read a page of what jobs have come to, and answer an operator with it.
+    ReadArchive { call: CallId, query: Box<ArchiveQuery> },
     /// Forget a job that has been over for long enough: its status, and what the feed has of it.
     RemoveJob(JobId),
     /// Have an agent remove what cut moves of a VM have left there.
@@ -203,6 +212,7 @@ impl State {
                 };
                 out.push(Action::Answer { call, reply: Box::new(reply) });
             }
+            Event::Read { call, reply } => out.push(Action::Answer { call, reply }),
             Event::Journalled { host, skip, page } => self.journalled(&host, skip, page, now, &mut out),
             Event::Fenced { job, host, ended } => self.fenced(job, &host, ended, now, &mut out),
             Event::Tick => {
@@ -340,6 +350,7 @@ impl State {
             self.job_changed(event.job, now, out);
             self.answer_waits(now, out);
             if !was_over {
+                self.archive(event.job, out);
                 self.notify(event.job, now.at, out);
             }
         }
@@ -356,6 +367,12 @@ impl State {
         push_document(self.limiter.job_changed(&self.name, status, progress.as_ref(), now.at, now.clock), out);
     }
 
+    /// Keeps what a job has come to, if it is over.
+    fn archive(&self, job: JobId, out: &mut Vec<Action>) {
+        let record = self.jobs.get(&job).and_then(|job| JobRecord::of(&job.status));
+        out.extend(record.map(|record| Action::Archive(Box::new(record))));
+    }
+
     fn replayed(&mut self, now: Now, out: &mut Vec<Action>) {
         self.replaying = false;
         let (over, live): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, job)| job.status.state.is_final());
@@ -363,6 +380,8 @@ impl State {
             live.iter().map(|(id, _)| **id).chain(over.iter().rev().take(REWRITTEN_MAX).map(|(id, _)| **id)).collect();
         for job in rewritten {
             self.job_changed(job, now, out);
+            // One that was over while nobody led has no record yet; one that has keeps it.
+            self.archive(job, out);
         }
         let hosts: Vec<HostId> =
             self.fleet.hosts().filter(|member| member.online).map(|member| member.inventory.host.clone()).collect();

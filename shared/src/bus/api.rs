@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::host::{Inventory, LimitsChange, MovesInHand, VmReport};
 use crate::id::{Epoch, Generation, HostId, JobId, PlannedVmId, Token, VmId};
 use crate::job::{
-    CheckReport, DiskPlacement, Event, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode, Schedule,
+    CheckReport, DiskPlacement, Event, JobRecord, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, ReturnCode,
+    Schedule,
 };
 use crate::ownership::Message;
 use crate::planned::PlannedView;
@@ -126,6 +127,22 @@ pub enum ApiRequest {
         /// Which.
         job: JobId,
     },
+    /// The jobs of a group, in the order in which they run.
+    JobGroup {
+        /// Its name.
+        group: String,
+    },
+    /// A page of the records of jobs that are over, those that ended last first.
+    JobHistory {
+        /// Of this job only.
+        job: Option<JobId>,
+        /// Of jobs of this VM only: its name at the time, or its id.
+        vm: Option<String>,
+        /// Of jobs only that were over then or later.
+        since: Option<Timestamp>,
+        /// Go on there: what the page before gave as `next`.
+        before: Option<u64>,
+    },
     /// Cancel a job.
     JobCancel {
         /// Which.
@@ -195,6 +212,8 @@ impl ApiRequest {
             Self::PlanDrop { .. } => ("plan", "drop"),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
+            Self::JobGroup { .. } => ("job", "group"),
+            Self::JobHistory { .. } => ("job", "history"),
             Self::JobCancel { .. } => ("job", "cancel"),
             Self::JobState { .. } => ("job", "state"),
             Self::JobKill { .. } => ("job", "kill"),
@@ -297,7 +316,7 @@ pub enum ApiReply {
     },
     /// Jobs.
     Jobs {
-        /// Newest first.
+        /// Newest first; of a group, in the order in which they run.
         jobs: Vec<JobStatus>,
     },
     /// One job.
@@ -306,6 +325,13 @@ pub enum ApiReply {
         status: Box<JobStatus>,
         /// The latest progress, while it runs.
         progress: Option<Progress>,
+    },
+    /// Records of jobs that are over.
+    History {
+        /// Those that ended last first.
+        records: Vec<JobRecord>,
+        /// Where the next page begins; none where there is no more. A page may be empty, and not the last.
+        next: Option<u64>,
     },
     /// The coordinators.
     System {

@@ -9,6 +9,8 @@ use crate::id::{HostId, JobId, VmId};
 pub const STREAM_COMMANDS: &str = "STERNA_CMD";
 /// The stream that keeps events.
 pub const STREAM_EVENTS: &str = "STERNA_EVT";
+/// The stream that keeps what jobs came to, for as long as is configured.
+pub const STREAM_ARCHIVE: &str = "STERNA_ARC";
 /// The bucket of folded job statuses.
 pub const BUCKET_JOBS: &str = "sterna_jobs";
 /// The bucket of VM owners and generations as last reported.
@@ -33,6 +35,8 @@ pub enum Subject {
     Event(HostId, JobId),
     /// An event of the coordinators about a job.
     CoordinatorEvent(JobId),
+    /// The record of a job that is over.
+    Archive(JobId),
     /// Progress of a job at a host.
     Progress(HostId, JobId),
     /// A host's heartbeat.
@@ -68,6 +72,8 @@ impl Subject {
     pub const COMMANDS: &str = "sterna.v1.cmd.*.*";
     /// Every event: what the event stream keeps.
     pub const EVENTS: &str = "sterna.v1.evt.*.*";
+    /// Every record: what the archive stream keeps.
+    pub const ARCHIVE: &str = "sterna.v1.archive.*";
     /// Every progress message.
     pub const PROGRESS: &str = "sterna.v1.progress.*.*";
     /// Every heartbeat.
@@ -89,6 +95,7 @@ impl fmt::Display for Subject {
             Self::Command(host, job) => write!(f, "sterna.v1.cmd.{host}.{job}"),
             Self::Event(host, job) => write!(f, "sterna.v1.evt.{host}.{job}"),
             Self::CoordinatorEvent(job) => write!(f, "sterna.v1.evt.{COORDINATOR}.{job}"),
+            Self::Archive(job) => write!(f, "sterna.v1.archive.{job}"),
             Self::Progress(host, job) => write!(f, "sterna.v1.progress.{host}.{job}"),
             Self::Host(host) => write!(f, "sterna.v1.host.{host}"),
             Self::FeedJob(job) => write!(f, "sterna.v1.feed.job.{job}"),
@@ -114,6 +121,7 @@ impl FromStr for Subject {
                 ["cmd", host, job] => Self::Command(host.parse().ok()?, job.parse().ok()?),
                 ["evt", COORDINATOR, job] => Self::CoordinatorEvent(job.parse().ok()?),
                 ["evt", host, job] => Self::Event(host.parse().ok()?, job.parse().ok()?),
+                ["archive", job] => Self::Archive(job.parse().ok()?),
                 ["progress", host, job] => Self::Progress(host.parse().ok()?, job.parse().ok()?),
                 ["host", host] => Self::Host(host.parse().ok()?),
                 ["feed", "job", job] => Self::FeedJob(job.parse().ok()?),
@@ -147,6 +155,7 @@ mod tests {
             Subject::Command(host.clone(), job),
             Subject::Event(host.clone(), job),
             Subject::CoordinatorEvent(job),
+            Subject::Archive(job),
             Subject::Progress(host.clone(), job),
             Subject::Host(host.clone()),
             Subject::FeedJob(job),

@@ -4,7 +4,7 @@
 //! ```text
 //!   disks    D ──▶ D·q ──▶ D·q² ──▶ …            six passes at most, q = written / path
 //!   memory            M ──▶ M·q ──▶ M·q² ──▶ …   until a round is as short as rounds get, q = (dirtied + written) / path
-//!   blackout                              └─ the rest, and what every blackout costs
+//!   blackout                              └─ the rest, what waits in the lanes, and what every blackout costs
 //! ```
 //!
 //! Each pass carries what was dirtied while the one before it was made, so both are geometric rows: below q = 1 they come
@@ -32,6 +32,15 @@ const LANE_SECONDS: f64 = 0.0005;
 const BLACKOUT_SECONDS: f64 = 0.05;
 /// The same on a bad day.
 const BLACKOUT_SECONDS_CAUTIOUS: f64 = 0.1;
+/// What of memory waits in the lanes when the guest is paused, in bytes for each of them: the room that the agent leaves a
+/// channel at least (`link/flow.rs`, `MEMORY_IN_FLIGHT_MIN`). On a slow link it is always full.
+const QUEUED_PER_LANE: f64 = 1_048_576.0;
+/// How often that is waited for: by the rest of memory, and by the pass over the disks that the pause falls into. Moves of a
+/// guest of 192 MiB over links of 800, 600, 400 and 200 Mbit/s stood still for 81 to 126, 291, 245 to 552 and 1295 ms.
+const QUEUES: f64 = 2.0;
+/// The same on a bad day: the passes of a guest that writes come one after the other, and lanes share a full link badly. As
+/// measured above.
+const QUEUES_CAUTIOUS: f64 = 5.0;
 /// The shortest round over memory, in seconds: what is dirtied in it is left for the blackout. QEMU looks ten times a second
 /// whether little enough is left, so it is half of that on average; assumed, and not measured.
 const ROUND_SECONDS: f64 = 0.05;
@@ -121,6 +130,9 @@ struct Case {
     written: f64,
     prepare: f64,
     blackout: f64,
+    /// Bytes that wait in the lanes when the guest is paused, and how often they are waited for.
+    queued: f64,
+    queues: f64,
     round: f64,
     limit: f64,
 }
@@ -200,6 +212,8 @@ impl Case {
             written: float(input.disk_write_rate.0),
             prepare: PREPARE_SECONDS + LANE_SECONDS * f64::from(input.lanes),
             blackout: BLACKOUT_SECONDS,
+            queued: QUEUED_PER_LANE * f64::from(input.lanes),
+            queues: QUEUES,
             round: ROUND_SECONDS,
             limit: f64::from(input.blackout_max_ms) / 1000.0,
         }
@@ -213,6 +227,7 @@ impl Case {
             written: self.written * DIRTIED_FACTOR_CAUTIOUS,
             prepare: self.prepare * PREPARE_FACTOR_CAUTIOUS,
             blackout: BLACKOUT_SECONDS_CAUTIOUS,
+            queues: QUEUES_CAUTIOUS,
             round: ROUND_SECONDS_CAUTIOUS,
             ..self
         }
@@ -243,12 +258,17 @@ impl Case {
         let left = self.memory + disks_left;
         let dirtied = self.dirtied + self.written.min(self.rate * WRITES_HELD_PART);
         let (memory_seconds, rest_seconds) = self.memory_rounds(left, dirtied / self.rate)?;
-        let blackout = self.blackout + rest_seconds;
+        let blackout = self.pause() + rest_seconds;
         Ok(Estimate {
             duration_ms: milliseconds(self.prepare + disks_sent / self.rate + memory_seconds + blackout),
             blackout_ms: milliseconds(blackout),
             sent: ByteCount(whole(disks_sent + left + dirtied * memory_seconds)),
         })
+    }
+
+    /// The blackout but for the rest of memory, in seconds: what waits in the lanes is no more than there is.
+    fn pause(&self) -> f64 {
+        self.blackout + self.queues * self.queued.min(self.memory) / self.rate
     }
 
     /// How long memory takes until the guest can be paused, and what is then left of it, both in seconds. There are two ways:
@@ -260,7 +280,7 @@ impl Case {
             return whole_memory.ok_or(Hindrance::Dirtied);
         }
         let last_round = (self.round * ratio).min(all);
-        let needed_ms = milliseconds(self.blackout + last_round);
+        let needed_ms = milliseconds(self.pause() + last_round);
         match (self.settled(all / (1.0 - ratio), last_round), whole_memory) {
             // Of two ways the sooner is taken, and the shorter blackout is the one that rounds end in.
             (Some((seconds, rest)), Some((other_seconds, _))) => Ok((seconds.min(other_seconds), rest)),
@@ -271,7 +291,7 @@ impl Case {
 
     /// Whether so much may be left, and when it is let go then: memory is allowed more of the blackout step by step.
     fn settled(&self, seconds: f64, rest: f64) -> Option<(f64, f64)> {
-        if rest > self.limit * MEMORY_SHARE_PART || self.blackout + rest > self.limit {
+        if rest > self.limit * MEMORY_SHARE_PART || self.pause() + rest > self.limit {
             return None;
         }
         // The limit is a u32 of milliseconds: some thirty steps at most.

@@ -15,6 +15,7 @@ mod percent;
 mod plan;
 mod policy;
 mod progress;
+mod record;
 mod request;
 mod request_state;
 mod runs;
@@ -33,6 +34,7 @@ pub use policy::{
     KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,
 };
 pub use progress::{Progress, Volume};
+pub use record::JobRecord;
 pub use request::{DiskPlacement, JobKind, ModeWish, MoveRequest, StorageWish};
 pub use request_state::{Hands, RequestedState, ReturnCode, STANDINGS, Verdict, verdict};
 pub use runs::{RUNS_MAX, Run, Runs};

@@ -49,12 +49,16 @@ pub struct MoveRequest {
     /// Where to. Left out for a storage move within the VM's host.
     pub target: Option<HostId>,
     /// Whether the guest may stop meanwhile.
+    #[serde(default)]
     pub mode: ModeWish,
     /// Whether the disks go along.
+    #[serde(default)]
     pub storage: StorageWish,
     /// Where single disks go; the others go to the pool of the same name.
+    #[serde(default)]
     pub disks: Vec<DiskPlacement>,
     /// Disks only: the guest stays on its host.
+    #[serde(default)]
     pub storage_only: bool,
     /// A rate that the job's disk and memory traffic together stay under.
     pub bandwidth: Option<Bandwidth>,

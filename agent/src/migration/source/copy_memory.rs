@@ -18,6 +18,14 @@ use crate::migration::convergence::{Convergence, Look, Next, Passed};
 
 /// Between two looks at how far disks and memory are.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Rounds over memory that QEMU has begun when the first is over.
+const ROUNDS_BEGUN: u64 = 2;
+/// So much time's worth of memory may be in the lanes while a pass is made: its blocks wait behind it, and what the guest
+/// dirties meanwhile is more for the next.
+const IN_FLIGHT_PASS: Duration = Duration::from_millis(20);
+/// And while QEMU may pause the guest, at first: what is in the lanes then is a part of the blackout, and may so grow with
+/// what of that is allowed to memory.
+const IN_FLIGHT_OPEN_MIN: Duration = Duration::from_millis(50);
 
 impl Source {
     /// Memory is copied, until QEMU has paused the guest.
@@ -77,14 +85,20 @@ impl Source {
                 Some(disks) => disks.dirty().await?.0,
                 None => 0,
             };
-            let next = convergence.next(Look { at: began.elapsed(), dirty });
+            let ram = machine.migration().await?.ram;
+            let round_over = ram.is_some_and(|ram| ram.iterations >= ROUNDS_BEGUN);
+            let next = convergence.next(Look { at: began.elapsed(), dirty, round_over });
             if next != Next::Wait {
                 debug!(job = %self.plan().job, dirty, ?next, "look");
             }
             match next {
                 Next::Wait => {}
-                Next::Open(time) => machine.migration_go_on(self.context.limiter.rate(), time).await?,
+                Next::Open(time) => {
+                    self.allow_in_flight(time.max(IN_FLIGHT_OPEN_MIN));
+                    machine.migration_go_on(self.context.limiter.rate(), time).await?;
+                }
                 Next::Pass => {
+                    self.allow_in_flight(IN_FLIGHT_PASS);
                     machine.migration_hold(self.context.limiter.rate()).await?;
                     self.measured_pass(machine, &mut convergence, paused).await?;
                 }
@@ -130,6 +144,12 @@ impl Source {
         match convergence.passed(pass) {
             Some(limit) => self.hold_writes_back(machine, limit).await,
             None => Ok(()),
+        }
+    }
+
+    fn allow_in_flight(&self, time: Duration) {
+        if let Some(relay) = &self.relay {
+            relay.allow_in_flight(time);
         }
     }
 

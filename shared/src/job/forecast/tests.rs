@@ -33,7 +33,10 @@ fn a_usual_guest_takes_its_bytes_and_a_little_more() {
     // 24 GiB at 112 MiB/s are 219 s; what is dirtied meanwhile adds a tenth.
     assert!((219_000..250_000).contains(&estimate.duration_ms), "{estimate:?}");
     assert!((24 * GIB..27 * GIB).contains(&estimate.sent.0), "{estimate:?}");
-    assert!((50..80).contains(&estimate.blackout_ms), "{estimate:?}");
+    // 4 MiB in the lanes take 36 ms, twice; on a bad day a slower link takes 51 ms for them, five times.
+    assert!((120..140).contains(&estimate.blackout_ms), "{estimate:?}");
+    let blackout_seldom = Forecast::of(&usual()).p95.map(|p95| p95.blackout_ms);
+    assert!(blackout_seldom.is_some_and(|ms| (355..400).contains(&ms)), "{blackout_seldom:?}");
     let forecast = Forecast::of(&usual());
     assert!(forecast.p95.is_some_and(|p95| p95.duration_ms > estimate.duration_ms));
     assert!(forecast.reason.contains("20 MiB/s") && forecast.reason.contains("112 MiB/s"), "{}", forecast.reason);
@@ -50,7 +53,7 @@ fn an_idle_guest_costs_what_was_measured() {
         ..usual()
     };
     let estimate = expected(&idle);
-    assert_eq!((estimate.blackout_ms, estimate.sent), (50, ByteCount(GIB)));
+    assert_eq!((estimate.blackout_ms, estimate.sent), (64, ByteCount(GIB)));
     // The bench has 1.61 s for that memory; the rest is fixed.
     assert!((2_700..2_850).contains(&estimate.duration_ms), "{estimate:?}");
     assert_eq!(expected(&ForecastInput { path: Bandwidth(10 * GIB), ..idle }), estimate, "the agents do no more");
@@ -69,7 +72,7 @@ fn what_dirties_more_than_can_be_sent_does_not_get_there() {
     assert!(!forecast.converges && forecast.reason.contains("15 MiB/s"), "the limit counts: {}", forecast.reason);
     // A memory that fits into the blackout whole can be dirtied as fast as it will.
     let tiny = ForecastInput { memory: ByteCount(16 * MIB), disks: ByteCount(0), ..busy };
-    assert!((150..250).contains(&expected(&tiny).blackout_ms));
+    assert!((250..300).contains(&expected(&tiny).blackout_ms));
 }
 
 #[test]
@@ -87,6 +90,18 @@ fn writes_to_disks_are_held_back_and_it_says_so() {
     let forecast = Forecast::of(&disks);
     assert!(forecast.converges && forecast.reason.contains("held back"), "{forecast:?}");
     assert!(Forecast::of(&writer).p50.is_some_and(|p50| p50.sent.0 <= 7 * 20 * GIB + GIB * 60), "six passes at most");
+}
+
+#[test]
+fn on_a_slow_link_what_waits_in_the_lanes_is_waited_for() {
+    // A quarter of a second for 4 MiB, and no more than there is of memory.
+    let still = ForecastInput { memory_dirty_rate: Bandwidth(0), disk_write_rate: Bandwidth(0), ..usual() };
+    let slow = ForecastInput { path: Bandwidth(16 * MIB), ..still };
+    assert_eq!(expected(&slow).blackout_ms, 550);
+    assert_eq!(expected(&ForecastInput { lanes: 8, ..slow }).blackout_ms, 1050);
+    assert_eq!(expected(&ForecastInput { memory: ByteCount(MIB), ..slow }).blackout_ms, 175);
+    let strict = Forecast::of(&ForecastInput { blackout_max_ms: 500, ..slow });
+    assert!(!strict.converges && strict.reason.contains("550 ms"), "{}", strict.reason);
 }
 
 #[test]
@@ -125,7 +140,7 @@ fn the_largest_numbers_are_held_to_their_range() {
         limit: Some(Bandwidth(u64::MAX)),
         memory_dirty_rate: Bandwidth(0),
         disk_write_rate: Bandwidth(0),
-        lanes: u8::MAX,
+        lanes: 1,
         blackout_max_ms: u32::MAX,
     };
     let estimate = expected(&most);
