@@ -106,7 +106,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, beat: impl 
 
 async fn open(config: &Config) -> Result<(Bus, Store), BusError> {
     let bus = Bus::connect(&config.nats, config.name.as_str()).await?;
-    let store = Store::open(&bus, config.retention).await?;
+    let store = Box::pin(Store::open(&bus, config.retention)).await?;
     Ok((bus, store))
 }
 

@@ -33,7 +33,7 @@ const KEPT_AFTER_MAX: Duration = Duration::from_secs(DAY);
 #[derive(Debug, Clone)]
 pub struct Archive {
     jetstream: Context,
-    stream: Stream,
+    stream: Stream<()>,
 }
 
 /// Which records are asked for: those that fit all of it.
@@ -58,13 +58,13 @@ impl Archive {
         }
         let what = "make the archive";
         let wanted = config(usize::from(retention.replicas), retention.archive_days);
-        let mut stream = jetstream.get_or_create_stream(&wanted).await.map_err(server(what))?;
-        let found = &stream.cached_info().config;
+        let made = jetstream.get_or_create_stream(&wanted).await.map_err(server(what))?;
+        let found = &made.cached_info().config;
         if found.max_age != wanted.max_age {
             let config = StreamConfig { max_age: wanted.max_age, ..found.clone() };
             jetstream.update_stream(&config).await.map_err(server(what))?;
-            stream = jetstream.get_stream(STREAM_ARCHIVE).await.map_err(server(what))?;
         }
+        let stream = jetstream.get_stream_no_info(STREAM_ARCHIVE).await.map_err(server(what))?;
         Ok(Some(Self { jetstream: jetstream.clone(), stream }))
     }
 

@@ -35,11 +35,12 @@ const BLACKOUT_SECONDS_CAUTIOUS: f64 = 0.1;
 /// What of memory waits in the lanes when the guest is paused, in bytes for each of them: the room that the agent leaves a
 /// channel at least (`link/flow.rs`, `MEMORY_IN_FLIGHT_MIN`). On a slow link it is always full.
 const QUEUED_PER_LANE: f64 = 1_048_576.0;
-/// How often that is waited for: by the rest of memory, and by the pass over the disks that the pause falls into. Moves of a
-/// guest of 192 MiB over links of 800, 600, 400 and 200 Mbit/s stood still for 81 to 126, 291, 245 to 552 and 1295 ms.
+/// How often that is waited for: by the rest of memory, and by the pass over the disks that the pause falls into. Fitted, not
+/// derived: in two runs of `scenario_check` a guest of 192 MiB stood still for 77 to 106 ms at 800 Mbit/s, 98 and 291 at 600,
+/// 203 to 552 at 400, and 1295 and 1773 at 200, where it is too little.
 const QUEUES: f64 = 2.0;
-/// The same on a bad day: the passes of a guest that writes come one after the other, and lanes share a full link badly. As
-/// measured above.
+/// The same on a bad day: the passes of a guest that writes come one after the other, and lanes may share a full link badly,
+/// which is assumed. Fitted to the first of those runs; the second exceeded it once, at 200 Mbit/s.
 const QUEUES_CAUTIOUS: f64 = 5.0;
 /// The shortest round over memory, in seconds: what is dirtied in it is left for the blackout. QEMU looks ten times a second
 /// whether little enough is left, so it is half of that on average; assumed, and not measured.
