@@ -64,7 +64,7 @@ impl Fleet {
         // The broker drops a message whose id it has seen.
         let id = uuid::Uuid::new_v4().to_string();
         self.as_coordinator(async move |bus| {
-            let store = Store::open(&bus, Retention::default()).await.map_err(io::Error::other)?;
+            let store = Box::pin(Store::open(&bus, Retention::default())).await.map_err(io::Error::other)?;
             store.publish(&subject, &id, body).await.map_err(io::Error::other)
         })
         .await

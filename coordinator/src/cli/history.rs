@@ -8,7 +8,7 @@ use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 
 use super::error::{CliError, Exit};
-use super::job::mode_name;
+use super::job::manner;
 use super::now;
 use super::output::{Output, moment, or_dash, table};
 use crate::client::{Client, ClientError, HistoryQuery};
@@ -75,7 +75,7 @@ fn list(records: &[JobRecord]) -> String {
             record.job.to_string(),
             record.vm.to_string(),
             format!("{} → {}", record.source, record.target),
-            mode_name(record.mode).to_owned(),
+            manner(record.kind, record.mode).to_owned(),
             record.state.to_string(),
             moment(record.finished_at),
             or_dash(record.started_at.map(|began| format!("{:.1}", record.finished_at.seconds_since(began)))),

@@ -307,7 +307,7 @@ fn list(jobs: &[JobView]) -> String {
             job.job.to_string(),
             job.vm.name.to_string(),
             format!("{} → {}", job.source, job.target),
-            if job.kind == JobKind::Move { mode(job) } else { of(job) }.to_owned(),
+            manner(job.kind, job.mode).to_owned(),
             job.state.to_string(),
             format!("{:.0} %", job.percent.floor()),
             moment(job.submitted_at),
@@ -316,18 +316,22 @@ fn list(jobs: &[JobView]) -> String {
     table(["JOB", "VM", "FROM → TO", "MODE", "STATE", "DONE", "SUBMITTED"], rows)
 }
 
+/// What a job does, in a word; of a move how.
+pub(super) const fn manner(kind: JobKind, mode: MoveMode) -> &'static str {
+    match kind {
+        JobKind::Move => mode_name(mode),
+        _ => kind_name(kind),
+    }
+}
+
 /// What a job does, in a word.
-pub(super) const fn of(job: &JobView) -> &'static str {
-    match job.kind {
+pub(super) const fn kind_name(kind: JobKind) -> &'static str {
+    match kind {
         JobKind::Move => "move",
         JobKind::Check => "check",
         JobKind::DeepCheck => "deep check",
         JobKind::Stage => "preparation",
     }
-}
-
-pub(super) const fn mode(job: &JobView) -> &'static str {
-    mode_name(job.mode)
 }
 
 pub(super) const fn mode_name(mode: MoveMode) -> &'static str {
@@ -343,7 +347,7 @@ pub(super) fn show(job: &JobView) -> String {
     let mut rows = vec![
         ("job", job.job.to_string()),
         ("vm", format!("{} ({})", job.vm.name, job.vm.id)),
-        (of(job), format!("{} → {}, {}", job.source, job.target, mode(job))),
+        (kind_name(job.kind), format!("{} → {}, {}", job.source, job.target, mode_name(job.mode))),
         ("state", format!("{} ({})", job.state, job.state_number)),
         ("done", format!("{:.1} %", job.percent)),
         ("submitted", moment(job.submitted_at)),

@@ -194,8 +194,8 @@ fn news(before: Option<&JobView>, view: &JobView) -> Vec<String> {
     news.sort_by_key(|(at, _)| *at);
     let head = before.is_none().then(|| {
         let JobView { job, vm, source, target, .. } = view;
-        let of = if view.kind == JobKind::Move { String::new() } else { format!("{} of ", job::of(view)) };
-        format!("job {job}: {of}{} from {source} to {target} ({})", vm.name, job::mode(view))
+        let of = if view.kind == JobKind::Move { String::new() } else { format!("{} of ", job::kind_name(view.kind)) };
+        format!("job {job}: {of}{} from {source} to {target} ({})", vm.name, job::mode_name(view.mode))
     });
     head.into_iter().chain(news.into_iter().map(|(_, line)| line)).collect()
 }

@@ -393,7 +393,7 @@ impl State {
     }
 
     fn progressed(&mut self, progress: Progress, now: Now, out: &mut Vec<Action>) {
-        let Some(job) = self.jobs.get_mut(&progress.job).filter(|job| !job.status.state.is_final()) else { return };
+        let Some(job) = self.jobs.get_mut(&progress.job).filter(|job| job.status.is_active()) else { return };
         if !job.status.plan.involves(&progress.host) {
             return;
         }

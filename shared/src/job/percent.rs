@@ -7,10 +7,11 @@ const COPY_FROM_PERCENT: f64 = 2.0;
 const COPY_TO_PERCENT: f64 = 95.0;
 
 impl JobStatus {
-    /// Progress that still says something: of this job, and while it is not over.
+    /// Progress that still says something: of this job, and while agents have it in hand. The last of it may come after the
+    /// word that the job is suspended.
     #[must_use]
     pub fn latest<'a>(&self, progress: Option<&'a Progress>) -> Option<&'a Progress> {
-        progress.filter(|progress| progress.job == self.job && !self.state.is_final())
+        progress.filter(|progress| progress.job == self.job && self.is_active())
     }
 
     /// Percent of the job, 0 to 100, to a tenth. Copying is weighed by what the plan says there is to carry, and not by

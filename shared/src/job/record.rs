@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{FailureReport, JobState, JobStatus, MoveMode, Policy, Run, StepFigures};
+use super::{FailureReport, JobKind, JobState, JobStatus, MoveMode, Policy, Run, StepFigures};
 use crate::id::{HostId, JobId, VmId, VmName};
 use crate::time::Timestamp;
 
@@ -20,7 +20,10 @@ pub struct JobRecord {
     pub source: HostId,
     /// The host that was to have it.
     pub target: HostId,
-    /// How it moved.
+    /// What it did about the VM.
+    #[serde(default)]
+    pub kind: JobKind,
+    /// How the VM moved, or would have.
     pub mode: MoveMode,
     /// How the job was treated.
     pub policy: Policy,
@@ -58,6 +61,7 @@ impl JobRecord {
             vm_id: plan.vm.id,
             source: plan.source.id.clone(),
             target: plan.target.id.clone(),
+            kind: plan.kind,
             mode: plan.mode,
             policy: status.policy.clone(),
             state: status.state,

@@ -1,0 +1,160 @@
+//! What events add up to, and what they leave alone.
+
+use proptest::prelude::*;
+
+use super::super::{Host, JobKind, MoveMode, MoveSettings, StepFigures};
+use super::*;
+use crate::id::Generation;
+use crate::units::ByteCount;
+use crate::vm::VmSpec;
+
+fn plan() -> Plan {
+    let host = |id: &str| Host { id: id.parse().expect("a name"), addresses: Vec::new() };
+    let vm = VmSpec {
+        name: "web".parse().expect("a name"),
+        id: "0197c0de-0000-7000-8000-000000000002".parse().expect("a UUID"),
+        memory: ByteCount::mebibytes(64),
+        vcpus: 1,
+        cpu: "max".into(),
+        machine: "pc-q35-7.2".into(),
+        firmware: crate::vm::Firmware::Bios,
+        kernel: None,
+        disks: Vec::new(),
+        nics: Vec::new(),
+        guest_agent: false,
+        extra_arguments: Vec::new(),
+    };
+    Plan {
+        job: "0197c0de-0000-7000-8000-000000000001".parse().expect("a UUID"),
+        planned_at: Timestamp::from_unix_microseconds(0),
+        attempt: 0,
+        kind: JobKind::Move,
+        mode: MoveMode::Live,
+        vm_at_target: vm.clone(),
+        vm,
+        source: host("alpha"),
+        target: host("bravo"),
+        disks: Vec::new(),
+        generation: Generation(1),
+        token: Token::from_bytes([7; 32]),
+        lanes: 4,
+        planned: None,
+        hold_seconds: None,
+        bandwidth: None,
+        blackout_max_ms: 2000,
+        settings: MoveSettings::default(),
+        steps: Plan::steps_of(JobKind::Move, MoveMode::Live, false),
+    }
+}
+
+fn event(host: &str, sequence: u64, body: EventBody) -> Event {
+    let reporter = Reporter::Host(host.parse().expect("a name"));
+    let at = Timestamp::from_unix_microseconds(i64::try_from(sequence).expect("small") * 1_000_000);
+    Event { job: plan().job, reporter, sequence, at, body }
+}
+
+/// What a source tells of a move without disks.
+fn story() -> Vec<Event> {
+    let mut bodies = vec![EventBody::Accepted { plan: Box::new(plan()) }];
+    for step in plan().steps {
+        bodies.push(EventBody::StepStarted { step });
+        bodies.push(EventBody::StepFinished { step, figures: StepFigures::default() });
+    }
+    bodies.push(EventBody::Completed { blackout_us: 1500 });
+    (1..).zip(bodies).map(|(sequence, body)| event("alpha", sequence, body)).collect()
+}
+
+fn folded<'a>(events: impl IntoIterator<Item = &'a Event>) -> JobStatus {
+    let mut status = JobStatus::planned(plan());
+    for event in events {
+        let _ = status.apply(event);
+    }
+    status
+}
+
+#[test]
+fn a_whole_story_ends_completed_with_every_step_timed() {
+    let status = folded(&story());
+    assert_eq!((status.state, status.blackout_us), (JobState::Completed, Some(1500)));
+    assert!(status.steps.iter().all(|step| step.state == StepState::Finished && step.seconds() == Some(1.0)));
+    assert!(!status.cancellable());
+}
+
+#[test]
+fn no_status_shows_the_token() {
+    assert!(folded(&story()).plan.token.matches(&[0; 32]));
+}
+
+#[test]
+fn a_story_cut_short_by_a_failure_keeps_the_step_and_the_reason() {
+    let mut events: Vec<Event> = story().into_iter().take(4).collect();
+    let failure = FailureReport {
+        code: super::super::FailureCode::LinkLost,
+        message: "the link is gone".into(),
+        causes: Vec::new(),
+        remedy: "mend it".into(),
+        host: None,
+    };
+    let step = StepKind::CopyMemory;
+    events.push(event("alpha", 5, EventBody::StepFailed { step, failure: failure.clone() }));
+    events.push(event("alpha", 6, EventBody::Failed { failure: failure.clone() }));
+    let status = folded(&events);
+    assert_eq!((status.state, status.failure), (JobState::Exception, Some(failure)));
+    assert_eq!(status.steps[1].state, StepState::Failed);
+}
+
+#[test]
+fn what_is_undone_was_not_ceded_however_far_it_was() {
+    // Until the handover has begun, and no further.
+    let handover = EventBody::StepStarted { step: StepKind::Handover };
+    let mut events = story();
+    events.truncate(events.iter().position(|event| event.body == handover).expect("it is told") + 1);
+    let mut status = folded(&events);
+    assert_eq!((status.state, status.hands()), (JobState::Running, Hands::Ceded));
+    // A cancel that was sent before came in time all the same, and can be made a kill.
+    events.push(event("alpha", 99, EventBody::CancelAccepted));
+    status = folded(&events);
+    assert_eq!((status.state, status.hands()), (JobState::ShuttingDown, Hands::Agents));
+}
+
+#[test]
+fn a_suspend_that_met_a_failure_leaves_a_job_that_can_go_on() {
+    let mut events: Vec<Event> = story().into_iter().take(4).collect();
+    let failure = FailureReport {
+        code: super::super::FailureCode::AgentRestarted,
+        message: "the job is over at bravo".into(),
+        causes: Vec::new(),
+        remedy: "start it again".into(),
+        host: None,
+    };
+    events.push(event("alpha", 5, EventBody::StepFailed { step: StepKind::CopyMemory, failure }));
+    events.push(event("alpha", 6, EventBody::Suspended { figures: StepFigures::default() }));
+    let mut status = folded(&events);
+    assert_eq!((status.state, status.hands()), (JobState::Suspended, Hands::Coordinator));
+    assert_eq!(status.apply(&event("alpha", 7, EventBody::Resumed)), Ok(()));
+    assert_eq!((status.state, status.failure), (JobState::Starting, None));
+}
+
+#[test]
+fn an_unresolved_handover_waits_for_an_operator_and_can_still_complete() {
+    let mut events: Vec<Event> = story().into_iter().take(9).collect();
+    events.push(event("alpha", 10, EventBody::Unresolved { reason: "bravo is silent".into() }));
+    let mut status = folded(&events);
+    assert_eq!(status.state, JobState::QueryPending);
+    assert_eq!(status.apply(&event("alpha", 11, EventBody::Completed { blackout_us: 1 })), Ok(()));
+    assert_eq!(status.state, JobState::Completed);
+}
+
+proptest! {
+    /// The broker may send anything again, at any time: it changes nothing.
+    #[test]
+    fn repeats_change_nothing(repeats in proptest::collection::vec(0_usize..15, 0..40)) {
+        let story = story();
+        let mut events = Vec::new();
+        for (index, event) in story.iter().enumerate() {
+            events.push(event);
+            events.extend(repeats.iter().filter(|repeat| **repeat <= index).map(|repeat| &story[*repeat]));
+        }
+        prop_assert_eq!(folded(events), folded(&story));
+    }
+}
