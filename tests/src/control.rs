@@ -4,6 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
+use rustix::process::Signal;
 use sterna_agent::journal::Journal;
 use sterna_coordinator::bus::Bus;
 use sterna_coordinator::config::Retention;
@@ -15,6 +16,9 @@ use sterna_shared::job::Plan;
 use tokio::time::Instant;
 
 use crate::fleet::Fleet;
+
+/// How long a process may take to stand still once it is told.
+const STOPPED_AFTER: Duration = Duration::from_millis(50);
 
 /// How long one request may take.
 const ASK_WAIT: Duration = Duration::from_secs(60);
@@ -74,7 +78,13 @@ impl Fleet {
     pub fn plan_of(&self, host: &str, job: JobId) -> anyhow::Result<Plan> {
         let journal = self.folder().join(host).join("state/journal.redb");
         let copy = self.folder().join(format!("journal-{host}-{job}.redb"));
-        std::fs::copy(&journal, &copy)?;
+        // Not in the middle of a write: as a crash would leave it.
+        let agent = self.agent(host)?.process();
+        agent.map_or(Ok(()), |agent| agent.signal(Signal::STOP))?;
+        std::thread::sleep(STOPPED_AFTER);
+        let copied = std::fs::copy(&journal, &copy);
+        agent.map_or(Ok(()), |agent| agent.signal(Signal::CONT))?;
+        copied?;
         Ok(Journal::open(&copy)?.job(job)?.with_context(|| format!("{host} does not know job {job}"))?.plan)
     }
 
