@@ -111,6 +111,12 @@ pub enum Role {
     Staging,
     /// It has the VM, whose disks are read through for a deep check.
     Reader,
+    /// It has the VM, and leads a cycle of its replication.
+    CycleSource,
+    /// It has the replica.
+    Replica,
+    /// It makes a clone of a replica.
+    Cloner,
 }
 
 /// How far a job is at this host.
@@ -446,6 +452,8 @@ pub(crate) mod tests {
             settings: MoveSettings::default(),
             planned: None,
             hold_seconds: None,
+            retention: None,
+            clone: None,
             steps: Plan::steps_of(JobKind::Move, MoveMode::Live, false),
         };
         let accepted_at = plan.planned_at;

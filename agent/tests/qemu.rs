@@ -392,6 +392,7 @@ async fn qemu_takes_every_bus_and_firmware_that_is_laid_out() {
                 name: format!("{bus:?}-of-a-long-name-{index}").parse().expect("a name"),
                 bus,
                 read_only: bus != DiskBus::Sata && index == 0,
+                base: None,
                 ..model.clone()
             })
             .collect();

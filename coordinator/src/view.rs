@@ -408,6 +408,8 @@ mod tests {
             settings: MoveSettings::default(),
             planned: None,
             hold_seconds: None,
+            retention: None,
+            clone: None,
             steps: Plan::steps_of(JobKind::Move, MoveMode::Live, true),
         }
     }

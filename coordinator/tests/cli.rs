@@ -143,6 +143,8 @@ fn plan(job: JobId) -> Plan {
         settings: MoveSettings::default(),
         planned: None,
         hold_seconds: None,
+        replication: None,
+        clone: None,
         steps: Plan::steps_of(JobKind::Move, MoveMode::Cold, false),
     }
 }

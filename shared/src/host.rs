@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, VmId, VmName};
 use crate::peer::attach::DATA_LANES_MAX;
 use crate::planned::PlannedVm;
+use crate::replica::Replica;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{BootFile, VmSpec};
@@ -62,6 +63,9 @@ pub struct Inventory {
     /// The VMs that it is prepared for.
     #[serde(default)]
     pub planned: Vec<PlannedVm>,
+    /// The replicas that it has of VMs of other hosts.
+    #[serde(default)]
+    pub replicas: Vec<Replica>,
 }
 
 /// The hypervisor of a host.

@@ -11,6 +11,7 @@
 //!   bus/                   subjects, envelope, and the messages that cross NATS
 //!   peer/                  hello, messages and frames that cross between two agents
 //!   probe                  what a host measures for the checks of a move
+//!   replica                a VM's disks at another host, as they were at points in time
 //!   view/                  a job as programs of other products expect it
 //! ```
 
@@ -22,6 +23,7 @@ pub mod ownership;
 pub mod peer;
 pub mod planned;
 pub mod probe;
+pub mod replica;
 pub mod time;
 pub mod units;
 pub mod view;

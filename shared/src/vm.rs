@@ -11,6 +11,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BridgeName, DiskName, PoolName, VmId, VmName};
+use crate::replica::Base;
 use crate::units::ByteCount;
 
 /// The most disks one VM may have.
@@ -167,6 +168,9 @@ pub struct DiskSpec {
     /// Whether the guest may only read.
     #[serde(default)]
     pub read_only: bool,
+    /// What it stands on, of a clone: what was never written to it is read from there. Nobody writes this by hand.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<Base>,
 }
 
 fn yes() -> bool {
@@ -382,6 +386,7 @@ mod tests {
             cache: CacheMode::None,
             discard: true,
             read_only: false,
+            base: None,
         };
         VmSpec {
             name: "web".parse().expect("a name"),

@@ -134,7 +134,13 @@ fn forgettable(jobs: Vec<JobRecord>, vms: &[VmRecord], retention: Retention, now
     }
     let open = |record: &JobRecord| {
         let asked = match record.role {
-            Role::Source | Role::Storage | Role::Staging | Role::Reader => false,
+            Role::Source
+            | Role::Storage
+            | Role::Staging
+            | Role::Reader
+            | Role::CycleSource
+            | Role::Replica
+            | Role::Cloner => false,
             Role::Target => {
                 !record.settled && last_led.get(&led(&record.plan)).is_none_or(|last| *last <= record.plan.planned_at)
             }

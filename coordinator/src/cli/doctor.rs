@@ -408,6 +408,7 @@ mod tests {
                 partials: vec![],
                 memory_reserved: ByteCount(0),
                 planned: vec![],
+                replicas: vec![],
             },
             online: true,
             heard_at: at(0),

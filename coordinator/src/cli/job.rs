@@ -331,6 +331,8 @@ pub(super) const fn kind_name(kind: JobKind) -> &'static str {
         JobKind::Check => "check",
         JobKind::DeepCheck => "deep check",
         JobKind::Stage => "preparation",
+        JobKind::Replicate => "replication",
+        JobKind::Clone => "clone",
     }
 }
 

@@ -196,6 +196,8 @@ impl WishArgs {
             settings: MoveSettings::default(),
             planned: self.planned,
             hold_seconds: None,
+            replication: None,
+            clone: None,
         };
         let mut settings = Settings { request: &mut request, policy, unit: BandwidthUnit::default() };
         // What a bandwidth counts in is to be known before it.

@@ -101,6 +101,8 @@ fn request(args: &MakeArgs) -> Result<MoveRequest, CliError> {
         planned: None,
         settings: MoveSettings::default(),
         hold_seconds: args.hold,
+        replication: None,
+        clone: None,
     })
 }
 

@@ -42,6 +42,7 @@ pub(crate) fn vm(name: &str) -> VmSpec {
         cache: CacheMode::None,
         discard: true,
         read_only: false,
+        base: None,
     };
     VmSpec {
         name: name.parse().expect("a name"),
@@ -115,6 +116,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         partials: vec![],
         memory_reserved: ByteCount(0),
         planned: vec![],
+        replicas: vec![],
     }
 }
 
@@ -133,5 +135,7 @@ pub(crate) fn request() -> MoveRequest {
         settings: MoveSettings::default(),
         planned: None,
         hold_seconds: None,
+        replication: None,
+        clone: None,
     }
 }

@@ -222,6 +222,8 @@ impl<'a> Case<'a> {
                 false => planned::used(self).map(|planned| planned.id),
             },
             hold_seconds: stages.then(|| self.request.hold_seconds.unwrap_or(HOLD_DEFAULT_SECONDS)),
+            retention: self.request.replication.as_ref().map(|wish| wish.retention),
+            clone: None,
         })
     }
 }

@@ -464,6 +464,11 @@ pub enum AgentRequest {
         /// Which.
         vm: VmId,
     },
+    /// Forget the replica of a VM, and remove its files, or what replication has put up at the VM's own host.
+    ReplicaDrop {
+        /// The replicated VM.
+        vm: VmId,
+    },
     /// Drop a planned VM.
     PlannedDrop {
         /// Which.

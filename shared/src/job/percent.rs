@@ -39,7 +39,9 @@ impl JobStatus {
         let (disk_weight, memory_weight) = match self.plan.kind {
             JobKind::Check => (0, 0),
             JobKind::DeepCheck => (self.plan.vm.disks.iter().map(|disk| disk.size.0).sum(), 0),
-            JobKind::Move | JobKind::Stage => (self.plan.disk_bytes().0, self.plan.memory_bytes().0),
+            JobKind::Move | JobKind::Stage | JobKind::Replicate | JobKind::Clone => {
+                (self.plan.disk_bytes().0, self.plan.memory_bytes().0)
+            }
         };
         let whole = float(disk_weight) + float(memory_weight);
         let copied =
@@ -53,11 +55,11 @@ impl JobStatus {
 
 const fn floor_percent(kind: StepKind) -> f64 {
     match kind {
-        StepKind::Prepare => 0.0,
+        StepKind::Prepare | StepKind::CloneDisks => 0.0,
         StepKind::CopyDisks | StepKind::CopyMemory => COPY_FROM_PERCENT,
         StepKind::Switchover => COPY_TO_PERCENT,
-        StepKind::Prove => 97.0,
-        StepKind::Handover => 98.0,
+        StepKind::Prove | StepKind::Commit => 97.0,
+        StepKind::Handover | StepKind::Instantiate => 98.0,
         StepKind::Release => 99.0,
         // A check is over within seconds; the reading before it is what takes long.
         StepKind::ReadDisks | StepKind::Check => 0.0,

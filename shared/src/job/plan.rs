@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{JobKind, MoveSettings, StepKind};
 use crate::id::{Generation, HostId, JobId, PlannedVmId, Token};
+use crate::replica::{CloneOf, Retention};
 use crate::time::Timestamp;
 use crate::units::{Bandwidth, ByteCount};
 use crate::vm::{DiskSpec, VmSpec};
@@ -60,6 +61,12 @@ pub struct Plan {
     /// How long the planned VM is held that the job makes, in seconds.
     #[serde(default)]
     pub hold_seconds: Option<u32>,
+    /// Of a replication: which snapshots the target keeps.
+    #[serde(default)]
+    pub retention: Option<Retention>,
+    /// Of a clone: what it is made from. `vm` is then the clone itself, and both hosts are the one that it is made at.
+    #[serde(default)]
+    pub clone: Option<CloneOf>,
     /// What will be done, in order.
     pub steps: Vec<StepKind>,
 }
@@ -101,11 +108,16 @@ impl Plan {
     /// The steps of a job: the one place that fixes their order.
     #[must_use]
     pub fn steps_of(kind: JobKind, mode: MoveMode, copies_disks: bool) -> Vec<StepKind> {
-        use StepKind::{Check, CopyDisks, CopyMemory, Handover, Prepare, Prove, ReadDisks, Release, Switchover};
+        use StepKind::{
+            Check, CloneDisks, Commit, CopyDisks, CopyMemory, Handover, Instantiate, Prepare, Prove, ReadDisks,
+            Release, Switchover,
+        };
         let all: &[StepKind] = match (kind, mode) {
             (JobKind::Check, _) => &[Check],
             (JobKind::DeepCheck, _) => &[ReadDisks, Check],
             (JobKind::Stage, _) => &[Prepare],
+            (JobKind::Replicate, _) => &[Prepare, CopyDisks, Commit],
+            (JobKind::Clone, _) => &[CloneDisks, Instantiate],
             (JobKind::Move, MoveMode::Live) => &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release],
             (JobKind::Move, MoveMode::Cold) => &[Prepare, CopyDisks, Prove, Handover, Release],
             (JobKind::Move, MoveMode::Storage) => &[Prepare, CopyDisks, Switchover, Prove, Release],
@@ -113,23 +125,25 @@ impl Plan {
         all.iter().copied().filter(|step| copies_disks || !matches!(step, CopyDisks | Prove)).collect()
     }
 
-    /// Whether the job changes something of the VM at its hosts. Only then does it hold the VM, and take slots.
+    /// Whether the VM, or its disks, move. Only then does the job take slots of its hosts.
     #[must_use]
     pub fn moves(&self) -> bool {
         self.kind == JobKind::Move
     }
 
     /// The hosts whose agents have a part in it, each once, in the order in which they are told. None of a check, which the
-    /// coordinator makes; of a deep one that which has the disks; of a planned VM that which will have it.
+    /// coordinator makes; of a deep one that which has the disks; of a planned VM and of a clone that which will have it.
     #[must_use]
     pub fn parties(&self) -> Vec<&HostId> {
         match self.kind {
             JobKind::Check => Vec::new(),
             JobKind::DeepCheck => vec![&self.source.id],
-            JobKind::Stage => vec![&self.target.id],
+            JobKind::Stage | JobKind::Clone => vec![&self.target.id],
             // The target comes first: it has the plan when the source, which leads, comes.
-            JobKind::Move if self.source.id != self.target.id => vec![&self.target.id, &self.source.id],
-            JobKind::Move => vec![&self.source.id],
+            JobKind::Move | JobKind::Replicate if self.source.id != self.target.id => {
+                vec![&self.target.id, &self.source.id]
+            }
+            JobKind::Move | JobKind::Replicate => vec![&self.source.id],
         }
     }
 

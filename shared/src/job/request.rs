@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MoveMode, MoveSettings, Plan};
 use crate::id::{DiskName, HostId, PlannedVmId, PoolName};
+use crate::replica::{CloneWish, ReplicationWish};
 use crate::units::Bandwidth;
 use crate::vm::DiskFormat;
 
@@ -21,6 +22,10 @@ pub enum JobKind {
     DeepCheck,
     /// A planned VM is made at the target: what a later move needs is reserved there, and nothing runs.
     Stage,
+    /// Its disks are replicated to the target, while it stays: once, or in cycles.
+    Replicate,
+    /// It is made, of a replica; the replicated VM is left alone.
+    Clone,
 }
 
 impl JobKind {
@@ -33,7 +38,7 @@ impl JobKind {
     /// Whether no other job may touch the VM meanwhile.
     #[must_use]
     pub const fn holds_vm(self) -> bool {
-        matches!(self, Self::Move | Self::DeepCheck)
+        matches!(self, Self::Move | Self::DeepCheck | Self::Replicate | Self::Clone)
     }
 }
 
@@ -44,7 +49,7 @@ pub struct MoveRequest {
     /// What the job does about it.
     #[serde(default)]
     pub kind: JobKind,
-    /// The VM, by name or id.
+    /// The VM, by name or id; of a clone the replicated one.
     pub vm: String,
     /// Where to. Left out for a storage move within the VM's host.
     pub target: Option<HostId>,
@@ -76,6 +81,12 @@ pub struct MoveRequest {
     /// where it is left out.
     #[serde(default)]
     pub hold_seconds: Option<u32>,
+    /// Of a replication: what is wanted of it.
+    #[serde(default)]
+    pub replication: Option<ReplicationWish>,
+    /// Of a clone: what is to be made.
+    #[serde(default)]
+    pub clone: Option<Box<CloneWish>>,
 }
 
 impl MoveRequest {
@@ -106,6 +117,9 @@ impl MoveRequest {
             settings: plan.settings.clone(),
             planned: plan.planned.filter(|_| plan.kind != JobKind::Stage),
             hold_seconds: plan.hold_seconds,
+            replication: plan.retention.map(|retention| ReplicationWish { retention }),
+            // What it was asked for is not all in its plan, and it is not asked for again.
+            clone: None,
         }
     }
 }

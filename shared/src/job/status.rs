@@ -303,6 +303,10 @@ impl JobStatus {
             }
             EventBody::RunEnded { run, state, failure, more } => {
                 self.runs.end(*run, *state, failure.clone(), event.at);
+                // Its pause is counted from the end of the run.
+                if self.policy.schedule.as_ref().is_some_and(|schedule| schedule.idle_seconds.is_some()) {
+                    self.runs.considered = event.at;
+                }
                 self.enter(if *more { StateInput::Rested } else { StateInput::Completed }, event.at)?;
             }
             EventBody::Edited { policy } => self.policy = Policy::clone(policy),

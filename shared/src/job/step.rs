@@ -8,7 +8,8 @@ use super::FailureReport;
 use crate::id::HostId;
 use crate::time::Timestamp;
 
-/// A phase of a job: those of a move in the order in which a live one passes through them, then those of a check.
+/// A phase of a job: those of a move in the order in which a live one passes through them, then those of
+/// a check, of a replication and of a clone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -31,6 +32,12 @@ pub enum StepKind {
     ReadDisks,
     /// Everything that speaks for and against a move is looked at; of a check.
     Check,
+    /// Both ends' digests are compared, and the snapshot is there from one instant on; of a replication.
+    Commit,
+    /// Its disks are made, on those of the replica or as copies of them; of a clone.
+    CloneDisks,
+    /// It is defined, and started where that is asked; of a clone.
+    Instantiate,
 }
 
 impl StepKind {
@@ -47,6 +54,9 @@ impl StepKind {
             Self::Release => "release",
             Self::ReadDisks => "read_disks",
             Self::Check => "check",
+            Self::Commit => "commit",
+            Self::CloneDisks => "clone_disks",
+            Self::Instantiate => "instantiate",
         }
     }
 

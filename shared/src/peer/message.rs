@@ -8,6 +8,9 @@
 //! | `PassEnd` / `PassApplied` | source → target → source | so many blocks made up this pass; all of them are applied |
 //! | `MemoryOpen` / `MemoryReady` | source → target → source | QEMU's migration channels begin |
 //! | `Prove` / `Proof` | source → target → source | flush, read back, tell the digests |
+//! | `CycleOpen` / `CycleOpened` | source → target → source | a replication cycle: which snapshot is the latest there |
+//! | `CycleBegin` / `Prepared` | source → target → source | of which point in time; the layer is there |
+//! | `CycleCommit` / `CycleCommitted` | source → target → source | compare the digests; the snapshot is whole |
 //! | `Handover` | both | the messages of [`crate::ownership`] |
 //! | `Abort` / `Aborted` | source → target → source | undo the preparation; it is undone |
 //! | `Failed` | target → source | the target cannot go on |
@@ -16,9 +19,11 @@
 use serde::{Deserialize, Serialize};
 
 use crate::bus::{EnvelopeError, decode, encode};
-use crate::id::Generation;
+use crate::id::{Generation, JobId};
 use crate::job::FailureReport;
 use crate::ownership;
+use crate::replica::Consistency;
+use crate::time::Timestamp;
 
 /// A message of the control channel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +96,31 @@ pub enum Message {
         #[serde(with = "roots")]
         roots: Vec<[u8; 32]>,
     },
+    /// Source to target: a cycle of a replication begins.
+    CycleOpen,
+    /// Target to source: what is there of earlier ones.
+    CycleOpened {
+        /// The cycle of the latest snapshot that is whole and sound; none where everything is to be sent, or compared.
+        latest: Option<JobId>,
+    },
+    /// Source to target: the point in time is taken; make a layer for it. Answered by [`Message::Prepared`], whose `held` are the
+    /// bytes of each disk that need not be sent where digests are equal.
+    CycleBegin {
+        /// The point in time, by the source's clock.
+        taken_at: Timestamp,
+        /// What state the guest had its disks in then.
+        consistency: Consistency,
+        /// Whether only what was written since the latest snapshot comes, as the source has recorded it.
+        changes: bool,
+    },
+    /// Source to target: everything has been sent. Compare, and let the snapshot be there.
+    CycleCommit {
+        /// One digest a disk, in the plan's order: of the whole disk, or of the changes that were sent.
+        #[serde(with = "roots")]
+        roots: Vec<[u8; 32]>,
+    },
+    /// Target to source: the snapshot is there, and stays.
+    CycleCommitted,
     /// Both ways: the handover.
     Handover {
         /// What is said.
@@ -145,6 +175,11 @@ impl Message {
             Self::MemoryReady => "memory ready",
             Self::Prove => "prove",
             Self::Proof { .. } => "proof",
+            Self::CycleOpen => "cycle open",
+            Self::CycleOpened { .. } => "cycle opened",
+            Self::CycleBegin { .. } => "cycle begin",
+            Self::CycleCommit { .. } => "cycle commit",
+            Self::CycleCommitted => "cycle committed",
             Self::Handover { .. } => "handover",
             Self::Abort { .. } => "abort",
             Self::Aborted => "aborted",

@@ -56,6 +56,8 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         settings: MoveSettings::default(),
         planned: None,
         hold_seconds: None,
+        retention: None,
+        clone: None,
         steps: Plan::steps_of(JobKind::Move, mode, copies_disks),
     }
 }

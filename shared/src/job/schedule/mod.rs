@@ -39,6 +39,10 @@ pub struct Schedule {
     pub at: Option<Timestamp>,
     /// The calendar it runs by (`RunMonth`, `RunDay`, `RunDayOfWeek`, `RunStartInterval`, `LocalOrUtcTime`).
     pub rule: Option<Rule>,
+    /// It runs again so many seconds after it last began or ended, and for the first time at once. Either this, or a moment,
+    /// or a rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_seconds: Option<u32>,
     /// How often it runs (`JobRunTimes`): 0 is until `until`, or for ever; 1, CIM's default, is once. Only runs count:
     /// a turn that was missed and not made up for uses up none of them.
     pub run_times: u32,
@@ -94,6 +98,7 @@ impl Default for Schedule {
         Self {
             at: None,
             rule: None,
+            idle_seconds: None,
             run_times: 1,
             until: None,
             missed: Missed::default(),
@@ -115,11 +120,21 @@ impl Schedule {
         Self { rule: Some(rule), run_times: 0, ..Self::default() }
     }
 
+    /// A schedule that leaves so many seconds between two runs, for ever, with the other defaults.
+    #[must_use]
+    pub fn after_pauses(idle_seconds: u32) -> Self {
+        Self { idle_seconds: Some(idle_seconds), run_times: 0, ..Self::default() }
+    }
+
     /// What is wrong with it, each in a sentence that says what to do. A schedule that has a fault never runs.
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         match (self.at, &self.rule) {
+            (None, None) if self.idle_seconds.is_some() => {}
+            _ if self.idle_seconds.is_some() => {
+                faults.push("the job runs after pauses, and at moments of its own; leave one of them out".to_owned());
+            }
             (None, None) => faults.push("nothing says when the job runs; give a moment or a calendar rule".to_owned()),
             (Some(_), Some(_)) => {
                 faults
@@ -162,6 +177,14 @@ impl Schedule {
         if self.has_run(runs_done) || !self.faults().is_empty() {
             return Due::Nothing;
         }
+        // However long nobody looked, one pause is over: there are no turns to be counted.
+        if self.idle_seconds.is_some() {
+            let first = if runs_done == 0 { Some(now) } else { self.turn_after(considered) };
+            return match first.filter(|turn| *turn <= now && self.until.is_none_or(|until| now <= until)) {
+                Some(_) => Due::Run { turn: now, missed: 0 },
+                None => Due::Nothing,
+            };
+        }
         let horizon = Timestamp::from_unix_microseconds(now.unix_microseconds().saturating_sub(LOOK_BACK_US));
         // At most one turn a day: the walk is no longer than the days since the horizon.
         let turn_after = |after| self.turn_after(after).filter(|turn| *turn <= now);
@@ -183,9 +206,14 @@ impl Schedule {
         self.run_times != 0 && runs_done >= self.run_times
     }
 
+    fn after_pause(&self, after: Timestamp) -> Option<Timestamp> {
+        let pause_us = i64::from(self.idle_seconds?).saturating_mul(1_000_000).max(1);
+        Some(Timestamp::from_unix_microseconds(after.unix_microseconds().saturating_add(pause_us)))
+    }
+
     fn turn_after(&self, after: Timestamp) -> Option<Timestamp> {
         let turn = match &self.rule {
-            None => self.at.filter(|at| *at > after),
+            None => self.at.filter(|at| *at > after).or_else(|| self.after_pause(after)),
             Some(rule) => calendar::turn_after(rule, after),
         };
         turn.filter(|turn| self.until.is_none_or(|until| *turn <= until))

@@ -40,6 +40,8 @@ fn plan() -> Plan {
         lanes: 4,
         planned: None,
         hold_seconds: None,
+        retention: None,
+        clone: None,
         bandwidth: None,
         blackout_max_ms: 2000,
         settings: MoveSettings::default(),

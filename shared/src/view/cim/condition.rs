@@ -14,9 +14,7 @@
 
 use crate::bus::HostView;
 use crate::id::HostId;
-use crate::job::{
-    FailureCode, FailureReport, JobKind, JobState, JobStatus, MoveMode, Notice, Plan, StepKind, StepStatus,
-};
+use crate::job::{FailureCode, FailureReport, JobState, JobStatus, MoveMode, Notice, Plan, StepKind, StepStatus};
 
 use super::values::{
     CommunicationStatus, DetailedStatus, ErrorCode, HealthState, OperatingStatus, OperationalStatus, PrimaryStatus,
@@ -306,10 +304,11 @@ fn movement(status: &JobStatus) -> OperatingStatus {
     match status.current_step().map(|step| step.kind) {
         // It is tried out whether it could.
         _ if status.plan.kind.only_looks() => OperatingStatus::InTest,
-        _ if status.plan.mode == MoveMode::Storage || status.plan.kind == JobKind::Stage => OperatingStatus::InService,
+        _ if status.plan.mode == MoveMode::Storage || !status.plan.moves() => OperatingStatus::InService,
         None | Some(StepKind::Prepare | StepKind::CopyDisks | StepKind::CopyMemory) => OperatingStatus::Migrating,
         Some(StepKind::Switchover | StepKind::Prove | StepKind::Handover) => OperatingStatus::Emigrating,
         Some(StepKind::Release) => OperatingStatus::Immigrating,
         Some(StepKind::ReadDisks | StepKind::Check) => OperatingStatus::InTest,
+        Some(StepKind::Commit | StepKind::CloneDisks | StepKind::Instantiate) => OperatingStatus::InService,
     }
 }

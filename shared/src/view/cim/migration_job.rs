@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 
 use crate::id::VmId;
 use crate::job::{DiskMove, JobKind, JobState, JobStatus, MoveMode, Plan, Progress, Recovery};
+use crate::replica::CloneOf;
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
 use crate::vm::DiskSpec;
@@ -233,6 +234,8 @@ fn kind(plan: &Plan) -> (JobType, MigrationType) {
     };
     match (plan.kind, migration) {
         (JobKind::Stage, _) => (JobType::CreatingRemoteVirtualMachine, MigrationType::Staged),
+        // Hyper-V has other classes for what comes nearest, and no number here.
+        (JobKind::Replicate | JobKind::Clone, _) => (JobType::Unknown, migration),
         (JobKind::DeepCheck, _) => (JobType::CheckingStorage, MigrationType::StorageDeepCheck),
         (JobKind::Check, MigrationType::Storage) => (JobType::CheckingStorageMigration, migration),
         (JobKind::Check, MigrationType::VirtualSystem) => (JobType::CheckingVirtualMachine, migration),
@@ -246,6 +249,8 @@ fn kind(plan: &Plan) -> (JobType, MigrationType) {
 fn caption(plan: &Plan, job_type: JobType) -> String {
     let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
     let whole = match job_type {
+        JobType::Unknown if plan.kind == JobKind::Clone => format!("Making VM {vm} of a replica at {target}"),
+        JobType::Unknown => format!("Replicating VM {vm} from {source} to {target}"),
         JobType::CreatingRemoteVirtualMachine => format!("Preparing VM {vm} of {source} at {target}"),
         JobType::CheckingVirtualMachine => format!("Checking a move of VM {vm} from {source} to {target}"),
         JobType::CheckingVirtualMachineAndStorage => {
@@ -262,7 +267,9 @@ fn caption(plan: &Plan, job_type: JobType) -> String {
 
 fn element_name(plan: &Plan) -> String {
     let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
-    if plan.mode == MoveMode::Storage {
+    if plan.kind == JobKind::Clone {
+        format!("{vm}: clone at {target}")
+    } else if plan.mode == MoveMode::Storage {
         format!("{vm}: disks on {source}")
     } else {
         format!("{vm}: {source} to {target}")
@@ -283,12 +290,23 @@ fn description(plan: &Plan) -> String {
     if plan.kind == JobKind::Stage {
         return description_of_stage(plan);
     }
+    if let Some(CloneOf { replica, snapshot, full, .. }) = &plan.clone {
+        let (vm, target) = (&plan.vm.name, &plan.target.id);
+        let how = if *full { "copied from" } else { "standing on" };
+        return format!("VM {vm} at {target}, {how} snapshot {snapshot} of the replica of VM {replica}");
+    }
     let rate = plan.bandwidth.map_or_else(|| "no rate limit".to_owned(), |rate| format!("at most {rate}"));
     if plan.kind == JobKind::DeepCheck {
         let one = |disk: &DiskSpec| format!("disk {} of {} in pool {}", disk.name, disk.size, disk.pool);
         let disks: Vec<String> = plan.vm.disks.iter().map(one).collect();
         let disks = if disks.is_empty() { "no disk".to_owned() } else { disks.join(", ") };
         return format!("deep check of VM {} on {}: {disks} read through; {rate}", plan.vm.name, plan.source.id);
+    }
+    if plan.kind == JobKind::Replicate {
+        let one = |disk: &DiskMove| format!("disk {} to pool {}", disk.source.name, disk.target.pool);
+        let disks: Vec<String> = plan.disks.iter().map(one).collect();
+        let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
+        return format!("replication of VM {vm} from {source} to {target}: {}; {rate}", disks.join(", "));
     }
     let mut parts = Vec::new();
     if plan.mode == MoveMode::Live {
@@ -306,7 +324,7 @@ fn description(plan: &Plan) -> String {
     let carried = if parts.is_empty() { "nothing to copy".to_owned() } else { parts.join(", ") };
     let uses = plan.planned.map_or_else(String::new, |planned| format!(", using planned VM {planned}"));
     let what = match plan.kind {
-        JobKind::Move => "",
+        JobKind::Move | JobKind::Replicate | JobKind::Clone => "",
         JobKind::Check | JobKind::DeepCheck => "check of a ",
         JobKind::Stage => "preparation of a ",
     };
