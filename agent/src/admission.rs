@@ -14,7 +14,9 @@ use crate::journal::{JobRecord, Role};
 /// # Errors
 /// The refusal that the peer is sent.
 pub fn admit(record: Option<&JobRecord>, peer: &HostId, attach: &Attach) -> Result<Admitted, Refusal> {
-    let Some(record) = record.filter(|record| record.role == Role::Target) else { return Err(unknown(attach.job)) };
+    let Some(record) = record.filter(|record| matches!(record.role, Role::Target | Role::Replica)) else {
+        return Err(unknown(attach.job));
+    };
     fits(&record.plan.source.id, &record.plan.token, peer, attach)?;
     if attach.lanes != record.plan.lanes {
         let text = format!("{} lanes were planned, and {} are asked for", record.plan.lanes, attach.lanes);

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::host::{Inventory, Limits, PartialReport, VmReport};
-use sterna_shared::id::{HostId, JobId, PoolName, VmId};
+use sterna_shared::id::{DiskName, HostId, JobId, PoolName, VmId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport};
 use sterna_shared::planned::PlannedVm;
+use sterna_shared::replica::{Base, Replica};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, CacheMode, DiskFormat, DiskSpec, Firmware, VmSpec};
 use tokio::time::{MissedTickBehavior, interval};
@@ -21,12 +22,12 @@ use crate::clock;
 use crate::config::Config;
 use crate::disk::copy::target::Origin;
 use crate::disk::page_cache::PageCache;
-use crate::disk::pool::{Pool, PoolError};
+use crate::disk::pool::{LayerFile, Pool, PoolError};
 use crate::guest::tap;
 use crate::hypervisor::qemu::command_line::{Image, Placement, UefiPlacement};
 use crate::hypervisor::qemu::probe::Probe;
 use crate::hypervisor::qemu::runtime::{RuntimeDirectory, RuntimeError};
-use crate::journal::{Journal, Partial};
+use crate::journal::{Journal, JournalError, Partial};
 use crate::link::tls::Tls;
 use crate::teller::{NotTold, Teller};
 
@@ -48,6 +49,8 @@ pub struct Host {
     pub tls: Arc<Tls>,
     /// What it must not forget.
     pub journal: Journal,
+    /// Held while files of replicas are merged, and while a clone is made of some: one at a time.
+    pub layers_in_use: tokio::sync::Mutex<()>,
     teller: Teller,
 }
 
@@ -65,6 +68,19 @@ pub enum PlacementError {
     /// An image is not usable.
     #[error("an image of the VM is not usable")]
     Pool(#[from] PoolError),
+    /// What a clone stands on is not here.
+    #[error(
+        "the VM is a clone that stands on layer {layer} of the replica of VM {replica}, which this host does not have"
+    )]
+    NoLayer {
+        /// The replicated VM.
+        replica: VmId,
+        /// The layer.
+        layer: u32,
+    },
+    /// The journal cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The VM has a kernel to start and the host no boot directory.
     #[error(
         "the VM starts a kernel directly, and this host has no boot_directory; set it in the agent's configuration"
@@ -92,7 +108,8 @@ impl Host {
         journal: Journal,
         teller: Teller,
     ) -> Self {
-        Self { config, pools, probe, tls, journal, teller }
+        let layers_in_use = tokio::sync::Mutex::new(());
+        Self { config, pools, probe, tls, journal, layers_in_use, teller }
     }
 
     /// Its id.
@@ -136,7 +153,26 @@ impl Host {
     /// This host does not have the disk's pool.
     pub fn image(&self, vm: VmId, disk: &DiskSpec) -> Result<Image, PlacementError> {
         let pool = self.pool(disk)?;
-        Ok(Image { path: pool.image_path(vm, &disk.name, disk.format), kind: pool.kind() })
+        let layers = match &disk.base {
+            None => Vec::new(),
+            Some(base) => self.layers(base, &disk.name)?,
+        };
+        Ok(Image { path: pool.image_path(vm, &disk.name, disk.format), kind: pool.kind(), layers })
+    }
+
+    /// The files of the layers that a disk of a clone stands on, the lowest first.
+    ///
+    /// # Errors
+    /// They are not here.
+    pub fn layers(&self, base: &Base, disk: &DiskName) -> Result<Vec<PathBuf>, PlacementError> {
+        let gone = || PlacementError::NoLayer { replica: base.replica, layer: base.layer };
+        let record = self.journal.replica(base.replica)?.ok_or_else(gone)?;
+        let pool = self.pools.get(&base.pool);
+        let pool =
+            pool.ok_or_else(|| PlacementError::UnknownPool { disk: disk.to_string(), pool: base.pool.clone() })?;
+        let layers = record.replica.chain(base.layer).ok_or_else(gone)?;
+        let paths = layers.into_iter().map(|layer| pool.layer_path(base.replica, disk, LayerFile::Layer(layer)));
+        Ok(paths.collect::<Result<_, _>>()?)
     }
 
     /// How a storage daemon caches the raw files that it fills.
@@ -261,7 +297,14 @@ impl Host {
             vms,
             partials: partials.iter().filter_map(|partial| self.partial_report(partial)).collect(),
             planned: planned.to_vec(),
+            replicas: self.replicas(),
         }
+    }
+
+    /// The replicas here of which a snapshot can be had.
+    fn replicas(&self) -> Vec<Replica> {
+        let records = self.journal.replicas().unwrap_or_default();
+        records.into_iter().filter(|record| !record.dropped).map(|record| record.replica).collect()
     }
 
     /// What it takes on at once: as the configuration says, but for what was set since.

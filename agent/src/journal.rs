@@ -7,6 +7,7 @@
 //!   told     JobId          → number      how many events it told of that job
 //!   facts    name           → number      the highest epoch; how far events are published, and jobs forgotten; limits
 //!   planned  VmId           → PlannedVm   what is held ready for a VM that is elsewhere
+//!   replicas VmId           → ReplicaRecord  the layers of another host's VM's disks
 //!   partials VmId           → Partial     images of moves into this host that are not, or not yet, a VM's
 //! ```
 //!
@@ -22,6 +23,7 @@ mod events;
 mod limits;
 mod partial;
 mod planned;
+mod replica;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,6 +47,8 @@ pub use self::partial::{Kept, Partial, PartialDisk};
 use self::planned::PLANNED;
 #[cfg(test)]
 pub(crate) use self::planned::tests as planned_tests;
+use self::replica::REPLICAS;
+pub use self::replica::{ReplicaChange, ReplicaRecord};
 
 const VMS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("vms");
 const JOBS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("jobs");
@@ -191,6 +195,7 @@ impl Journal {
             tables.open_table(FACTS).map_err(write_error)?;
             tables.open_table(PARTIALS).map_err(write_error)?;
             tables.open_table(PLANNED).map_err(write_error)?;
+            tables.open_table(REPLICAS).map_err(write_error)?;
             Ok(())
         })?;
         Ok(journal)
@@ -412,6 +417,7 @@ impl Journal {
             "jobs": self.jobs()?.into_iter().map(blank).collect::<Vec<_>>(),
             "partials": self.partials()?.iter().map(Partial::dump).collect::<Vec<_>>(),
             "planned": self.planned()?,
+            "replicas": self.replicas()?,
             "events": events,
             "epoch": self.epoch()?,
             "limits_set": self.limits_set()?,

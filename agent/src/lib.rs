@@ -8,6 +8,7 @@
 //!   │  ├─ link        TLS, lanes, sessions
 //!   │  └─ guest       QEMU processes that outlive the agent
 //!   │     └─ hypervisor  QMP
+//!   ├─ replication cycles at their source and target, the layers they leave, clones of them
 //!   ├─ probe       measurements for the checks of a move: the way to a peer, a guest
 //!   └─ bus, journal, teller, config, host
 //! ```
@@ -26,6 +27,7 @@ pub mod link;
 pub mod memory;
 pub mod migration;
 pub mod probe;
+pub mod replication;
 pub mod requests;
 pub mod service;
 pub mod teller;

@@ -50,6 +50,7 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         | AgentRequest::VmStop { vm, .. }
         | AgentRequest::VmDelete { vm, .. }
         | AgentRequest::VmDrop { vm }
+        | AgentRequest::ReplicaDrop { vm }
         | AgentRequest::VmConsole { vm, .. }
         | AgentRequest::VmFenced { vm, .. }
         | AgentRequest::VmSuperseded { vm, .. }
@@ -104,7 +105,7 @@ fn error(kind: ApiErrorKind, message: String, hint: &str) -> AgentReply {
     AgentReply::Error { error: ApiError { kind, message, hints, refusals: Vec::new() } }
 }
 
-fn failed(failure: &dyn std::error::Error) -> AgentReply {
+pub(crate) fn failed(failure: &dyn std::error::Error) -> AgentReply {
     let mut message = failure.to_string();
     let mut source = failure.source();
     while let Some(cause) = source {
@@ -180,6 +181,7 @@ impl Handler {
             | AgentRequest::VmDefine { .. }
             | AgentRequest::VmDrop { .. }
             | AgentRequest::PlannedDrop { .. }
+            | AgentRequest::ReplicaDrop { .. }
             | AgentRequest::Events { .. }
             | AgentRequest::Inventory
             | AgentRequest::ProbeExpect { .. }

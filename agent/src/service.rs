@@ -14,6 +14,7 @@
 mod jobs;
 mod kept;
 mod planned;
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,6 +87,7 @@ pub struct Service {
     known_since: KnownSince,
     prober: Prober,
     probes: ExpectedProbes,
+    tends_replicas: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// A job in hand.
@@ -151,6 +153,7 @@ impl Service {
             known_since: KnownSince::new(),
             prober: Prober::new(Arc::clone(&host.tls)),
             probes: ExpectedProbes::default(),
+            tends_replicas: None,
         };
         service.take_up_vms().await?;
         service.take_up_jobs().await?;
@@ -224,6 +227,7 @@ impl Service {
                 Event::Tick => {
                     self.tend_kept().await;
                     self.tend_planned().await;
+                    self.tend_replicas();
                     self.bus.publish_inventory(&self.inventory()).await;
                 }
                 Event::Over => return,
@@ -348,6 +352,7 @@ impl Service {
                 let _ = reply.send(dropped.err().unwrap_or(AgentReply::Done));
                 self.bus.publish_inventory(&self.inventory()).await;
             }
+            AgentRequest::ReplicaDrop { vm } => self.drop_replica(vm, reply),
             AgentRequest::PlannedDrop { planned } => {
                 let dropped = self.drop_planned_by_id(planned).await;
                 self.bus.publish_inventory(&self.inventory()).await;

@@ -11,6 +11,7 @@
 //! much room it takes ([`Pool::extent`]).
 
 mod directory;
+mod layers;
 mod program;
 mod volume_group;
 
@@ -24,6 +25,7 @@ use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DISK_SIZE_MAX, DISK_SIZE_UNIT, DiskFormat};
 
 use self::directory::Directory;
+pub use self::layers::{LayerFile, chain};
 use self::volume_group::VolumeGroup;
 pub use self::volume_group::{Lvm, VolumeGroupName};
 use super::copy::target::Origin;

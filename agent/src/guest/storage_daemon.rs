@@ -73,7 +73,7 @@ mod tests {
     fn line(format: &str, access: Access) -> String {
         let spec = format!("name = \"root\"\npool = \"p\"\nsize = \"1 MiB\"\nread_only = true\nformat = \"{format}\"");
         let disk: DiskSpec = toml::from_str(&spec).expect("a disk");
-        let image = Image { path: format!("/p/root.{format}").into(), kind: ImageKind::File };
+        let image = Image { path: format!("/p/root.{format}").into(), kind: ImageKind::File, layers: Vec::new() };
         let runtime = RuntimeDirectory::new("/run/x,y").expect("a directory");
         let line = arguments(&[(&disk, image)], access, &runtime).expect("arguments");
         line.join(OsString::from(" ").as_os_str()).into_string().expect("text")

@@ -31,7 +31,7 @@ use crate::hypervisor::qemu::qmp::QmpError;
 use crate::hypervisor::qemu::{BitmapOptions, Export, Machine, MachineError};
 
 /// Bytes that one bit of a dirty bitmap stands for.
-const GRANULARITY: u32 = 64 << 10;
+pub const GRANULARITY: u32 = 64 << 10;
 /// NBD connections to one export for all of a disk.
 const CONNECTIONS: usize = 2;
 /// And for what was dirtied: opening a second one takes longer than it saves.
@@ -336,20 +336,8 @@ impl Disk {
             volume.send_modify(|volume| volume.dirtied += covered);
         }
         // The pass's own channel counts what goes through it.
-        let (counted, mut counting) = mpsc::channel::<Block>(1);
-        let again = pass.is_some();
-        let forward = async move {
-            while let Some(block) = counting.recv().await {
-                let (length, data) = (block.body.length(), matches!(block.body, Body::Data(_)));
-                if blocks.send(block).await.is_err() {
-                    return; // The channel's end is seen by `send_pass` as its own.
-                }
-                volume.send_modify(|volume| {
-                    *(if again { &mut volume.redone } else { &mut volume.done }) += length;
-                    volume.sent += if data { length } else { 0 };
-                });
-            }
-        };
+        let (counted, counting) = mpsc::channel::<Block>(1);
+        let forward = forward(counting, blocks, volume, pass.is_some());
         let at_target = self.at_target.take().filter(|_| pass.is_none());
         let skipped = |bytes: u64| {
             volume.send_modify(|volume| {
@@ -371,6 +359,25 @@ impl Disk {
 }
 
 /// The bitmap that records for a job; its passes' bitmaps have this and a number.
+/// Carries blocks on, and counts them: as done, or as done `again`.
+pub(crate) async fn forward(
+    mut counting: mpsc::Receiver<Block>,
+    blocks: &mpsc::Sender<Block>,
+    volume: &watch::Sender<Volume>,
+    again: bool,
+) {
+    while let Some(block) = counting.recv().await {
+        let (length, data) = (block.body.length(), matches!(block.body, Body::Data(_)));
+        if blocks.send(block).await.is_err() {
+            return; // The channel's end is seen by the sender as its own.
+        }
+        volume.send_modify(|volume| {
+            *(if again { &mut volume.redone } else { &mut volume.done }) += length;
+            volume.sent += if data { length } else { 0 };
+        });
+    }
+}
+
 fn bitmap_name(job: JobId) -> String {
     format!("sterna-{job}")
 }

@@ -17,13 +17,15 @@ use crate::journal::JournalError;
 /// QEMU's storage daemon.
 pub const STORAGE_DAEMON: &str = "qemu-storage-daemon";
 /// How long a storage daemon may take to answer, and to end in good order.
-const DAEMON_WAIT: Duration = Duration::from_secs(20);
+pub const DAEMON_WAIT: Duration = Duration::from_secs(20);
 
 /// How long one of an earlier agent may take to answer.
 const LEFTOVER_WAIT: Duration = Duration::from_secs(2);
 /// The two parts that a storage daemon can play in a job.
 const SOURCE: &str = "source";
 const TARGET: &str = "target";
+/// And in a cycle of a replication, at its target.
+pub const REPLICA: &str = "replica";
 
 /// Why a VM's files could not be made or served.
 #[derive(Debug, thiserror::Error)]
@@ -240,7 +242,7 @@ pub async fn serve_target(host: &Host, plan: &Plan) -> Result<Launched, ImageErr
 
 /// Ends storage daemons that an earlier agent has left of a job.
 pub async fn end_leftover_daemons(host: &Host, plan: &Plan) {
-    for part in [SOURCE, TARGET] {
+    for part in [SOURCE, TARGET, REPLICA] {
         let Ok(runtime) = host.storage_runtime(plan.job, part) else { continue };
         match launcher::attach(&runtime, LEFTOVER_WAIT).await {
             Ok(Some(daemon)) => end_daemon(daemon).await,

@@ -6,6 +6,7 @@
 //!           keeper    one task a VM: owns its record, its right to run, its guest
 //!             └─ handover    drives `ownership`; the only caller of `cont`
 //!   disks, target_disks    passes, and what is written of them       images    files made and removed
+//!   dial    the source's way to its target
 //!   reader    every disk of a VM read through, of a deep check
 //!   partial    images of a move that is not over, or was cut
 //!   context, gate, progress, tally    plan and telling · the point of no return · how far it is · what was told of it
@@ -14,6 +15,7 @@
 pub mod context;
 pub mod convergence;
 pub mod conversation;
+pub mod dial;
 pub mod disks;
 pub mod gate;
 pub mod handover;

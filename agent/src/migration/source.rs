@@ -15,7 +15,7 @@
 mod blackout;
 mod copy_memory;
 mod pre_switchover;
-mod resume;
+pub mod resume;
 mod unwind;
 
 use std::sync::Arc;
@@ -24,28 +24,26 @@ use std::time::Duration;
 use sterna_shared::id::Generation;
 use sterna_shared::job::{CpuCapping, EventBody, MoveMode, Plan, StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Move, Record};
-use sterna_shared::peer::attach::{RefusalCode, SessionId};
+use sterna_shared::peer::attach::SessionId;
 use sterna_shared::peer::message::Message;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::blackout::Blackout;
-use crate::disk::copy::{Block, Body};
+use crate::disk::copy::Block;
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus, Throttle};
-use crate::link::{Dial, LinkError, Sender, Session, Timing};
+use crate::link::Session;
 use crate::memory::SourceRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
+use crate::migration::dial::{dial, pump};
 use crate::migration::disks::SourceDisks;
 use crate::migration::handover::View;
 use crate::migration::images;
 use crate::migration::tally::Tally;
 
-/// How long the target may take to learn of the job before its lanes are refused for good.
-const ADMISSION_WAIT: Duration = Duration::from_secs(30);
 /// How long the target may take to make its images and start its QEMU.
 const PREPARE_WAIT: Duration = Duration::from_secs(120);
 /// How long the target may take to write what a pass has sent.
@@ -201,40 +199,8 @@ impl Source {
     }
 
     async fn connect(&mut self) -> Result<(), MoveError> {
-        let plan = self.context.plan.clone();
-        // Counted from the first answer: a target that is away says nothing, and is waited for by the dial itself.
-        let mut deadline = None;
-        let mut session = loop {
-            let dial = Dial {
-                peer: plan.target.id.clone(),
-                addresses: plan.target.addresses.clone(),
-                job: plan.job,
-                token: plan.token.clone(),
-                session: self.session,
-                incarnation: self.incarnation,
-                lanes: plan.lanes,
-                timing: Timing::default(),
-            };
-            let tls = Arc::clone(&self.context.host.tls);
-            match Session::dial(dial, tls, Arc::clone(&self.context.limiter)).await {
-                Ok(session) => break session,
-                // The target learns of the job by its own command, which may come a little later.
-                Err(LinkError::Refused(refusal))
-                    if refusal.code == RefusalCode::UnknownJob
-                        && Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + ADMISSION_WAIT) =>
-                {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                Err(source) => return Err(MoveError::Connect { peer: plan.target.id.clone(), source }),
-            }
-        };
-        let control =
-            session.control().map_err(|source| MoveError::Connect { peer: plan.target.id.clone(), source })?;
-        let keeper = self.context.keeper.clone();
-        self.conversation =
-            Some(Conversation::open(plan.target.id.clone(), plan.job, session.sender(), control, keeper).await);
-        self.context.watch_lanes(session.status());
-        self.link = Some(session);
+        let (link, conversation) = dial(&self.context, self.session, self.incarnation).await?;
+        (self.link, self.conversation) = (Some(link), Some(conversation));
         Ok(())
     }
 
@@ -524,19 +490,4 @@ pub fn settings(plan: &Plan) -> MigrationSettings {
         }),
         compress: plan.settings.compress_memory,
     }
-}
-
-async fn pump(mut queue: mpsc::Receiver<Block>, sender: Sender) -> u64 {
-    let mut blocks = 0;
-    while let Some(Block { disk, offset, body }) = queue.recv().await {
-        let sent = match body {
-            Body::Data(bytes) => sender.block(disk, offset, bytes).await,
-            Body::Zero(length) => sender.zero(disk, offset, length).await,
-        };
-        if sent.is_err() {
-            break; // The queue closes, and the pass sees that.
-        }
-        blocks += 1;
-    }
-    blocks
 }

@@ -243,7 +243,8 @@ impl Target {
             }
             Message::Prove => {
                 let disks = self.disks.take().ok_or(MoveError::OutOfOrder { message: "prove" })?;
-                let roots = disks.prove().await?;
+                let proofs = disks.prove(false).await?;
+                let roots = proofs.into_iter().map(|proof| proof.digest).collect();
                 self.close_disks().await?;
                 Message::Proof { roots }
             }
@@ -305,7 +306,8 @@ impl Target {
         // A QEMU that waits for its guest caches images as the guest will have it.
         let through = |disk: &DiskMove| context.host.page_cache(plan.vm.id, &disk.target).filter(|_| !runs);
         let page_caches = plan.disks.iter().map(through).collect();
-        let images = Images { held, origin: |disk: &DiskSpec| context.host.origin(disk), page_caches, ledger };
+        let origin = |disk: &DiskSpec| context.host.origin(disk);
+        let images = Images { held, origin, page_caches, tables: Vec::new(), ledger: Some(ledger) };
         self.disks = Some(TargetDisks::open(&socket, &plan.disks, images, blocks).await?);
         Ok(held_bytes)
     }

@@ -25,9 +25,10 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{debug, warn};
 
+use crate::disk::copy::changes::digest_changes;
 use crate::disk::copy::target::{Origin, Writer};
 use crate::disk::copy::{Block, Body, CopyError};
-use crate::disk::digest::{Chunk, Digest};
+use crate::disk::digest::{Chunk, Digest, DigestTable};
 use crate::disk::extent::ExtentSet;
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError};
 use crate::disk::page_cache::PageCache;
@@ -60,7 +61,18 @@ enum Question {
     Applied { blocks: u64, reply: oneshot::Sender<Result<(), TargetDiskError>> },
     Held { disk: u16, first: u64, reply: oneshot::Sender<Result<Vec<Chunk>, TargetDiskError>> },
     Save { reply: oneshot::Sender<()> },
-    Prove { reply: oneshot::Sender<Result<Vec<Digest>, TargetDiskError>> },
+    Prove { changes: bool, reply: oneshot::Sender<Result<Vec<Proof>, TargetDiskError>> },
+}
+
+/// What a disk holds in the end.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// Of the whole disk, or of what was received.
+    pub digest: Digest,
+    /// Of each MiB.
+    pub table: DigestTable,
+    /// How much was received.
+    pub received: u64,
 }
 
 /// What the images of a job hold at its beginning, and where it is written down what comes.
@@ -71,8 +83,10 @@ pub struct Images<F> {
     pub origin: F,
     /// The place of each in the page cache, in the plan's order, where they are written through it.
     pub page_caches: Vec<Option<PageCache>>,
-    /// Where it is written down.
-    pub ledger: Ledger,
+    /// What is known of the content of each, in the plan's order; nothing where that is left out.
+    pub tables: Vec<Option<DigestTable>>,
+    /// Where it is written down; nowhere where nothing is to be kept of a copy that is cut.
+    pub ledger: Option<Ledger>,
 }
 
 /// Where it is written down what was received.
@@ -139,6 +153,7 @@ impl TargetDisks {
         let mut writers = Vec::with_capacity(disks.len());
         let mut held = images.held.into_iter();
         let mut page_caches = images.page_caches.into_iter();
+        let mut tables = images.tables.into_iter();
         for (index, disk) in disks.iter().enumerate() {
             let client = Client::connect(socket, &export_name(index), &[BASE_ALLOCATION], CONNECTIONS).await;
             let client = client.map_err(|source| TargetDiskError::Open { disk: index, source })?;
@@ -148,7 +163,11 @@ impl TargetDisks {
                 Some(received) => Writer::resume(client, number, size, received)?,
                 None => Writer::new(client, number, size, (images.origin)(&disk.target))?,
             };
-            writers.push(writer.through(page_caches.next().flatten()));
+            let writer = writer.through(page_caches.next().flatten());
+            writers.push(match tables.next().flatten() {
+                Some(table) => writer.knowing(table),
+                None => writer,
+            });
         }
         let (questions, receiver) = mpsc::channel(QUESTIONS_MAX);
         let saved = received_bytes(&writers);
@@ -204,13 +223,14 @@ impl TargetDisks {
         }
     }
 
-    /// Flushes, reads back what was not yet, and gives one digest a disk. Nothing is written after that.
+    /// Flushes, reads back what was not yet, and gives one digest a disk: of all of it, or of the `changes` alone that were
+    /// received. Nothing is written after that.
     ///
     /// # Errors
     /// Reading or flushing failed.
-    pub async fn prove(self) -> Result<Vec<Digest>, TargetDiskError> {
+    pub async fn prove(self, changes: bool) -> Result<Vec<Proof>, TargetDiskError> {
         let (reply, answer) = oneshot::channel();
-        self.questions.send(Question::Prove { reply }).await.map_err(|_| TargetDiskError::Gone)?;
+        self.questions.send(Question::Prove { changes, reply }).await.map_err(|_| TargetDiskError::Gone)?;
         answer.await.map_err(|_| TargetDiskError::Gone)?
     }
 }
@@ -226,7 +246,7 @@ struct Task {
     applied: u64,
     fault: Option<TargetDiskError>,
     tell_failed: watch::Sender<bool>,
-    ledger: Ledger,
+    ledger: Option<Ledger>,
     /// How many bytes the journal has as received, or will have once `saving` is done.
     saved: u64,
     saving: JoinSet<()>,
@@ -278,8 +298,8 @@ impl Task {
                         while self.saving.join_next().await.is_some() {}
                         let _ = reply.send(());
                     }
-                    Some(Question::Prove { reply }) => {
-                        let _ = reply.send(self.prove().await);
+                    Some(Question::Prove { changes, reply }) => {
+                        let _ = reply.send(self.prove(changes).await);
                         return;
                     }
                     None => return,
@@ -319,6 +339,7 @@ impl Task {
     /// still on its way.
     fn begin_to_save(&mut self) {
         while self.saving.try_join_next().is_some() {}
+        let Some(ledger) = self.ledger.clone() else { return };
         let received_bytes = received_bytes(&self.writers);
         if received_bytes == self.saved || !self.saving.is_empty() {
             return;
@@ -326,7 +347,7 @@ impl Task {
         self.saved = received_bytes;
         let received = self.writers.iter().map(|writer| writer.received().clone()).collect();
         let clients = self.writers.iter().map(|writer| writer.client().clone()).collect();
-        self.saving.spawn(save(self.ledger.clone(), received, clients));
+        self.saving.spawn(save(ledger, received, clients));
     }
 
     async fn settle(&mut self, count: u64) -> Result<(), TargetDiskError> {
@@ -347,12 +368,22 @@ impl Task {
         Ok(())
     }
 
-    async fn prove(&mut self) -> Result<Vec<Digest>, TargetDiskError> {
+    async fn prove(&mut self, changes: bool) -> Result<Vec<Proof>, TargetDiskError> {
         if let Some(fault) = self.fault.take() {
             return Err(fault);
         }
         self.secure().await?;
-        self.writers.iter_mut().map(|writer| writer.table().root().ok_or(TargetDiskError::Gone)).collect()
+        let mut proofs = Vec::with_capacity(self.writers.len());
+        for (disk, writer) in (0_u16..).zip(&mut self.writers) {
+            let root = writer.table().root().ok_or(TargetDiskError::Gone)?;
+            let digest = match changes {
+                true => digest_changes(writer.client(), disk, writer.received()).await?,
+                false => root,
+            };
+            let received = writer.received().total();
+            proofs.push(Proof { digest, table: writer.table().clone(), received });
+        }
+        Ok(proofs)
     }
 }
 

@@ -26,6 +26,9 @@ use crate::migration::reader::Reader;
 use crate::migration::source::Source;
 use crate::migration::storage::Storage;
 use crate::migration::target::Target;
+use crate::replication::clone::Cloner;
+use crate::replication::source::CycleSource;
+use crate::replication::target::CycleTarget;
 
 /// Sessions that wait for their job.
 const SESSIONS_MAX: usize = 4;
@@ -48,13 +51,17 @@ impl Service {
         let role = match (plan.source.id == here, plan.target.id == here) {
             _ if plan.kind == JobKind::Stage => Role::Staging,
             _ if plan.kind == JobKind::DeepCheck => Role::Reader,
+            _ if plan.kind == JobKind::Clone => Role::Cloner,
+            (true, _) if plan.kind == JobKind::Replicate => Role::CycleSource,
+            _ if plan.kind == JobKind::Replicate => Role::Replica,
             (true, true) => Role::Storage,
             (true, false) => Role::Source,
             _ => Role::Target,
         };
         let fault = self.fault_of(&plan, role);
         let blanked = Plan { token: Token::from_bytes([0; TOKEN_LENGTH]), ..plan.clone() };
-        let admitted = (role == Role::Source).then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
+        let leads = matches!(role, Role::Source | Role::CycleSource);
+        let admitted = leads.then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
         let mut record = JobRecord { admitted, ..JobRecord::new(plan, role, clock::now()) };
         if fault.is_some() {
             (record.stage, record.over_at, record.settled) = (Stage::Over, Some(record.accepted_at), true);
@@ -70,7 +77,7 @@ impl Service {
                 self.begin(record, false).await
             }
             // The source speaks for the job; a target that will not take it says so when the source comes.
-            Some(message) if role != Role::Target => {
+            Some(message) if !follows(role) => {
                 let failure = FailureReport {
                     code: FailureCode::PlanStale,
                     message,
@@ -93,9 +100,12 @@ impl Service {
         }
         let record = self.keepers.get(&vm).map(|keeper| keeper.record());
         match (role, record) {
-            (Role::Target | Role::Staging, None) => None,
-            (Role::Target | Role::Staging, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => None,
-            (Role::Target | Role::Staging, Some(record)) => {
+            (Role::Cloner, None | Some(VmRecord { ownership: Record::Absent { .. }, .. })) => self.name_taken(&plan.vm),
+            (Role::Target | Role::Staging | Role::Replica, None) => None,
+            (Role::Target | Role::Staging | Role::Replica, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => {
+                None
+            }
+            (Role::Target | Role::Staging | Role::Replica | Role::Cloner, Some(record)) => {
                 Some(format!("VM {} is here already, as {}", plan.vm.name, record.ownership.name()))
             }
             (_, Some(VmRecord { ownership: Record::Owner { generation }, spec, .. }))
@@ -127,13 +137,13 @@ impl Service {
             host: Arc::clone(&self.host),
             limiter: Arc::new(Limiter::new(plan.bandwidth)),
             gate: Gate::default(),
-            progress: ProgressBoard::start(self.bus.clone(), job, self.host.id().clone(), role != Role::Target),
+            progress: ProgressBoard::start(self.bus.clone(), job, self.host.id().clone(), !follows(role)),
             plan,
             keeper,
         });
         let (session_sender, sessions) = mpsc::channel(SESSIONS_MAX);
         let admitted = match (role, admitted) {
-            (Role::Source, Some(admitted)) if recovered => {
+            (Role::Source | Role::CycleSource, Some(admitted)) if recovered => {
                 let incarnation = self.host.journal.raise_incarnation(job).await?;
                 Some(Admitted { incarnation, ..admitted })
             }
@@ -169,7 +179,7 @@ impl Service {
         if attempt.is_some_and(|attempt| attempt != context.plan.attempt) {
             return;
         }
-        if *role == Role::Target {
+        if follows(*role) {
             // The source leads, and has been told too; a target that still waits for it need not wait longer.
             let _ = context.gate.end(wish);
             return;
@@ -182,6 +192,9 @@ impl Service {
             (true, Wish::Kill) => EventBody::Killed,
             (false, _) if *role == Role::Reader => {
                 EventBody::CancelRefused { reason: "the disks are read, and the check is over in a moment".to_owned() }
+            }
+            (false, _) if *role == Role::Cloner => {
+                EventBody::CancelRefused { reason: "the clone is made; delete it with `sterna vm delete`".to_owned() }
             }
             (false, _) => EventBody::CancelRefused {
                 reason: format!(
@@ -244,6 +257,11 @@ impl Service {
     }
 }
 
+/// Whether another host leads, and speaks for the job.
+fn follows(role: Role) -> bool {
+    matches!(role, Role::Target | Role::Replica)
+}
+
 fn unreadable(error: &JournalError) -> Refusal {
     Refusal::new(RefusalCode::Busy, format!("the target's journal cannot be used: {error}"))
 }
@@ -265,6 +283,15 @@ async fn run_job(
         (Role::Target, true) => Target::new(context).recover(sessions).await,
         (Role::Storage, false) => Storage::new(context).run().await,
         (Role::Storage, true) => Storage::new(context).recover().await,
+        (Role::CycleSource, _) => {
+            let Some(admitted) = admitted else { return Outcome::Stopping };
+            let source = CycleSource::new(context, admitted.session, admitted.incarnation);
+            if recovered { source.recover().await } else { source.run().await }
+        }
+        (Role::Replica, false) => CycleTarget::new(context).run(sessions).await,
+        (Role::Replica, true) => CycleTarget::new(context).recover().await,
+        (Role::Cloner, false) => Cloner::new(context).run().await,
+        (Role::Cloner, true) => Cloner::new(context).recover().await,
         // The loop itself carries it out, and makes no task of it.
         (Role::Staging, _) => Outcome::Stopping,
         (Role::Reader, false) => Reader::new(context).run().await,

@@ -25,6 +25,7 @@
 //! At the target a chunk becomes unknown before a block touches it, and known again only by reading back what was written.
 //! Writes, and reads back, that overlap never run at the same time: blocks take effect in the order they were accepted.
 
+pub mod changes;
 pub mod source;
 pub mod target;
 

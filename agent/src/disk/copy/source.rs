@@ -115,7 +115,7 @@ pub async fn send_pass(
         return Err(CopyError::Size { disk, exported: client.size(), planned: table.size() });
     }
     spans.iter().for_each(|span| table.mark_stale(span.extent));
-    let sender = Sender { disk, blocks, zero: None, statistics: PassStatistics::default() };
+    let sender = Sender::new(disk, blocks);
     tokio::select! {
         biased;
         () = cancelled => Err(CopyError::Stopped { disk }),
@@ -144,7 +144,7 @@ async fn run(
             }
             Done::Chunk { extent, chunk, parts } => {
                 table.touched(extent).for_each(|index| table.set(index, chunk));
-                sender.statistics.read_bytes += extent.length();
+                sender.read(extent.length());
                 // As the table has it: a digest of zeroes is no digest there.
                 let mut touched = table.touched(extent).map(|index| (index, table.chunk(index)));
                 if let Some(known) = known
@@ -159,8 +159,7 @@ async fn run(
             }
         }
     }
-    sender.send_zero().await?;
-    Ok(sender.statistics)
+    sender.finish().await
 }
 
 /// The chunks of a range of zeroes that the target is not known to have as zeroes, neighbours as one.
@@ -179,7 +178,7 @@ fn zeroes_missing(extent: Extent, table: &DigestTable, known: Option<Known<'_>>)
 
 /// A piece of a pass.
 #[derive(Debug, PartialEq, Eq)]
-enum Work {
+pub(super) enum Work {
     /// Whole chunks known to be zeroes.
     Zero(Extent),
     /// A chunk to read, and the ranges of it to send.
@@ -233,12 +232,12 @@ fn whole_units(extent: Extent, unit: u64, size: u64) -> Option<Extent> {
     Extent::between(start, end)
 }
 
-enum Done {
+pub(super) enum Done {
     Zero(Extent),
     Chunk { extent: Extent, chunk: Chunk, parts: Vec<(u64, Body)> },
 }
 
-async fn perform(client: &Client, disk: u16, work: Work) -> Result<Done, CopyError> {
+pub(super) async fn perform(client: &Client, disk: u16, work: Work) -> Result<Done, CopyError> {
     let (extent, send) = match work {
         Work::Zero(extent) => return Ok(Done::Zero(extent)),
         Work::Chunk { extent, send } => (extent, send),
@@ -327,15 +326,30 @@ fn slice(bytes: &Bytes, offset: u64, length: u64) -> Bytes {
 }
 
 /// Sends blocks, neighbouring zeroes as one.
-struct Sender<'a> {
+pub(super) struct Sender<'a> {
     disk: u16,
     blocks: &'a mpsc::Sender<Block>,
     zero: Option<Extent>,
     statistics: PassStatistics,
 }
 
-impl Sender<'_> {
-    async fn send(&mut self, offset: u64, body: Body) -> Result<(), CopyError> {
+impl<'a> Sender<'a> {
+    pub(super) fn new(disk: u16, blocks: &'a mpsc::Sender<Block>) -> Self {
+        Self { disk, blocks, zero: None, statistics: PassStatistics::default() }
+    }
+
+    /// Notes that so much was read.
+    pub(super) fn read(&mut self, bytes: u64) {
+        self.statistics.read_bytes += bytes;
+    }
+
+    /// Sends what is held back, and says what was done.
+    pub(super) async fn finish(mut self) -> Result<PassStatistics, CopyError> {
+        self.send_zero().await?;
+        Ok(self.statistics)
+    }
+
+    pub(super) async fn send(&mut self, offset: u64, body: Body) -> Result<(), CopyError> {
         if let Body::Zero(length) = body {
             let joined = self.zero.filter(|zero| zero.end() == offset);
             if joined.is_none() {

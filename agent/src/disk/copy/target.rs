@@ -134,6 +134,12 @@ impl Writer {
         Ok(Self { received, ..writer })
     }
 
+    /// The same writer, of an image of which that much is known already.
+    #[must_use]
+    pub fn knowing(self, table: DigestTable) -> Self {
+        if table.size() == self.table.size() { Self { table, ..self } } else { self }
+    }
+
     /// The same writer, of an image that is written through the host's page cache: it is kept from filling it.
     #[must_use]
     pub fn through(self, page_cache: Option<PageCache>) -> Self {

@@ -35,7 +35,7 @@ const OPENED_IMAGE: &str = "/proc/self/fd/0";
 /// A pool's directory.
 #[derive(Debug)]
 pub(super) struct Directory {
-    directory: PathBuf,
+    pub(super) directory: PathBuf,
     root: OwnedFd,
 }
 
@@ -191,7 +191,7 @@ impl Directory {
         self.qemu_img(&name, &file, "check", &arguments).await.map(drop)
     }
 
-    async fn create_qcow2(&self, name: &Path, file: &File, size: ByteCount) -> Result<(), PoolError> {
+    pub(super) async fn create_qcow2(&self, name: &Path, file: &File, size: ByteCount) -> Result<(), PoolError> {
         let options = "compat=1.1,cluster_size=65536,lazy_refcounts=off,extended_l2=off,preallocation=off";
         let arguments = ["create", "-q", "-f", "qcow2", "-o", options, OPENED_IMAGE, &size.0.to_string()];
         self.qemu_img(name, file, "create", &arguments).await.map(drop)
@@ -224,7 +224,7 @@ impl Directory {
     }
 
     /// Makes a file that was not there, and the VM's directory if need be.
-    fn create_file(&self, vm: VmId, name: &Path) -> Result<File, PoolError> {
+    pub(super) fn create_file(&self, vm: VmId, name: &Path) -> Result<File, PoolError> {
         match rustix::fs::mkdirat(&self.root, vm.to_string(), Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(errno) => return Err(self.refused("make the directory of", name, errno)),
@@ -236,7 +236,7 @@ impl Directory {
     }
 
     /// Opens a file for reading, which must be plain.
-    fn open_file(&self, name: &Path) -> Result<(File, rustix::fs::Stat), PoolError> {
+    pub(super) fn open_file(&self, name: &Path) -> Result<(File, rustix::fs::Stat), PoolError> {
         // Not blocking: opening a FIFO in the place of an image must not wait for somebody to write to it.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let opened = self.open_below(name, flags, Mode::empty());
@@ -265,7 +265,13 @@ impl Directory {
     }
 
     /// Puts a new file, and that it exists, on stable storage; or takes it away again if making it failed.
-    fn settle(&self, vm: VmId, name: &Path, file: &File, made: Result<(), PoolError>) -> Result<PathBuf, PoolError> {
+    pub(super) fn settle(
+        &self,
+        vm: VmId,
+        name: &Path,
+        file: &File,
+        made: Result<(), PoolError>,
+    ) -> Result<PathBuf, PoolError> {
         let settled = made.and_then(|()| {
             file.sync_all().map_err(|source| self.io("store", name, source))?;
             if let Some(directory) = self.vm_directory(vm)? {
@@ -287,7 +293,7 @@ impl Directory {
         rustix::fs::fsync(directory).map_err(|errno| self.io("store the directory of", name, errno.into()))
     }
 
-    fn delete_file(&self, vm: VmId, name: &Path) -> Result<(), PoolError> {
+    pub(super) fn delete_file(&self, vm: VmId, name: &Path) -> Result<(), PoolError> {
         let Some(directory) = self.vm_directory(vm)? else { return Ok(()) };
         let Some(file) = name.file_name() else { return Ok(()) };
         match rustix::fs::unlinkat(&directory, file, AtFlags::empty()) {
@@ -312,13 +318,13 @@ impl Directory {
         }
     }
 
-    fn io(&self, action: &'static str, name: &Path, source: io::Error) -> PoolError {
+    pub(super) fn io(&self, action: &'static str, name: &Path, source: io::Error) -> PoolError {
         PoolError::Io { action, path: self.directory.join(name), source }
     }
 }
 
 /// What a file takes of its file system.
-fn allocated(status: &rustix::fs::Stat) -> ByteCount {
+pub(super) fn allocated(status: &rustix::fs::Stat) -> ByteCount {
     ByteCount(u64::try_from(status.st_blocks).unwrap_or(0).saturating_mul(512))
 }
 

@@ -386,6 +386,6 @@ impl Machine {
     }
 }
 
-fn action(verb: &str, data: Value) -> Value {
+pub(super) fn action(verb: &str, data: Value) -> Value {
     json!({ "type": format!("block-dirty-bitmap-{verb}"), "data": data })
 }

@@ -61,6 +61,8 @@ pub struct Image {
     pub path: PathBuf,
     /// What is at the path.
     pub kind: ImageKind,
+    /// The layers of a replica that it stands on, the lowest first; none of a disk that stands alone.
+    pub layers: Vec<PathBuf>,
 }
 
 /// What an image is to the host.
@@ -177,6 +179,9 @@ pub fn disk_nodes(disk: &DiskSpec, image: &Image) -> Result<[Value; 3], CommandL
         // A device may be longer than the disk: a logical volume has whole extents.
         format_options["size"] = json!(disk.size.0);
     }
+    if !image.layers.is_empty() {
+        format_options["backing"] = layer_nodes(&image.layers)?;
+    }
     if disk.discard && !disk.read_only {
         // At the format node, because writes of the guest and of a copy into this disk both pass it.
         format_options["detect-zeroes"] = json!("unmap");
@@ -186,6 +191,17 @@ pub fn disk_nodes(disk: &DiskSpec, image: &Image) -> Result<[Value; 3], CommandL
         format_options,
         top_options(disk, &format),
     ])
+}
+
+/// The nodes of layers, each below the next: only read, and named by nobody. That the lowest stands on nothing is said, so that
+/// no header is asked.
+fn layer_nodes(layers: &[PathBuf]) -> Result<Value, CommandLineError> {
+    let mut below = Value::Null;
+    for path in layers {
+        let file = json!({ "driver": "file", "filename": text(path)?, "read-only": true });
+        below = json!({ "driver": "qcow2", "read-only": true, "file": file, "backing": below });
+    }
+    Ok(below)
 }
 
 /// The node of a UEFI guest's variables; below it is a file node of one of two names.

@@ -19,6 +19,7 @@ mod migration;
 pub mod probe;
 pub mod qmp;
 pub mod runtime;
+mod snapshot;
 
 use std::path::Path;
 use std::time::Duration;
@@ -30,6 +31,7 @@ use serde_json::{Value, json};
 pub use blocks::{Bitmap, BitmapOptions, Export, NBD_CONNECTIONS_MAX, Node};
 pub use migration::{Migration, MigrationSettings, MigrationStatus, Ram, Throttle};
 use qmp::{Events, Lost, Qmp, QmpError};
+pub use snapshot::{FrozenDisk, frozen_node};
 
 /// How long QEMU may take over one command. Some wait for guest I/O in flight, which a slow disk can hold up.
 pub const COMMAND_WAIT_MAX: Duration = Duration::from_secs(30);

@@ -9,6 +9,7 @@ use sterna_shared::units::ByteCount;
 use super::Source;
 use crate::disk::digest::{Chunk, DigestTable, unpack};
 use crate::migration::context::MoveError;
+use crate::migration::conversation::Conversation;
 
 /// How long the target may take to read back one page of chunks.
 const HELD_WAIT: Duration = Duration::from_secs(300);
@@ -24,17 +25,7 @@ impl Source {
             if self.held.get(usize::from(disk)).is_none_or(|held| *held == 0) {
                 continue;
             }
-            let mut table = DigestTable::new(moved.source.size.0);
-            let mut first = 0;
-            while first < table.count() {
-                let question = Message::Held { disk, first: first as u64 };
-                let pick = |answer: &Message| page(answer, disk, first, table.count());
-                let chunks = conversation.ask(&question, "held digests", HELD_WAIT, pick).await?;
-                for chunk in chunks {
-                    table.set(first, chunk);
-                    first += 1;
-                }
-            }
+            let table = held_table(conversation, disk, moved.source.size.0).await?;
             disks.at_target(disk, table);
         }
         Ok(())
@@ -51,6 +42,25 @@ impl Source {
             format!("an earlier move had left images at {target}: {bytes} in them were right and were not sent again");
         self.context.tell(EventBody::Notice { text }).await;
     }
+}
+
+/// What the target says that it holds of a disk.
+///
+/// # Errors
+/// It does not say.
+pub async fn held_table(conversation: &mut Conversation, disk: u16, size: u64) -> Result<DigestTable, MoveError> {
+    let mut table = DigestTable::new(size);
+    let mut first = 0;
+    while first < table.count() {
+        let question = Message::Held { disk, first: first as u64 };
+        let pick = |answer: &Message| page(answer, disk, first, table.count());
+        let chunks = conversation.ask(&question, "held digests", HELD_WAIT, pick).await?;
+        for chunk in chunks {
+            table.set(first, chunk);
+            first += 1;
+        }
+    }
+    Ok(table)
 }
 
 /// The chunks of an answer, if it is one to what was asked: at least one, and none beyond the disk.

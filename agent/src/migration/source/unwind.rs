@@ -8,11 +8,12 @@ use sterna_shared::peer::message::Message;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
-use super::{ABORT_WAIT, ADMISSION_WAIT, Source};
+use super::{ABORT_WAIT, Source};
 use crate::hypervisor::qemu::{Machine, MigrationStatus, RunState};
 use crate::memory::SourceRelay;
 use crate::migration::context::{MoveError, Outcome};
 use crate::migration::conversation::ConversationError;
+use crate::migration::dial::ADMISSION_WAIT;
 use crate::migration::disks::SourceDisks;
 use crate::migration::gate::Wish;
 use crate::migration::images;

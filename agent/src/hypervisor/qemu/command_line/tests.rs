@@ -15,7 +15,11 @@ fn disk(name: &str, rest: &str) -> String {
 }
 
 fn placement(vm: &VmSpec) -> Placement {
-    let image = |name: &DiskName| Image { path: format!("/pool/a,b/{name}.img").into(), kind: ImageKind::File };
+    let image = |name: &DiskName| Image {
+        path: format!("/pool/a,b/{name}.img").into(),
+        kind: ImageKind::File,
+        layers: Vec::new(),
+    };
     Placement {
         runtime: RuntimeDirectory::new("/run/sterna/x,y").expect("a directory"),
         images: vm.disks.iter().map(|disk| (disk.name.clone(), image(&disk.name))).collect(),
@@ -146,7 +150,7 @@ fn a_block_device_and_a_read_only_disk_keep_their_kind() {
     let mut spec = vm(&disk("root", "read_only = true\ncache = \"writeback\""), "").disks.remove(0);
     spec.format = DiskFormat::Raw;
     spec.size = ByteCount::mebibytes(1);
-    let image = Image { path: "/dev/vg/root".into(), kind: ImageKind::BlockDevice };
+    let image = Image { path: "/dev/vg/root".into(), kind: ImageKind::BlockDevice, layers: Vec::new() };
     let [file, format, top] = disk_nodes(&spec, &image).expect("nodes");
     assert_eq!((&file["driver"], &file["cache"]["direct"]), (&json!("host_device"), &json!(false)));
     assert_eq!((&format["read-only"], format.get("detect-zeroes")), (&json!(true), None));

@@ -1,0 +1,147 @@
+//! Replicas: which layers there are of the disks of other hosts' VMs. Writing a record is the instant from which a snapshot is
+//! there, of all disks.
+
+use std::collections::BTreeSet;
+
+use redb::{ReadableTable as _, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+use sterna_shared::bus::{decode, encode};
+use sterna_shared::id::VmId;
+use sterna_shared::replica::{Replica, Retention, Snapshot};
+
+use super::{JOBS, JobRecord, Journal, JournalError, Stage, VMS, VmRecord, read_error, write_error};
+
+pub(super) const REPLICAS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("replicas");
+
+/// A replica that this host has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaRecord {
+    /// What there is of it.
+    pub replica: Replica,
+    /// Whether an operator wants it no more: what no clone stands on goes.
+    pub dropped: bool,
+}
+
+/// What becomes of a replica when a layer is added or taken away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplicaChange {
+    /// A cycle is over: the replica as it is to be without that cycle's layer, and its snapshot.
+    Add(Box<Replica>, Snapshot),
+    /// Nothing.
+    Keep,
+    /// Snapshots that are not to be kept go.
+    Prune(Retention),
+    /// A layer was merged into the one below it. Nothing, where a clone stands on one of the two by now.
+    Merged {
+        /// The one below.
+        lower: u32,
+        /// The one that was merged.
+        upper: u32,
+    },
+    /// It is wanted no more.
+    Drop,
+    /// Nothing of it is left.
+    Forget,
+}
+
+impl Journal {
+    /// All replicas.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn replicas(&self) -> Result<Vec<ReplicaRecord>, JournalError> {
+        self.all(REPLICAS)
+    }
+
+    /// The replica of a VM.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn replica(&self, vm: VmId) -> Result<Option<ReplicaRecord>, JournalError> {
+        self.one(REPLICAS, vm.uuid().into_bytes())
+    }
+
+    /// Changes a replica: how it is then, and which of its layers clones stand on, or will. A clone that is to be made and comes
+    /// to the journal after this finds what is left.
+    ///
+    /// # Errors
+    /// The journal cannot be written: nothing has changed.
+    pub async fn change_replica(
+        &self,
+        vm: VmId,
+        change: ReplicaChange,
+    ) -> Result<Option<(ReplicaRecord, BTreeSet<u32>)>, JournalError> {
+        self.write(move |tables| {
+            let used = used_layers(tables, vm)?;
+            let mut table = tables.open_table(REPLICAS).map_err(write_error)?;
+            let key = vm.uuid().into_bytes();
+            let known =
+                table.get(key).map_err(read_error)?.map(|bytes| decode("replica", bytes.value())).transpose()?;
+            let record = match (known, change) {
+                (_, ReplicaChange::Add(replica, snapshot)) => {
+                    let mut replica = *replica;
+                    replica.add(snapshot);
+                    Some(ReplicaRecord { replica, dropped: false })
+                }
+                (_, ReplicaChange::Forget) | (None, _) => None,
+                (Some(record), change) => Some(changed(record, &change, &used)),
+            };
+            match &record {
+                Some(record) => {
+                    table.insert(key, encode("replica", record)?.as_slice()).map_err(write_error)?;
+                }
+                None => drop(table.remove(key).map_err(write_error)?),
+            }
+            Ok(record.map(|record| (record, used)))
+        })
+        .await
+    }
+}
+
+fn changed(mut record: ReplicaRecord, change: &ReplicaChange, used: &BTreeSet<u32>) -> ReplicaRecord {
+    match change {
+        ReplicaChange::Prune(retention) => drop(record.replica.prune(*retention, used)),
+        ReplicaChange::Merged { lower, upper } if !used.contains(lower) && !used.contains(upper) => {
+            record.replica.merged(*upper);
+        }
+        ReplicaChange::Drop => record.dropped = true,
+        ReplicaChange::Add(..) | ReplicaChange::Merged { .. } | ReplicaChange::Keep | ReplicaChange::Forget => {}
+    }
+    record
+}
+
+/// The layers that disks of VMs here stand on, and those that clones are being made of.
+fn used_layers(tables: &WriteTransaction, vm: VmId) -> Result<BTreeSet<u32>, JournalError> {
+    let mut used = BTreeSet::new();
+    let vms = tables.open_table(VMS).map_err(write_error)?;
+    for row in vms.iter().map_err(read_error)? {
+        let record: VmRecord = decode("VM", row.map_err(read_error)?.1.value())?;
+        if matches!(record.ownership, sterna_shared::ownership::Record::Absent { .. }) {
+            continue;
+        }
+        used.extend(layers_of(&record.spec, vm));
+    }
+    let jobs = tables.open_table(JOBS).map_err(write_error)?;
+    for row in jobs.iter().map_err(read_error)? {
+        let record: JobRecord = decode("job", row.map_err(read_error)?.1.value())?;
+        let Some(clone) =
+            record.plan.clone.as_ref().filter(|clone| record.stage == Stage::InHand && clone.replica == vm)
+        else {
+            continue;
+        };
+        used.extend(layers_of(&record.plan.vm, vm));
+        let table = tables.open_table(REPLICAS).map_err(write_error)?;
+        let key = vm.uuid().into_bytes();
+        if let Some(bytes) = table.get(key).map_err(read_error)? {
+            let replica: ReplicaRecord = decode("replica", bytes.value())?;
+            used.extend(replica.replica.layer_of(clone.snapshot));
+        }
+    }
+    Ok(used)
+}
+
+fn layers_of(spec: &sterna_shared::vm::VmSpec, replica: VmId) -> impl Iterator<Item = u32> {
+    spec.disks
+        .iter()
+        .filter_map(move |disk| disk.base.as_ref().filter(|base| base.replica == replica).map(|base| base.layer))
+}

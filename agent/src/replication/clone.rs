@@ -1,0 +1,130 @@
+//! A clone: a VM of its own, made of a snapshot of a replica on this host. The replica, the replicated VM and its host are left
+//! alone, and replication goes on meanwhile.
+//!
+//! ```text
+//!   clone_disks ───────────────────────────────▶ instantiate
+//!   empty images that stand on the snapshot's     the VM is this host's, from the first generation on, and is started where
+//!   layers, or copies of what these hold          that is asked
+//!      └────────── any failure, any cancel: everything that was made is gone ──────────┘
+//! ```
+//!
+//! **Contract.** Once the job is over the clone is a VM like any other, and nothing here touches it again but the layers
+//! that its disks stand on, which stay ([`crate::journal::ReplicaChange`]).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::job::{StepFigures, StepKind};
+use sterna_shared::ownership::{Input, Record};
+use sterna_shared::replica::CloneOf;
+use tracing::{info, warn};
+
+use super::layers;
+use crate::migration::context::{Context, MoveError, Outcome};
+use crate::migration::images::{self, ImageError};
+
+/// The making of a clone.
+#[derive(Debug)]
+pub struct Cloner {
+    context: Arc<Context>,
+}
+
+impl Cloner {
+    /// A clone that is to be made, or was being made when the agent was restarted.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context }
+    }
+
+    /// Makes it, to whatever end.
+    pub async fn run(self) -> Outcome {
+        let context = Arc::clone(&self.context);
+        let made = tokio::select! {
+            biased;
+            wish = context.gate.ended() => Err(MoveError::Ended(wish)),
+            made = self.make() => made,
+        };
+        match made {
+            Ok(()) if context.gate.close() => Outcome::Completed { blackout_us: 0 },
+            Ok(()) => {
+                let wish = context.gate.ended().await;
+                self.undo(MoveError::Ended(wish)).await
+            }
+            Err(error) => self.undo(error).await,
+        }
+    }
+
+    /// After a restart of the agent: nobody was told that it is there.
+    pub async fn recover(self) -> Outcome {
+        self.undo(MoveError::AgentRestarted).await
+    }
+
+    async fn make(&self) -> Result<(), MoveError> {
+        let context = &self.context;
+        let step = context.begin(StepKind::CloneDisks).await?;
+        self.clone_disks().await?;
+        context.end(step, StepFigures::default()).await?;
+        let step = context.begin(StepKind::Instantiate).await?;
+        context.keeper.respecify(context.plan.vm.clone()).await?;
+        context.keeper.feed(Input::Create).await?;
+        if context.plan.clone.as_ref().is_some_and(|clone| clone.start) {
+            context.keeper.start().await?;
+        }
+        context.end(step, StepFigures::default()).await
+    }
+
+    async fn clone_disks(&self) -> Result<(), MoveError> {
+        let (host, plan) = (&self.context.host, &self.context.plan);
+        let Some(CloneOf { replica, snapshot, full, .. }) = &plan.clone else {
+            return Err(MoveError::Stale { what: "the plan does not say what the clone is made of" });
+        };
+        // The plan is in the journal: from here on no layer goes that this snapshot needs.
+        let _in_use = host.layers_in_use.lock().await;
+        let record = host.journal.replica(*replica)?.filter(|record| !record.dropped);
+        let replica = record.ok_or(MoveError::Stale { what: "the replica is no longer there" })?.replica;
+        let layer = replica.layer_of(*snapshot).ok_or(MoveError::Stale { what: "the snapshot is no longer there" })?;
+        images::expect_free(host, plan.vm.id, &plan.vm.disks)?;
+        host.journal.note_images_made(plan.job, true).await?;
+        for disk in &plan.vm.disks {
+            let pool = host.pool(disk).map_err(ImageError::from)?;
+            let image = pool.create(plan.vm.id, &disk.name, disk.format, disk.size).await.map_err(ImageError::from)?;
+            let origin = replica.disks.iter().find(|origin| origin.name == disk.name);
+            let origin = origin.ok_or(MoveError::Stale { what: "the replica has no such disk" })?;
+            match &disk.base {
+                None if *full => {
+                    let files = layers::files_of(host, &replica, origin, layer)?;
+                    pool.copy_layers(&files, &image).await.map_err(ImageError::from)?;
+                }
+                Some(base) if base.layer == layer && !*full => {}
+                _ => return Err(MoveError::Stale { what: "the snapshot is no longer in the layer that was planned" }),
+            }
+        }
+        Ok(())
+    }
+
+    async fn undo(&self, error: MoveError) -> Outcome {
+        let context = &self.context;
+        info!(job = %context.plan.job, reason = %error, "unwinding");
+        let error = context.gate.wish().map_or(error, MoveError::Ended);
+        context.unwinding(&error).await;
+        if matches!(context.keeper.machine().await, Ok(Some(_)))
+            && let Err(error) = context.keeper.stop(true, Duration::ZERO).await
+        {
+            warn!(job = %context.plan.job, %error, "the clone's guest is left over");
+        }
+        if let Record::Owner { .. } = context.keeper.record().ownership
+            && let Err(error) = context.keeper.feed(Input::Delete).await
+        {
+            warn!(job = %context.plan.job, %error, "the clone is left over");
+            return error_outcome(context, &error.into());
+        }
+        if context.host.journal.images_made(context.plan.job).unwrap_or(false) {
+            images::remove_all(&context.host, &context.plan.vm).await;
+        }
+        error_outcome(context, &error)
+    }
+}
+
+fn error_outcome(context: &Context, error: &MoveError) -> Outcome {
+    error.outcome(&context.host, StepFigures::default())
+}

@@ -1,0 +1,13 @@
+//! Replication: a VM's disks, as they were at points in time, at another host, while the VM runs on; and clones of them.
+//!
+//! ```text
+//!   source ═ conversation ═ target            the steps of a cycle at either host
+//!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
+//!                                 └─ clone    a VM of its own, of a snapshot
+//! ```
+
+pub mod clone;
+pub mod frozen;
+pub mod layers;
+pub mod source;
+pub mod target;

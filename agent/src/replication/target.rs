@@ -1,0 +1,315 @@
+//! The target of a replication cycle: it follows, step by step, what the source leads.
+//!
+//! ```text
+//!   CycleOpen ─▶ CycleBegin ─▶ [Held …] ─▶ blocks ─▶ PassEnd ─▶ CycleCommit ─▶ Finished
+//!                a new layer                                     digests equal: one write to the journal, and the snapshot
+//!                on those there                                  is there, of all disks
+//!   any end before that write: the layer goes, and nobody has ever seen it
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_shared::id::JobId;
+use sterna_shared::job::FailureCode;
+use sterna_shared::peer::message::Message;
+use sterna_shared::replica::{Consistency, LAYERS_MAX, Replica, Snapshot};
+use sterna_shared::time::Timestamp;
+use sterna_shared::units::ByteCount;
+use sterna_shared::vm::DiskSpec;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::layers;
+use crate::clock;
+use crate::disk::copy::target::Origin;
+use crate::disk::digest::{DigestTable, pack};
+use crate::guest::launcher::Launched;
+use crate::hypervisor::qemu::Export;
+use crate::hypervisor::qemu::command_line::format_node;
+use crate::journal::ReplicaChange;
+use crate::link::Session;
+use crate::migration::context::{Context, MoveError, Outcome};
+use crate::migration::conversation::Conversation;
+use crate::migration::images::{self, ImageError};
+use crate::migration::target_disks::{Images, Proof, TargetDiskError, TargetDisks, export_name};
+
+/// How long the source may take to come after the plan did.
+const SOURCE_WAIT: Duration = Duration::from_secs(120);
+/// How long the lanes may take to deliver the end.
+const FINISH_WAIT: Duration = Duration::from_secs(10);
+
+/// A cycle, followed by this host.
+#[derive(Debug)]
+pub struct CycleTarget {
+    context: Arc<Context>,
+    layer: Option<NewLayer>,
+    daemon: Option<Launched>,
+    disks: Option<TargetDisks>,
+}
+
+/// A layer that is being filled.
+#[derive(Debug, Clone)]
+struct NewLayer {
+    /// The replica without it.
+    replica: Replica,
+    number: u32,
+    taken_at: Timestamp,
+    consistency: Consistency,
+    /// Whether only changes come.
+    changes: bool,
+}
+
+impl CycleTarget {
+    /// A cycle that has just been accepted, or is taken up after a restart of the agent.
+    #[must_use]
+    pub fn new(context: Arc<Context>) -> Self {
+        Self { context, layer: None, daemon: None, disks: None }
+    }
+
+    /// Follows the source, to whatever end.
+    pub async fn run(mut self, mut sessions: mpsc::Receiver<Session>) -> Outcome {
+        let context = Arc::clone(&self.context);
+        tokio::select! {
+            biased;
+            session = sessions.recv() => match session {
+                Some(session) => self.follow(session).await,
+                None => return Outcome::Stopping,
+            },
+            _ = context.gate.ended() => info!(job = %context.plan.job, "ended before the source came"),
+            () = tokio::time::sleep(SOURCE_WAIT) => info!(job = %context.plan.job, "the source did not come"),
+        }
+        self.put_away().await;
+        self.tidy().await;
+        Outcome::Followed
+    }
+
+    /// After a restart of the agent: a layer that is in no record goes, and the source begins anew.
+    pub async fn recover(self) -> Outcome {
+        images::end_leftover_daemons(&self.context.host, &self.context.plan).await;
+        self.tidy().await;
+        Outcome::Followed
+    }
+
+    async fn follow(&mut self, mut session: Session) {
+        let context = Arc::clone(&self.context);
+        let (job, peer) = (context.plan.job, session.peer().clone());
+        let Ok(control) = session.control() else { return };
+        let mut conversation = Conversation::open(peer, job, session.sender(), control, context.keeper.clone()).await;
+        let mut failed = false;
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = conversation.next() => next,
+                error = fault_of(self.disks.as_ref()), if !failed => {
+                    failed = true;
+                    let failure = self.cannot_go_on("writing", &error.into());
+                    match conversation.say(&failure).await {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
+            };
+            let message = match next {
+                Ok(message) => message,
+                Err(error) => return info!(%job, %error, "the source is gone"),
+            };
+            let name = message.name();
+            let over = matches!(message, Message::Abort { .. });
+            // What makes files or processes is done to its end, or nobody would know what to undo.
+            let patient = matches!(message, Message::CycleBegin { .. } | Message::CycleCommit { .. });
+            let given_up = conversation.given_up();
+            let obeyed = tokio::select! {
+                biased;
+                () = given_up, if !patient && !over => continue,
+                obeyed = self.obey(message, &mut session) => obeyed,
+            };
+            let answer = match obeyed {
+                Ok(Some(answer)) => answer,
+                Ok(None) => {
+                    let _ = tokio::time::timeout(FINISH_WAIT, session.ended()).await;
+                    return;
+                }
+                Err(error) => {
+                    failed = true;
+                    self.cannot_go_on(name, &error)
+                }
+            };
+            if over {
+                self.put_away().await;
+            }
+            if let Err(error) = conversation.say(&answer).await {
+                return info!(%job, %error, "the source is gone");
+            }
+        }
+    }
+
+    fn cannot_go_on(&self, what: &str, error: &MoveError) -> Message {
+        warn!(job = %self.context.plan.job, what, error = error as &dyn std::error::Error, "the cycle cannot go on here");
+        Message::Failed { failure: error.report(&self.context.host) }
+    }
+
+    /// Does what the source asks; nothing is answered to what ends the cycle.
+    async fn obey(&mut self, message: Message, session: &mut Session) -> Result<Option<Message>, MoveError> {
+        Ok(Some(match message {
+            Message::CycleOpen => Message::CycleOpened { latest: self.latest()? },
+            Message::CycleBegin { taken_at, consistency, changes } => {
+                let held = self.begin(session, taken_at, consistency, changes).await?;
+                Message::Prepared { held }
+            }
+            Message::Held { disk, first } => {
+                let disks = self.disks.as_ref().ok_or(MoveError::OutOfOrder { message: "held" })?;
+                let chunks = disks.held(disk, first).await?;
+                Message::HeldDigests { disk, first, chunks: pack(&chunks) }
+            }
+            Message::PassEnd { pass, blocks } => {
+                let disks = self.disks.as_ref().ok_or(MoveError::OutOfOrder { message: "pass end" })?;
+                disks.applied(blocks).await?;
+                Message::PassApplied { pass }
+            }
+            Message::CycleCommit { roots } => {
+                self.commit(&roots).await?;
+                Message::CycleCommitted
+            }
+            Message::Abort { failure } => {
+                let level = if failure.code == FailureCode::Cancelled { "cancelled" } else { "failed" };
+                info!(job = %self.context.plan.job, reason = %failure, level, "the source gives the cycle up");
+                Message::Aborted
+            }
+            Message::Finished => return Ok(None),
+            other => return Err(MoveError::OutOfOrder { message: other.name() }),
+        }))
+    }
+
+    /// The cycle of the latest snapshot here; none where there is none on which changes can be laid.
+    fn latest(&self) -> Result<Option<JobId>, MoveError> {
+        let record = self.context.host.journal.replica(self.context.plan.vm.id)?;
+        Ok(record.and_then(|record| record.replica.latest().map(|latest| latest.cycle)))
+    }
+
+    async fn begin(
+        &mut self,
+        session: &mut Session,
+        taken_at: Timestamp,
+        consistency: Consistency,
+        changes: bool,
+    ) -> Result<Vec<u64>, MoveError> {
+        let context = Arc::clone(&self.context);
+        let (host, plan) = (&context.host, &context.plan);
+        if self.layer.is_some() {
+            return Err(MoveError::OutOfOrder { message: "cycle begin" });
+        }
+        let disks: Vec<DiskSpec> = plan.disks.iter().map(|disk| disk.target.clone()).collect();
+        let replica = match host.journal.replica(plan.vm.id)? {
+            None => Replica::new(plan.vm.clone(), disks, plan.source.id.clone()),
+            Some(record) if record.dropped => {
+                return Err(MoveError::Stale {
+                    what: "a replica of the VM was removed here, and clones stand on it still",
+                });
+            }
+            Some(record) if !same_disks(&record.replica.disks, &disks) => {
+                return Err(MoveError::Stale { what: "the VM's disks are not those of its replica" });
+            }
+            Some(record) if record.replica.layers.len() >= LAYERS_MAX => {
+                return Err(MoveError::Stale { what: "the replica has as many layers as it may; delete clones of it" });
+            }
+            Some(record) => record.replica,
+        };
+        if changes && replica.layers.is_empty() {
+            return Err(MoveError::OutOfOrder { message: "cycle begin" });
+        }
+        let number = replica.next;
+        // Known to be made from here on, so that it goes however this ends.
+        self.layer = Some(NewLayer { replica: replica.clone(), number, taken_at, consistency, changes });
+        layers::make(host, &replica, number).await?;
+        let daemon = layers::serve(host, plan, &replica, number).await?;
+        let (machine, socket) = (daemon.machine.clone(), daemon.runtime.nbd_socket());
+        self.daemon = Some(daemon);
+        machine.nbd_server_start(&socket).await?;
+        for (index, disk) in replica.disks.iter().enumerate() {
+            let (name, node) = (export_name(index), format_node(&disk.name));
+            machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
+        }
+        let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
+        let tables: Vec<Option<DigestTable>> =
+            replica.disks.iter().map(|disk| layers::table(host, &replica, disk)).collect();
+        let held = replica.disks.iter().zip(&tables).map(|(disk, table)| table.as_ref().map_or(0, |_| disk.size.0));
+        let held = held.collect();
+        let origin = if replica.layers.is_empty() { Origin::Fresh } else { Origin::Used };
+        let images = Images {
+            held: vec![None; replica.disks.len()],
+            origin: |_: &DiskSpec| origin,
+            page_caches: Vec::new(),
+            tables,
+            ledger: None,
+        };
+        self.disks = Some(TargetDisks::open(&socket, &plan.disks, images, blocks).await?);
+        Ok(held)
+    }
+
+    /// What was written is compared with what the source read; then the snapshot is there.
+    async fn commit(&mut self, roots: &[[u8; 32]]) -> Result<(), MoveError> {
+        let out_of_order = || MoveError::OutOfOrder { message: "cycle commit" };
+        let context = Arc::clone(&self.context);
+        let (host, plan) = (&context.host, &context.plan);
+        let disks = self.disks.take().ok_or_else(out_of_order)?;
+        let layer = self.layer.clone().ok_or_else(out_of_order)?;
+        let proofs: Vec<Proof> = disks.prove(layer.changes).await?;
+        if proofs.len() != roots.len() {
+            return Err(MoveError::ProofIncomplete { expected: proofs.len(), found: roots.len() });
+        }
+        let differing = proofs.iter().zip(roots).position(|(proof, root)| proof.digest != *root);
+        if let Some(disk) = differing.and_then(|index| plan.disks.get(index)) {
+            return Err(MoveError::DigestsDiffer { disk: disk.source.name.clone() });
+        }
+        // Closed well, so that all of it is on stable storage before the journal says so.
+        if let Some(daemon) = self.daemon.take() {
+            images::end_daemon(daemon).await;
+        }
+        let NewLayer { mut replica, number, taken_at, consistency, .. } = layer;
+        for (disk, proof) in replica.disks.iter().zip(&proofs) {
+            let chunks: Vec<_> = (0..proof.table.count()).map(|index| proof.table.chunk(index)).collect();
+            let pool = host.pool(disk).map_err(ImageError::from)?;
+            pool.write_digests(replica.vm.id, &disk.name, number, &pack(&chunks)).map_err(ImageError::from)?;
+        }
+        let written = ByteCount(proofs.iter().map(|proof| proof.received).sum());
+        let snapshot = Snapshot { number, cycle: plan.job, taken_at, complete_at: clock::now(), consistency, written };
+        (replica.vm, replica.source) = (plan.vm.clone(), plan.source.id.clone());
+        let add = ReplicaChange::Add(Box::new(replica), snapshot);
+        host.journal.change_replica(plan.vm.id, add).await?;
+        self.layer = None;
+        info!(job = %plan.job, vm = %plan.vm.id, snapshot = number, "snapshot complete");
+        Ok(())
+    }
+
+    /// Ends what serves the layer, and removes it where it did not come to be a snapshot.
+    async fn put_away(&mut self) {
+        self.disks = None;
+        if let Some(daemon) = self.daemon.take() {
+            images::end_daemon(daemon).await;
+        }
+        if let Some(layer) = self.layer.take() {
+            layers::remove(&self.context.host, &layer.replica, layer.number);
+        }
+    }
+
+    async fn tidy(&self) {
+        let plan = &self.context.plan;
+        if let Err(error) = layers::tidy(&self.context.host, plan.vm.id, plan.retention).await {
+            warn!(job = %plan.job, error = &error as &dyn std::error::Error, "layers are merged after the next cycle");
+        }
+    }
+}
+
+fn same_disks(there: &[DiskSpec], wanted: &[DiskSpec]) -> bool {
+    let of = |disk: &DiskSpec| (disk.name.clone(), disk.size, disk.pool.clone());
+    there.iter().map(of).eq(wanted.iter().map(of))
+}
+
+/// Why the disks can no longer be written, once they cannot.
+async fn fault_of(disks: Option<&TargetDisks>) -> TargetDiskError {
+    match disks {
+        Some(disks) => disks.failed().await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,68 @@
+//! Replicas that nobody wants any more: what replication has put up goes, at either host.
+
+use std::sync::Arc;
+
+use sterna_shared::bus::AgentReply;
+use sterna_shared::id::VmId;
+use tokio::sync::oneshot;
+use tracing::warn;
+
+use super::{Answer, Service};
+use crate::journal::ReplicaChange;
+use crate::replication::{frozen, layers};
+use crate::requests;
+
+impl Service {
+    /// Forgets the replica of a VM here, and has a guest that is here no longer record for one.
+    pub(super) fn drop_replica(&self, vm: VmId, reply: oneshot::Sender<AgentReply>) {
+        let holds = self.jobs.iter().find(|(_, job)| {
+            let plan = &job.context.plan;
+            plan.vm.id == vm || plan.clone.as_ref().is_some_and(|clone| clone.replica == vm)
+        });
+        if let Some((job, _)) = holds {
+            let held = format!("the VM, or its replica, is in job {job}");
+            let _ = reply.send(requests::refused(held, "wait until it is over, or cancel it with `sterna job cancel`"));
+            return;
+        }
+        let (host, keeper) = (Arc::clone(&self.host), self.keepers.get(&vm).cloned());
+        let answers = self.give_answer.clone();
+        tokio::spawn(async move {
+            let dropped = async {
+                host.journal.change_replica(vm, ReplicaChange::Drop).await?;
+                layers::tidy(&host, vm, None).await?;
+                if let Some(keeper) = keeper
+                    && let Some(machine) = keeper.machine().await?
+                {
+                    frozen::forget_bitmaps(&machine, &keeper.record().spec.disks, None).await?;
+                }
+                Ok::<_, crate::migration::context::MoveError>(())
+            };
+            let answer = match dropped.await {
+                Ok(()) => AgentReply::Done,
+                Err(error) => requests::failed(&error),
+            };
+            let _ = answers.send(Answer { answer, reply }).await;
+        });
+    }
+
+    /// Removes what is left of replicas that are wanted no more, once no clone stands on it.
+    pub(super) fn tend_replicas(&mut self) {
+        if self.tends_replicas.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let records = self.host.journal.replicas().unwrap_or_default();
+        let dropped: Vec<VmId> =
+            records.into_iter().filter(|record| record.dropped).map(|record| record.replica.vm.id).collect();
+        if dropped.is_empty() {
+            return;
+        }
+        let host = Arc::clone(&self.host);
+        self.tends_replicas = Some(tokio::spawn(async move {
+            for vm in dropped {
+                if let Err(error) = layers::tidy(&host, vm, None).await {
+                    warn!(%vm, error = &error as &dyn std::error::Error, "a replica is removed later");
+                }
+            }
+        }));
+    }
+}
