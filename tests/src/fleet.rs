@@ -491,6 +491,8 @@ pub struct WitnessWish {
     pub records: u64,
     /// Name, pool, format, size in MiB.
     pub disks: Vec<(&'static str, &'static str, &'static str, u64)>,
+    /// Whether no disk is ever more than one record ahead of another.
+    pub lockstep: bool,
     /// Likewise: disks full of random bytes, which the witness leaves alone.
     pub ballast: Vec<(&'static str, &'static str, &'static str, u64)>,
 }
@@ -506,6 +508,7 @@ impl WitnessWish {
             vcpus: 1,
             records: 50,
             disks: vec![("root", "fast", "raw", 64), ("data", "bulk", "qcow2", 64)],
+            lockstep: false,
             ballast: Vec::new(),
         }
     }
@@ -519,7 +522,7 @@ impl WitnessWish {
             "name = \"{name}\"\nid = \"{id}\"\nmemory = \"{memory} MiB\"\nvcpus = {vcpus}\n\n[kernel]\n\
              image = \"{kernel}\"\ninitrd = \"{initrd}\"\nappend = \"console=ttyS0 quiet panic=-1 witness.seed=7 \
              witness.memory={fill} witness.rewrite={rewrite} witness.disks={disks} witness.records={records} \
-             witness.ip={address}/24\"\n\n[[nic]]\nmac = \"52:54:00:00:{c:02x}:{d:02x}\"\nbridge = \"br0\"\n",
+             witness.lockstep={lockstep} witness.ip={address}/24\"\n\n[[nic]]\nmac = \"52:54:00:00:{c:02x}:{d:02x}\"\nbridge = \"br0\"\n",
             name = self.name,
             id = uuid::Uuid::new_v4(),
             memory = self.memory_mib,
@@ -530,6 +533,7 @@ impl WitnessWish {
             rewrite = self.rewrite_mib,
             disks = self.disks.len(),
             records = self.records,
+            lockstep = u8::from(self.lockstep),
         );
         for (name, pool, format, size) in self.disks.iter().chain(&self.ballast) {
             text += &format!(

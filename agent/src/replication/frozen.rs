@@ -23,9 +23,9 @@ use sterna_shared::vm::{DiskFormat, DiskSpec};
 use tokio::sync::{mpsc, watch};
 
 use crate::clock;
+use crate::disk::copy::Block;
 use crate::disk::copy::changes::send_changes;
 use crate::disk::copy::source::{Known, dirty, send_pass, whole_disk};
-use crate::disk::copy::Block;
 use crate::disk::digest::{Digest, DigestTable};
 use crate::disk::extent::ExtentSet;
 use crate::disk::nbd::{BASE_ALLOCATION, Client, dirty_bitmap};

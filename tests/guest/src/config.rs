@@ -14,6 +14,7 @@ pub(crate) struct Config {
     pub(crate) disks: usize,
     pub(crate) records: u64,
     pub(crate) continues: bool,
+    pub(crate) lockstep: bool,
     pub(crate) network: Option<Network>,
     pub(crate) port: u16,
 }
@@ -46,6 +47,7 @@ impl Config {
             disks: 0,
             records: 20,
             continues: false,
+            lockstep: false,
             network: None,
             port: DEFAULT_PORT,
         };
@@ -59,6 +61,7 @@ impl Config {
                 "disks" => config.disks = parse(name, value, "a number of disks")?,
                 "records" => config.records = parse(name, value, "records per second")?,
                 "continue" => config.continues = parse::<u8>(name, value, "0 or 1")? != 0,
+                "lockstep" => config.lockstep = parse::<u8>(name, value, "0 or 1")? != 0,
                 "port" => config.port = parse(name, value, "a port")?,
                 "gateway" => gateway = Some(parse(name, value, "an address such as 10.0.0.1")?),
                 "ip" => {

@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -14,6 +16,8 @@ use crate::hub::{Event, Hub};
 use crate::protocol::DiskVerification;
 use crate::record::{Block, RECORD_BYTES, Records};
 
+/// How often a disk looks whether the others have come as far.
+const PACE: Duration = Duration::from_millis(1);
 /// Requests that may wait.
 const REQUESTS_MAX: usize = 16;
 /// How long to wait before a write that failed is tried again.
@@ -51,17 +55,45 @@ pub(crate) enum DiskError {
 }
 
 /// Opens the disk and starts its owner.
-pub(crate) fn spawn(config: &Config, index: usize, path: &Path, hub: Hub) -> Result<SyncSender<Request>, DiskError> {
+pub(crate) fn spawn(
+    config: &Config,
+    index: usize,
+    path: &Path,
+    hub: Hub,
+    pace: Pace,
+) -> Result<SyncSender<Request>, DiskError> {
     let failed = |source| DiskError::Open { path: path.display().to_string(), source };
     let mut disk = Disk::open(config, index, path)?;
     if config.continues {
         disk.acknowledged = disk.highest().map_err(failed)?;
     }
+    pace.acknowledged(index, disk.acknowledged);
     let (sender, requests) = sync_channel(REQUESTS_MAX);
     let rate = config.records;
     let builder = std::thread::Builder::new().name(format!("disk {index}"));
-    builder.spawn(move || disk.run(rate, &requests, &hub)).map_err(failed)?;
+    builder.spawn(move || disk.run(rate, &requests, &hub, &pace)).map_err(failed)?;
     Ok(sender)
+}
+
+/// How far all disks are, where they go in lockstep: none writes the next record before all have the last.
+#[derive(Debug, Clone)]
+pub(crate) struct Pace(Option<Arc<[AtomicU64]>>);
+
+impl Pace {
+    pub(crate) fn new(disks: usize, lockstep: bool) -> Self {
+        Self(lockstep.then(|| (0..disks).map(|_| AtomicU64::new(0)).collect()))
+    }
+
+    fn acknowledged(&self, disk: usize, number: u64) {
+        if let Some(disk) = self.0.as_ref().and_then(|disks| disks.get(disk)) {
+            disk.store(number, Ordering::Release);
+        }
+    }
+
+    /// Whether a disk that has this number must wait for another.
+    fn holds_back(&self, number: u64) -> bool {
+        self.0.as_ref().is_some_and(|disks| disks.iter().any(|disk| disk.load(Ordering::Acquire) < number))
+    }
 }
 
 struct Disk {
@@ -85,7 +117,7 @@ impl Disk {
         Ok(Self { index, file, records, acknowledged: 0, block: Box::new(Block([0; RECORD_BYTES])) })
     }
 
-    fn run(&mut self, mut rate: u64, requests: &Receiver<Request>, hub: &Hub) {
+    fn run(&mut self, mut rate: u64, requests: &Receiver<Request>, hub: &Hub, pace: &Pace) {
         let mut paused = false;
         let mut due = Instant::now();
         loop {
@@ -107,9 +139,11 @@ impl Disk {
                     paused = pause;
                     let _ = answer.send(());
                 }
+                Err(RecvTimeoutError::Timeout) if pace.holds_back(self.acknowledged) => due = Instant::now() + PACE,
                 Err(RecvTimeoutError::Timeout) => {
                     let wait = match self.write_next() {
                         Ok(()) => {
+                            pace.acknowledged(self.index, self.acknowledged);
                             hub.tell(Event::Acknowledged { disk: self.index, number: self.acknowledged, rate });
                             Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX)
                         }

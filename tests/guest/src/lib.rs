@@ -30,6 +30,7 @@
 //! | `witness.disks=N` | 0 | disks to wait for: `vda…`, then `sda…`, then `nvme…`; fewer is an error |
 //! | `witness.records=N` | 20 | records per second and disk |
 //! | `witness.continue=0\|1` | 0 | go on after the last record found on each disk (a guest started anew from a copy) |
+//! | `witness.lockstep=0\|1` | 0 | write a record only once all disks have the one before: at every instant they are one apart at most |
 //! | `witness.ip=A.B.C.D/P` | none | address of `eth0`; without it there is no network, and the console tells everything |
 //! | `witness.gateway=A.B.C.D` | none | default route |
 //! | `witness.port=N` | 7007 | TCP port of the protocol and UDP port of the ticks |
@@ -84,10 +85,11 @@ fn start() -> Result<(), Box<dyn std::error::Error>> {
 
     let (hub, hub_side) = hub::channel();
     let memory = memory::spawn(&config, hub.clone())?;
+    let pace = disk::Pace::new(disks.len(), config.lockstep);
     let disks = disks
         .into_iter()
         .enumerate()
-        .map(|(index, path)| disk::spawn(&config, index, &path, hub.clone()))
+        .map(|(index, path)| disk::spawn(&config, index, &path, hub.clone(), pace.clone()))
         .collect::<Result<Vec<_>, _>>()?;
     let hello = protocol::Hello {
         version: protocol::VERSION,

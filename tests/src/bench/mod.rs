@@ -127,6 +127,7 @@ impl Bench {
 
     async fn memory(&mut self, report: &mut Report, say: impl Fn(&str)) -> anyhow::Result<()> {
         let guest = WitnessWish {
+            lockstep: false,
             name: "memory",
             memory_mib: MEMORY_MIB + MEMORY_BESIDES_MIB,
             fill_mib: MEMORY_MIB,
@@ -149,6 +150,7 @@ impl Bench {
         say: impl Fn(&str),
     ) -> anyhow::Result<()> {
         let peer = WitnessWish {
+            lockstep: false,
             name: if busy { "busy" } else { "idle" },
             memory_mib: BLACKOUT_MEMORY_MIB,
             fill_mib: BLACKOUT_FILL_MIB,
@@ -242,6 +244,7 @@ impl Bench {
 
     async fn disk(&mut self, report: &mut Report, say: impl Fn(&str)) -> anyhow::Result<()> {
         let wish = WitnessWish {
+            lockstep: false,
             name: "disk",
             memory_mib: BLACKOUT_MEMORY_MIB,
             fill_mib: 0,

@@ -53,6 +53,7 @@ impl Demo {
         say("starting nats-server with TLS, a coordinator, and an agent on each of alpha and bravo");
         let mut fleet = Fleet::start(&["alpha", "bravo"]).await?;
         let wish = WitnessWish {
+            lockstep: false,
             name: VM,
             memory_mib: 512,
             fill_mib: 256,
