@@ -6,6 +6,8 @@ mod copying;
 mod harness;
 #[path = "nbd/hostile.rs"]
 mod hostile;
+#[path = "nbd/layers.rs"]
+mod layers;
 #[path = "nbd/lvm.rs"]
 mod lvm;
 #[path = "nbd/operations.rs"]

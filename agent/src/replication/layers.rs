@@ -129,7 +129,7 @@ async fn forget(host: &Host, record: &ReplicaRecord) -> Result<(), JournalError>
 }
 
 /// Removes the files of layers that the record does not name: an agent fell out between the two.
-fn remove_orphans(host: &Host, replica: &Replica) {
+pub fn remove_orphans(host: &Host, replica: &Replica) {
     let known: BTreeSet<u32> = replica.layers.iter().map(|layer| layer.number).collect();
     for disk in &replica.disks {
         let Ok(pool) = host.pool(disk) else { continue };

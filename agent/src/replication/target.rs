@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::id::JobId;
-use sterna_shared::job::FailureCode;
+use sterna_shared::job::Plan;
 use sterna_shared::peer::message::Message;
 use sterna_shared::replica::{Consistency, LAYERS_MAX, Replica, Snapshot};
 use sterna_shared::time::Timestamp;
@@ -86,7 +86,11 @@ impl CycleTarget {
 
     /// After a restart of the agent: a layer that is in no record goes, and the source begins anew.
     pub async fn recover(self) -> Outcome {
-        images::end_leftover_daemons(&self.context.host, &self.context.plan).await;
+        let (host, plan) = (&self.context.host, &self.context.plan);
+        images::end_leftover_daemons(host, plan).await;
+        if let Ok(None) = host.journal.replica(plan.vm.id) {
+            layers::remove_orphans(host, &Replica::new(plan.vm.clone(), disks_here(plan), plan.source.id.clone()));
+        }
         self.tidy().await;
         Outcome::Followed
     }
@@ -172,8 +176,7 @@ impl CycleTarget {
                 Message::CycleCommitted
             }
             Message::Abort { failure } => {
-                let level = if failure.code == FailureCode::Cancelled { "cancelled" } else { "failed" };
-                info!(job = %self.context.plan.job, reason = %failure, level, "the source gives the cycle up");
+                info!(job = %self.context.plan.job, reason = %failure, "the source gives the cycle up");
                 Message::Aborted
             }
             Message::Finished => return Ok(None),
@@ -199,7 +202,7 @@ impl CycleTarget {
         if self.layer.is_some() {
             return Err(MoveError::OutOfOrder { message: "cycle begin" });
         }
-        let disks: Vec<DiskSpec> = plan.disks.iter().map(|disk| disk.target.clone()).collect();
+        let disks = disks_here(plan);
         let replica = match host.journal.replica(plan.vm.id)? {
             None => Replica::new(plan.vm.clone(), disks, plan.source.id.clone()),
             Some(record) if record.dropped => {
@@ -299,6 +302,10 @@ impl CycleTarget {
             warn!(job = %plan.job, error = &error as &dyn std::error::Error, "layers are merged after the next cycle");
         }
     }
+}
+
+fn disks_here(plan: &Plan) -> Vec<DiskSpec> {
+    plan.disks.iter().map(|disk| disk.target.clone()).collect()
 }
 
 fn same_disks(there: &[DiskSpec], wanted: &[DiskSpec]) -> bool {

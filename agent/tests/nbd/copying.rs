@@ -4,11 +4,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use sterna_agent::disk::copy::changes::{digest_changes, send_changes};
 use sterna_agent::disk::copy::source::{self, Known, PassStatistics, Span};
 use sterna_agent::disk::copy::target::{Origin, Writer};
 use sterna_agent::disk::copy::{Block, Body, CopyError};
 use sterna_agent::disk::digest::{Chunk, DigestTable};
-use sterna_agent::disk::extent::Extent;
+use sterna_agent::disk::extent::{Extent, ExtentSet};
 use sterna_agent::disk::nbd::{BASE_ALLOCATION, Client, ZeroMode, dirty_bitmap};
 use tokio::sync::mpsc;
 
@@ -352,4 +353,49 @@ async fn a_server_that_dies_breaks_the_writer_for_good() {
     assert!(matches!(writer.barrier().await, Err(CopyError::Broken { .. })));
     assert!(matches!(writer.apply(block).await, Err(CopyError::Broken { .. })));
     assert!(writer.received().is_empty());
+}
+
+#[tokio::test]
+async fn changes_alone_are_read_sent_and_proven() {
+    let folder = directory();
+    let from = patchwork(&folder, "from.raw", SIZE);
+    let to = image(&folder, "to.qcow2", "qcow2", SIZE);
+    copy((&from, "raw"), (&to, "qcow2")).await;
+    let unit = 64 << 10;
+    let changes = [(3 * MIB, unit), (7 * MIB - unit, 3 * unit), (SIZE - unit, unit)];
+    let file = std::fs::OpenOptions::new().write(true).open(&from).expect("the image");
+    let mut extents = ExtentSet::new();
+    for (number, (offset, length)) in (1..).zip(changes) {
+        // The second becomes zeroes where there was something.
+        let content = if number == 2 { vec![0; length as usize] } else { random(length as usize, number) };
+        file.write_all_at(&content, offset).expect("written");
+        extents.insert(Extent::new(offset, length).expect("not empty"));
+    }
+    let (from_server, to_server) = (Server::start(&from, "raw", &["-r"]), Server::start(&to, "qcow2", &[]));
+    let (reader, target) = (from_server.plain_client().await, to_server.plain_client().await);
+    let mut writer = Writer::new(target.clone(), 0, SIZE, Origin::Used).expect("sizes agree");
+    let (sender, mut blocks) = mpsc::channel(8);
+    let sending = async {
+        let sent = send_changes(&reader, 0, &extents, &sender).await.expect("sent");
+        drop(sender);
+        sent
+    };
+    let writing = async {
+        while let Some(block) = blocks.recv().await {
+            writer.apply(block).await.expect("applied");
+        }
+    };
+    let ((statistics, digest), ()) = tokio::join!(sending, writing);
+    assert_eq!(statistics.read_bytes, 5 * unit, "nothing is read but what has changed");
+    assert_eq!((statistics.data_bytes, statistics.zero_bytes), (2 * unit, 3 * unit));
+    writer.flush().await.expect("a flush");
+    assert_eq!(writer.received(), &extents);
+    assert_eq!(digest_changes(&target, 0, &extents).await.expect("read back"), digest);
+    target.write(3 * MIB, bytes::Bytes::from_static(b"x")).await.expect("written");
+    assert_ne!(digest_changes(&target, 0, &extents).await.expect("read back"), digest, "one byte is seen");
+    reader.close().await;
+    drop(writer);
+    target.close().await;
+    from_server.stop().await;
+    to_server.stop().await;
 }
