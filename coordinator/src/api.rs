@@ -20,6 +20,8 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("vm", "resolve"),
     ("plan", "list"),
     ("plan", "drop"),
+    ("replica", "list"),
+    ("replica", "drop"),
     ("job", "migrate"),
     ("job", "check"),
     ("job", "list"),
@@ -104,6 +106,7 @@ fn shorten(reply: &mut ApiReply) -> bool {
         ApiReply::Hosts { hosts } => halve(hosts),
         ApiReply::Vms { vms } => halve(vms),
         ApiReply::Planned { planned } => halve(planned),
+        ApiReply::Replicas { replicas } => halve(replicas),
         _ => false,
     }
 }
@@ -150,6 +153,8 @@ mod tests {
                 job: example::job(1),
                 policy: Box::default(),
             },
+            ApiRequest::ReplicaList,
+            ApiRequest::ReplicaDrop { vm: vm(), host: "a".parse().expect("a name") },
             ApiRequest::JobBandwidth { job: example::job(1), bandwidth: None },
             ApiRequest::SystemShow,
         ] {

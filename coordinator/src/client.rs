@@ -42,6 +42,7 @@ use sterna_shared::job::{
     CheckReport, JobRecord, JobStatus, MoveRequest, Plan, Policy, Progress, Refusal, RequestedState, ReturnCode,
 };
 use sterna_shared::planned::PlannedView;
+use sterna_shared::replica::ReplicaView;
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
 use sterna_shared::view::cim::{Contacts, MigrationJob, MsvmError};
@@ -325,6 +326,23 @@ impl Client {
     /// As [`Self::hosts`].
     pub async fn drop_planned_vm(&self, planned: PlannedVmId) -> Result<(), ClientError> {
         self.done(&ApiRequest::PlanDrop { planned }).await
+    }
+
+    /// All replicas, and replications that have none yet. A replication is begun as a move is asked for, with a request of
+    /// kind [`JobKind::Replicate`](sterna_shared::job::JobKind::Replicate).
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn replicas(&self) -> Result<Vec<ReplicaView>, ClientError> {
+        answer!(self.ask(&ApiRequest::ReplicaList).await?, ApiReply::Replicas { replicas } => replicas)
+    }
+
+    /// Has a host forget the replica of a VM, and remove its files; the VM's own host what replication has put up there.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn drop_replica(&self, vm: &str, host: &HostId) -> Result<(), ClientError> {
+        self.done(&ApiRequest::ReplicaDrop { vm: vm.to_owned(), host: host.clone() }).await
     }
 
     /// Checks a move: finds all that speaks against it, measures, and changes nothing.

@@ -21,6 +21,7 @@ mod keeper;
 mod methods;
 mod perform;
 mod queue;
+mod replicas;
 mod request;
 mod resolve;
 mod runs;

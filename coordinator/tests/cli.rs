@@ -143,7 +143,7 @@ fn plan(job: JobId) -> Plan {
         settings: MoveSettings::default(),
         planned: None,
         hold_seconds: None,
-        replication: None,
+        retention: None,
         clone: None,
         steps: Plan::steps_of(JobKind::Move, MoveMode::Cold, false),
     }

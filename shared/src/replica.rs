@@ -12,6 +12,8 @@
 //!
 //! Google's Migrate to VMs calls the whole a `MigratingVm`, and a cycle a `ReplicationCycle`.
 
+mod view;
+
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,8 @@ use crate::id::{BridgeName, HostId, JobId, PoolName, VmId, VmName};
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{DiskSpec, VmSpec};
+
+pub use view::{ReplicaState, ReplicaView};
 
 /// The most layers of one replica: each opens a file of every disk in a clone's QEMU.
 pub const LAYERS_MAX: usize = 200;

@@ -268,6 +268,13 @@ impl MacAddress {
     pub const fn bytes(self) -> [u8; 6] {
         self.0
     }
+
+    /// One that nobody was given for a card: locally administered, and unicast.
+    #[must_use]
+    pub const fn local(bytes: [u8; 5]) -> Self {
+        let [b, c, d, e, g] = bytes;
+        Self([0x52, b, c, d, e, g])
+    }
 }
 
 impl FromStr for MacAddress {

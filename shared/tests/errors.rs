@@ -76,6 +76,9 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R042", "planned_mismatch", 10, 122, 2, 4),
     ("STERNA-R043", "planned_expired", 9, 53, 2, 1),
     ("STERNA-R044", "planned_changed", 1, 81, 2, 1),
+    ("STERNA-R045", "replica_unknown", 9, 73, 2, 6),
+    ("STERNA-R046", "replica_mismatch", 10, 122, 2, 4),
+    ("STERNA-R047", "snapshot_unknown", 9, 73, 2, 6),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

@@ -132,6 +132,7 @@ impl ClientError {
             ApiReply::Plan { .. } => "plan",
             ApiReply::Planned { .. } => "planned",
             ApiReply::Checked { .. } => "checked",
+            ApiReply::Replicas { .. } => "replicas",
             ApiReply::JobStarted { .. } => "job started",
             ApiReply::StateRequested { .. } => "state requested",
             ApiReply::Jobs { .. } => "jobs",

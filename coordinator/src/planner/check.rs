@@ -30,6 +30,7 @@ pub(super) const CHECKS: &[Check] = &[
     pools_have_room,
     volume_groups_hold_raw_disks,
     shared_pools_without_copy,
+    clones_take_all_along,
     storage_move_moves_something,
     bridges_exist,
     machine_type_exists,
@@ -62,7 +63,7 @@ pub(super) fn refusal(code: RefusalCode, message: impl Into<String>, remedy: imp
     Refusal { code, message: message.into(), remedy: remedy.into() }
 }
 
-fn vm_is_known(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn vm_is_known(case: &Case, out: &mut Vec<Refusal>) {
     let Err(error) = &case.found else { return };
     out.push(match error {
         FindError::Unknown { .. } => {
@@ -75,7 +76,7 @@ fn vm_is_known(case: &Case, out: &mut Vec<Refusal>) {
     });
 }
 
-fn offline(member: &Member) -> Refusal {
+pub(super) fn offline(member: &Member) -> Refusal {
     let host = &member.inventory.host;
     refusal(
         RefusalCode::HostOffline,
@@ -84,11 +85,11 @@ fn offline(member: &Member) -> Refusal {
     )
 }
 
-fn source_is_online(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn source_is_online(case: &Case, out: &mut Vec<Refusal>) {
     out.extend(case.source().filter(|source| !source.online).map(offline));
 }
 
-fn target_is_given_and_known(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn target_is_given_and_known(case: &Case, out: &mut Vec<Refusal>) {
     match &case.request.target {
         None if case.request.storage_only => {}
         None => out.push(refusal(
@@ -108,7 +109,7 @@ fn target_is_given_and_known(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn target_is_another_host(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn target_is_another_host(case: &Case, out: &mut Vec<Refusal>) {
     let (Some(source), Some(target)) = (case.source(), &case.request.target) else { return };
     let same = source.inventory.host == *target;
     if same && !case.request.storage_only {
@@ -127,7 +128,7 @@ fn target_is_another_host(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn vm_is_in_no_job(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn vm_is_in_no_job(case: &Case, out: &mut Vec<Refusal>) {
     // What is only prepared for does not touch the VM.
     let Some(vm) = case.vm().filter(|_| !case.stages()) else { return };
     let planned = case.jobs.iter().find(|status| status.plan.vm.id == vm.id()).map(|status| status.job);
@@ -140,10 +141,11 @@ fn vm_is_in_no_job(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn vm_state_fits_the_mode(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn vm_state_fits_the_mode(case: &Case, out: &mut Vec<Refusal>) {
     let Some(vm) = case.vm() else { return };
     let name = &vm.spec.name;
-    let remedy = match (case.request.mode, vm.state) {
+    let wish = if case.replicates() { ModeWish::Auto } else { case.request.mode };
+    let remedy = match (wish, vm.state) {
         (ModeWish::Auto, VmState::Running | VmState::Stopped)
         | (ModeWish::Live, VmState::Running)
         | (ModeWish::Cold, VmState::Stopped) => return,
@@ -156,7 +158,7 @@ fn vm_state_fits_the_mode(case: &Case, out: &mut Vec<Refusal>) {
             format!("let it run, or stop it; if a handover of it is unresolved, see `sterna vm show {name}`")
         }
     };
-    let wanted = match case.request.mode {
+    let wanted = match wish {
         ModeWish::Auto => "running or stopped",
         ModeWish::Live => "running for a live move",
         ModeWish::Cold => "stopped for a cold move",
@@ -164,7 +166,7 @@ fn vm_state_fits_the_mode(case: &Case, out: &mut Vec<Refusal>) {
     out.push(refusal(RefusalCode::VmState, format!("VM {name} is {}; it must be {wanted}", vm.state), remedy));
 }
 
-fn vm_is_owned(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn vm_is_owned(case: &Case, out: &mut Vec<Refusal>) {
     let Some(vm) = case.vm().filter(|vm| !vm.owned) else { return };
     let name = &vm.spec.name;
     out.push(refusal(
@@ -195,7 +197,7 @@ fn memory_suffices(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn placements_name_disks(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn placements_name_disks(case: &Case, out: &mut Vec<Refusal>) {
     let Some(vm) = case.vm() else { return };
     let names: Vec<_> = vm.spec.disks.iter().map(|disk| disk.name.to_string()).collect();
     let mut seen = BTreeSet::new();
@@ -217,7 +219,7 @@ fn placements_name_disks(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn pools_exist(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn pools_exist(case: &Case, out: &mut Vec<Refusal>) {
     let Some(target) = case.target() else { return };
     let wanted: BTreeSet<PoolName> = placed(case).into_iter().map(|disk| disk.target.pool).collect();
     let have: Vec<_> = target.inventory.pools.iter().map(|pool| pool.name.to_string()).collect();
@@ -230,7 +232,7 @@ fn pools_exist(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn pools_have_room(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn pools_have_room(case: &Case, out: &mut Vec<Refusal>) {
     let Some(target) = case.target() else { return };
     let mut needed: BTreeMap<PoolName, ByteCount> = BTreeMap::new();
     for disk in placed(case).into_iter().filter(|disk| disk.copied) {
@@ -302,6 +304,25 @@ fn shared_pools_without_copy(case: &Case, out: &mut Vec<Refusal>) {
                 "leave out the format, or move with --storage all",
             ));
         }
+    }
+}
+
+/// A disk that stands on a replica of its host cannot go to another as it is; and onto itself it cannot be copied.
+fn clones_take_all_along(case: &Case, out: &mut Vec<Refusal>) {
+    if case.hosts().is_none() {
+        return;
+    }
+    let stays = |disk: &placement::Placed| disk.source.base.is_some() && disk.shared && !disk.copied;
+    for disk in placed(case).into_iter().filter(stays) {
+        let name = &disk.source.name;
+        out.push(refusal(
+            RefusalCode::PoolNotShared,
+            format!(
+                "disk {name} is a clone's and stands on a replica, and both hosts share its pool {}",
+                disk.source.pool
+            ),
+            format!("have it copied into another pool: --storage all --disk {name}=POOL"),
+        ));
     }
 }
 
@@ -443,7 +464,7 @@ fn name_is_free(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn certificates_hold(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn certificates_hold(case: &Case, out: &mut Vec<Refusal>) {
     let Some((source, target)) = case.hosts() else { return };
     for member in [source, target] {
         let (host, certificate) = (&member.inventory.host, &member.inventory.certificate);
@@ -462,7 +483,7 @@ fn certificates_hold(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn authority_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn authority_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
     let Some((source, target)) = case.hosts() else { return };
     if source.inventory.certificate.authority != target.inventory.certificate.authority {
         out.push(refusal(
@@ -473,7 +494,7 @@ fn authority_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
-fn target_can_be_dialled(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn target_can_be_dialled(case: &Case, out: &mut Vec<Refusal>) {
     let Some((_, target)) = case.hosts().filter(|(_, target)| target.inventory.addresses.is_empty()) else { return };
     out.push(refusal(
         RefusalCode::InvalidValue,
@@ -482,7 +503,7 @@ fn target_can_be_dialled(case: &Case, out: &mut Vec<Refusal>) {
     ));
 }
 
-fn values_are_in_range(case: &Case, out: &mut Vec<Refusal>) {
+pub(super) fn values_are_in_range(case: &Case, out: &mut Vec<Refusal>) {
     let mut check = |holds: bool, message: String, remedy: String| {
         if !holds {
             out.push(refusal(RefusalCode::InvalidValue, message, remedy));

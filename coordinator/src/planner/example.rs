@@ -6,6 +6,7 @@ use sterna_shared::host::{
 use sterna_shared::id::{Epoch, Generation, JobId, PlannedVmId, TOKEN_LENGTH, Token};
 use sterna_shared::job::{JobKind, ModeWish, MoveRequest, MoveSettings, StorageWish};
 use sterna_shared::planned::PlannedVm;
+use sterna_shared::replica::{CloneWish, Consistency, NetworkWish, Replica, Snapshot};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, CacheMode, DiskBus, DiskFormat, DiskSpec, Firmware, KernelBoot, NicSpec, VmSpec};
@@ -78,6 +79,37 @@ pub(crate) fn planned(spec: &VmSpec) -> PlannedVm {
         made_at: now(),
         expires_at: later(60),
     }
+}
+
+/// The replica of VM `web` at `beta`, its disks all in pool `fast`, with two snapshots.
+pub(crate) fn replica() -> Replica {
+    let vm = vm("web");
+    let fast = |disk: &DiskSpec| DiskSpec { pool: "fast".parse().expect("a name"), ..disk.clone() };
+    let disks = vm.disks.iter().map(fast).collect();
+    let mut replica = Replica::new(vm, disks, "alpha".parse().expect("a name"));
+    for number in [1, 2] {
+        let taken_at = later(i64::from(number) - 300);
+        let complete_at = later(i64::from(number) - 290);
+        let (consistency, written) = (Consistency::Crash, ByteCount::mebibytes(7));
+        replica.add(Snapshot { number, cycle: job(40), taken_at, complete_at, consistency, written });
+    }
+    replica
+}
+
+/// A request for a clone of VM `web` that is started.
+pub(crate) fn clone_request() -> MoveRequest {
+    let wish = CloneWish {
+        id: "0197c0de-0000-7000-8000-0000000000c1".parse().expect("a UUID"),
+        name: "trial".parse().expect("a name"),
+        snapshot: None,
+        pool: None,
+        vcpus: None,
+        memory: None,
+        network: NetworkWish::Isolated,
+        full: false,
+        start: true,
+    };
+    MoveRequest { kind: JobKind::Clone, target: None, clone: Some(Box::new(wish)), ..request() }
 }
 
 /// A host with a pool `fast` of its own, a pool `san` that all hosts share, a bridge and a boot file; no VM.

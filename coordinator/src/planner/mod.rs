@@ -7,16 +7,20 @@
 //!   Seeds ───────┘
 //! ```
 //!
+//! A replication has a list of checks of its own; so has a clone, which is planned on a replica and not on a VM.
+//!
 //! Pure: no clock, no randomness, no I/O; the same input gives the same plan. Checks do not depend on one another: one
 //! that lacks what it would look at (the target is unknown, say) says nothing, because another says why. That is what
 //! lets an operator mend everything in one go. An inventory is a few seconds old when it is read here, so the agents
 //! check again what they reserve.
 
 mod check;
+mod clone;
 #[cfg(test)]
 pub(crate) mod example;
 mod placement;
 mod planned;
+mod replicate;
 mod settings;
 mod slots;
 #[cfg(test)]
@@ -94,9 +98,12 @@ pub fn draft<'a>(
     request: &'a MoveRequest,
     seeds: Seeds,
 ) -> Draft {
+    if request.kind == JobKind::Clone {
+        return clone::draft(fleet, jobs, request, seeds);
+    }
     let case = Case::new(fleet, jobs, request, &seeds);
     let mut refusals = Vec::new();
-    for check in check::CHECKS {
+    for check in if case.replicates() { replicate::CHECKS } else { check::CHECKS } {
         check(&case, &mut refusals);
     }
     Draft { plan: case.decide(seeds), refusals }
@@ -153,9 +160,13 @@ impl<'a> Case<'a> {
         (source.inventory.host != target.inventory.host).then_some((source, target))
     }
 
-    /// How the VM would move, as far as its state tells.
+    /// How the VM would move, as far as its state tells. Where it is replicated nothing of its memory moves: the guest
+    /// runs on, or it is stopped.
     fn mode(&self) -> Option<MoveMode> {
         let state = self.vm()?.state;
+        if self.replicates() {
+            return Some(MoveMode::Cold);
+        }
         let live = match self.request.mode {
             ModeWish::Live => true,
             ModeWish::Cold => false,
@@ -168,6 +179,11 @@ impl<'a> Case<'a> {
     /// Whether a planned VM is to be made, and nothing is moved.
     fn stages(&self) -> bool {
         self.request.kind == JobKind::Stage
+    }
+
+    /// Whether its disks are replicated, and the VM stays.
+    fn replicates(&self) -> bool {
+        self.request.kind == JobKind::Replicate
     }
 
     /// Whether the guest will execute at the target: only then memory and the processor matter.
@@ -222,7 +238,7 @@ impl<'a> Case<'a> {
                 false => planned::used(self).map(|planned| planned.id),
             },
             hold_seconds: stages.then(|| self.request.hold_seconds.unwrap_or(HOLD_DEFAULT_SECONDS)),
-            retention: self.request.replication.as_ref().map(|wish| wish.retention),
+            retention: self.replicates().then(|| self.request.replication.clone().unwrap_or_default().retention),
             clone: None,
         })
     }

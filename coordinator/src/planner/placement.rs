@@ -3,9 +3,9 @@
 use sterna_shared::host::Pool;
 use sterna_shared::id::PoolName;
 use sterna_shared::job::{DiskMove, StorageWish};
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{DiskFormat, DiskSpec};
 
-use super::{Case, planned};
+use super::{Case, planned, replicate};
 use crate::fleet::Member;
 
 /// A disk and where it goes.
@@ -31,7 +31,12 @@ pub(super) fn placed(case: &Case) -> Vec<Placed> {
 }
 
 fn place(case: &Case, disk: &DiskSpec, source: &Member, target: &Member) -> Placed {
-    let mut wanted = disk.clone();
+    // What a clone stands on stays behind: the content of all of it is copied.
+    let mut wanted = DiskSpec { base: None, ..disk.clone() };
+    if let Some(kept) = replicate::replica(case).filter(|_| case.replicates()) {
+        wanted.pool =
+            kept.disks.iter().find(|kept| kept.name == disk.name).map_or(wanted.pool, |kept| kept.pool.clone());
+    }
     if let Some(planned) = planned::used(case).and_then(|planned| planned.spec.disk(&disk.name)) {
         (wanted.pool, wanted.format) = (planned.pool.clone(), planned.format);
     }
@@ -43,9 +48,17 @@ fn place(case: &Case, disk: &DiskSpec, source: &Member, target: &Member) -> Plac
     let same_pool = source.inventory.host == target.inventory.host && disk.pool == wanted.pool;
     let shared = same_pool
         || matches!((storage(source, &disk.pool), storage(target, &wanted.pool)), (Some(a), Some(b)) if a == b);
+    if case.replicates() {
+        // Also within one storage: a replica's files have names of their own, and are qcow2.
+        wanted.format = DiskFormat::Qcow2;
+        return Placed { source: disk.clone(), target: wanted, copied: true, shared };
+    }
     // A change of format is a copy also within one storage: the image gets another name there.
     let stays = shared && disk.format == wanted.format;
     let copied = !stays && case.request.storage == StorageWish::All;
+    if !copied {
+        wanted.base.clone_from(&disk.base);
+    }
     Placed { source: disk.clone(), target: wanted, copied, shared }
 }
 

@@ -14,7 +14,8 @@ use crate::fleet::Member;
 
 /// What the target holds for the VM.
 fn held<'a>(case: &Case<'a>) -> impl Iterator<Item = &'a PlannedVm> {
-    let vm = case.vm().map(|vm| vm.spec.id);
+    // A replica is nothing that a planned VM was made for.
+    let vm = case.vm().filter(|_| !case.replicates()).map(|vm| vm.spec.id);
     let planned = case.target().map_or(&[][..], |target| &target.inventory.planned);
     planned.iter().filter(move |planned| Some(planned.spec.id) == vm)
 }
@@ -95,7 +96,7 @@ pub(super) fn wishes_about_planned_vms_make_sense(case: &Case, out: &mut Vec<Ref
     };
     let between = !request.storage_only;
     check(!stages || between, "a planned VM is made at another host".into(), "give a host and no storage move");
-    let used = request.planned.is_none() || (between && !stages);
+    let used = request.planned.is_none() || (between && !stages && request.kind != JobKind::Replicate);
     check(used, "only a move between hosts uses a planned VM".into(), "leave out the planned VM");
     let held = request.hold_seconds;
     check(stages || held.is_none(), "only a planned VM is held for a time".into(), "leave the time out");

@@ -99,7 +99,8 @@ pub(super) fn moves_are_let_through(case: &Case, out: &mut Vec<Refusal>) {
                 format!("switch it on, `sterna host set {host} --migration on`, or choose another host"),
             ));
         }
-        if part.most(limits) == 0 {
+        // A replica is no move, whatever the number of these.
+        if part.most(limits) == 0 && !case.replicates() {
             let (moves, option) = (part.moves(), part.option());
             out.push(refusal(
                 RefusalCode::MigrationDisabled,

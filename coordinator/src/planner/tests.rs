@@ -1,4 +1,6 @@
+mod clone;
 mod planned;
+mod replicate;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -12,11 +12,12 @@ use sterna_shared::host::{LimitsChange, MovesInHand, PartialReport};
 use sterna_shared::id::{Epoch, HostId};
 use sterna_shared::job::{
     CheckReport, DayOfWeek, DiskPlacement, Event, EventBody, FailureCode, FailureReport, Finding, Forecast,
-    ForecastInput, JobRecord, JobStatus, Month, Plan, Progress, Refusal, RefusalCode, Reporter, ReturnCode, Rule,
-    Schedule, Severity, StepFigures, StepKind, Volume, Weekday, Zone,
+    ForecastInput, JobKind, JobRecord, JobStatus, Month, MoveRequest, Plan, Policy, Progress, Refusal, RefusalCode,
+    Reporter, ReturnCode, Rule, Schedule, Severity, StepFigures, StepKind, Volume, Weekday, Zone,
 };
 use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::probe::{AddressOutcome, AddressReport, Measured, PathReport, ProbeReport};
+use sterna_shared::replica::{ReplicaView, ReplicationWish, Retention};
 use sterna_shared::units::{Bandwidth, ByteCount};
 
 use crate::feed::{Document, Limiter, host_changed, vm_changed};
@@ -168,6 +169,10 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::Check { request: request.clone() }, &["checked"]),
         (ApiRequest::PlanList, &["planned"]),
         (ApiRequest::PlanDrop { planned: a_planned_vm().id }, &["done"]),
+        (ApiRequest::ReplicaList, &["replicas"]),
+        (ApiRequest::ReplicaDrop { vm: vm(), host: host("beta") }, &["done"]),
+        (replicate(), &["plan", "job_started"]),
+        (clone(), &["plan", "job_started"]),
         (ApiRequest::JobList, &["jobs"]),
         (ApiRequest::JobGroup { group: "night".into() }, &["jobs"]),
         (
@@ -185,6 +190,27 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::JobBandwidth { job, bandwidth: Some(Bandwidth(1 << 20)) }, &["done"]),
         (ApiRequest::SystemShow, &["system"]),
     ]
+}
+
+/// A replication in cycles.
+fn replicate() -> ApiRequest {
+    let schedule = Some(Schedule::after_pauses(300));
+    ApiRequest::Migrate {
+        request: MoveRequest {
+            kind: JobKind::Replicate,
+            replication: Some(ReplicationWish { retention: Retention { last: 3, hourly: 24, daily: 7 } }),
+            ..example::request()
+        },
+        dry_run: false,
+        job: example::job(2),
+        policy: Box::new(Policy { schedule, ..Policy::default() }),
+    }
+}
+
+/// A clone that is started.
+fn clone() -> ApiRequest {
+    let request = example::clone_request();
+    ApiRequest::Migrate { request, dry_run: false, job: example::job(3), policy: Box::default() }
 }
 
 /// Changes of every kind.
@@ -247,6 +273,11 @@ pub(super) fn replies() -> Vec<ApiReply> {
         ApiReply::Plan { plan: Box::new(a_plan()), waits_for: vec![refusal.clone()] },
         ApiReply::Checked { report: Box::new(report_of_a_check(&refusal)) },
         ApiReply::Planned { planned: vec![PlannedView { host: host("beta"), planned: a_planned_vm(), usable: true }] },
+        ApiReply::Replicas {
+            replicas: ReplicaView::of(&host("beta"), Some(&example::replica()), None, example::later(60))
+                .into_iter()
+                .collect(),
+        },
         ApiReply::JobStarted { status: status() },
         ApiReply::StateRequested { code: ReturnCode::Started, reason: None, status: status() },
         ApiReply::Jobs { jobs: statuses() },

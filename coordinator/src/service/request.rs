@@ -6,7 +6,7 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiRe
 use sterna_shared::host::{PartialReport, VmState};
 use sterna_shared::id::{HostId, JobId, Token};
 use sterna_shared::job::{
-    Event as JobEvent, EventBody, JobStatus, MoveRequest, Plan, Policy, Reporter, RequestedState,
+    Event as JobEvent, EventBody, JobKind, JobStatus, MoveRequest, Plan, Policy, RefusalCode, Reporter, RequestedState,
 };
 use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::units::Bandwidth;
@@ -116,6 +116,7 @@ impl State {
                 let (member, report) = self.fleet.find(&vm).map_err(|error| not_found(&error))?;
                 ApiReply::Vms { vms: vec![vm_view(member, report)] }
             }
+            ApiRequest::ReplicaList => ApiReply::Replicas { replicas: self.replicas(now) },
             ApiRequest::PlanList => ApiReply::Planned { planned: self.planned(now) },
             ApiRequest::JobList => {
                 // Ids are of UUID version 7: their order is that of time.
@@ -172,8 +173,15 @@ impl State {
         };
         let (host, request, wait) = match request {
             ApiRequest::HostSet { host, change, reset } => return self.set_host(&host, change, reset),
+            ApiRequest::ReplicaDrop { vm, host } => return self.drop_replica(&vm, &host),
             ApiRequest::VmDefine { host, spec } => {
-                let faults = spec.faults();
+                let mut faults = spec.faults();
+                faults.extend(spec.disks.iter().filter(|disk| disk.base.is_some()).map(|disk| {
+                    format!(
+                        "disk {} names what it stands on; leave `base` out: clones are made by sterna clone create",
+                        disk.name
+                    )
+                }));
                 if !faults.is_empty() {
                     let message = format!("VM {} cannot be defined", spec.name);
                     return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
@@ -230,7 +238,7 @@ impl State {
 
     fn migrate(
         &mut self,
-        request: MoveRequest,
+        mut request: MoveRequest,
         dry_run: bool,
         policy: Box<Policy>,
         seeds: Seeds,
@@ -243,24 +251,29 @@ impl State {
         }
         let faults = faults_of(&policy, now);
         if !faults.is_empty() {
-            let message = format!("VM {} cannot be moved like that", request.vm);
+            let message = format!("{} like that", cannot(&request));
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
         }
         let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.holds_vm(now.at));
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
         // What is so now may not be so when the job's time has come; then it is looked at again.
-        // And what speaks against a move is what a check is for.
-        let later = policy.schedule.is_some() || policy.group.is_some() || request.kind.only_looks();
-        let (waits_for, refusals): (Vec<_>, Vec<_>) =
-            refusals.into_iter().partition(|refusal| later || planner::passes(refusal.code));
+        // And what speaks against a move is what a check is for. What runs after pauses runs at once for the first time.
+        let pauses = policy.schedule.as_ref().is_some_and(|schedule| schedule.idle_seconds.is_some());
+        let scheduled = policy.schedule.is_some() && !pauses;
+        let later = scheduled || policy.group.is_some() || request.kind.only_looks();
+        let waits = |code| later || planner::passes(code) || (pauses && code == RefusalCode::VmInJob);
+        let (waits_for, mut refusals): (Vec<_>, Vec<_>) = refusals.into_iter().partition(|refusal| waits(refusal.code));
+        let cannot = cannot(&request);
+        if let Some(plan) = plan.as_ref().filter(|_| request.kind == JobKind::Replicate) {
+            refusals.extend(self.replicated_already(plan.vm.id));
+            // Another VM of that name is not what was meant, however long the replication goes on.
+            request.vm = plan.vm.id.to_string();
+        }
         let plan = match plan {
             Some(plan) if refusals.is_empty() => plan,
-            Some(_) => return Err(refused(format!("VM {} cannot be moved", request.vm), refusals)),
+            Some(_) => return Err(refused(cannot, refusals)),
             // Nothing can be submitted about what nobody knows, now or later.
-            None => {
-                let refusals = waits_for.into_iter().chain(refusals).collect();
-                return Err(refused(format!("VM {} cannot be moved", request.vm), refusals));
-            }
+            None => return Err(refused(cannot, waits_for.into_iter().chain(refusals).collect())),
         };
         let status = JobStatus::planned(plan);
         let draft = Box::new(status.plan.clone());
@@ -310,6 +323,16 @@ impl State {
             Err(fault(ApiErrorKind::Refused, message, "give the new VM another name and another id"))
         })
     }
+}
+
+/// In a sentence: that a wish is refused.
+fn cannot(request: &MoveRequest) -> String {
+    let what = match request.kind {
+        JobKind::Replicate => "replicated",
+        JobKind::Clone => "cloned",
+        JobKind::Move | JobKind::Check | JobKind::DeepCheck | JobKind::Stage => "moved",
+    };
+    format!("VM {} cannot be {what}", request.vm)
 }
 
 /// What is wrong with a policy, the clock included.

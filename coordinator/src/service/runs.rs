@@ -10,11 +10,12 @@
 
 use sterna_shared::id::{JobId, Token};
 use sterna_shared::job::{
-    Due, Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, JobStatus, MoveRequest, Policy, Recovery,
-    Reporter, Schedule,
+    Due, Event as JobEvent, EventBody, FailureCode, FailureReport, JobKind, JobState, JobStatus, MoveRequest, Policy,
+    Recovery, Reporter, Schedule,
 };
 use sterna_shared::time::Timestamp;
 
+use super::replicas::CYCLE_KEEP_SECONDS;
 use super::state::{Action, Message, Now, State};
 use crate::planner::{self, Draft, Seeds};
 
@@ -120,7 +121,13 @@ impl State {
             JobState::Starting if schedule.run_times == 0 || status.runs.count < schedule.run_times => now.at,
             _ => return None,
         };
-        let policy = Policy { schedule: None, ..status.policy.clone() };
+        let mut policy = Policy { schedule: None, ..status.policy.clone() };
+        if status.request.kind == JobKind::Replicate {
+            if !self.may_replicate(status, now) {
+                return None; // Its turn waits.
+            }
+            (policy.delete_on_completion, policy.keep_seconds) = (true, CYCLE_KEEP_SECONDS);
+        }
         Some(Submission { request: status.request.clone(), policy, parent: status.job, turn: Some(turn) })
     }
 

@@ -3,15 +3,16 @@
 //! Messages are MessagePack with named fields, so that both ends may grow fields; the envelope's head is read without
 //! touching the body. Nothing here knows of a NATS client.
 
+mod agent_api;
 mod api;
 mod command;
 mod envelope;
 mod settings;
 mod subject;
 
+pub use agent_api::{AgentReply, AgentRequest};
 pub use api::{
-    AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer,
-    JobChange, SystemView, VmView,
+    ApiError, ApiErrorKind, ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer, JobChange, SystemView, VmView,
 };
 pub use command::Command;
 pub use envelope::{BODY_LENGTH_MAX, DEPTH_MAX, Envelope, EnvelopeError, VERSION, decode, encode};

@@ -204,6 +204,12 @@ pub enum RefusalCode {
     PlannedChanged,
     /// A part of a disk cannot be read.
     DiskUnreadable,
+    /// No host has a replica of that VM.
+    ReplicaUnknown,
+    /// The replica that is there is not one of the VM as it is now.
+    ReplicaMismatch,
+    /// The replica has no such snapshot.
+    SnapshotUnknown,
 }
 
 /// One reason why not, with what to do about it.

@@ -217,4 +217,18 @@ catalogue!(RefusalCode {
             "Make it anew; the new one takes its place: `sterna plan {vm} --to HOST`.",
             "Or leave out `--planned`.",
         ];
+    ReplicaUnknown = "STERNA-R045", "replica_unknown",
+        "No host has a replica of that VM.",
+        causes ["The VM is not replicated, or the replica was removed.", "The host that has it is not heard of."],
+        remedies ["See `sterna replicate list`.", "Have the VM replicated: `sterna replicate add {vm} --to HOST`."];
+    ReplicaMismatch = "STERNA-R046", "replica_mismatch",
+        "The replica at the target has other disks than the VM has now, or has them in other pools.",
+        causes ["The VM was deleted and defined again.", "A disk was asked for in another pool than the replica has it in."],
+        remedies [
+            "Remove the replica and make it anew: `sterna replicate remove {vm}`, then `sterna replicate add {vm} --to HOST`.",
+        ];
+    SnapshotUnknown = "STERNA-R047", "snapshot_unknown",
+        "The replica does not have that snapshot, or has none yet.",
+        causes ["No cycle of the replication is over yet.", "The snapshot is no longer kept, or the number is mistyped."],
+        remedies ["See `sterna replicate show {vm}`, and leave out `--snapshot` for the latest."];
 });

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::replica::IDLE_MAX_SECONDS;
 use crate::time::Timestamp;
 
 pub use calendar::SEARCH_YEARS;
@@ -151,6 +152,9 @@ impl Schedule {
                 }
             }
             (None, Some(rule)) => faults.extend(rule.faults()),
+        }
+        if let Some(idle) = self.idle_seconds.filter(|idle| !(1..=IDLE_MAX_SECONDS).contains(idle)) {
+            faults.push(format!("a pause of {idle} s is out of range; give 1 to {IDLE_MAX_SECONDS} s"));
         }
         if !microseconds::fits(self.late_after) {
             let late_after = self.late_after;

@@ -130,8 +130,10 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::CertificateExpiring => Self::new(Type::Security, Cause::KeyExpired, Low),
             RefusalCode::OlderHypervisor => unsupported(Cause::VersionMismatch),
             RefusalCode::FewProcessors => Self::new(Type::Oversubscription, Cause::ResourceAtOrNearingCapacity, Low),
-            RefusalCode::PlannedUnknown => missing,
-            RefusalCode::PlannedMismatch => unsupported(Cause::InformationMissing).status(Status::InvalidParameter),
+            RefusalCode::PlannedUnknown | RefusalCode::ReplicaUnknown | RefusalCode::SnapshotUnknown => missing,
+            RefusalCode::PlannedMismatch | RefusalCode::ReplicaMismatch => {
+                unsupported(Cause::InformationMissing).status(Status::InvalidParameter)
+            }
             RefusalCode::PlannedExpired => Self::new(Type::UnavailableResource, Cause::TimingProblem, Low),
             RefusalCode::PlannedChanged => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),

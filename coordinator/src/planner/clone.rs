@@ -1,0 +1,392 @@
+//! Clones: a wish and a replica become the specification of a VM, and a plan to make it at the host that has the replica.
+//!
+//! ```text
+//!   MoveRequest.clone ─┐                                          ┌─▶ Plan: the clone's own specification
+//!   Replica of a host ─┴─▶ Making ──▶ CHECKS (all of them) ──▶ none ┴─▶ else: Vec<Refusal>, each with a remedy
+//! ```
+//!
+//! The replicated VM is left alone, and so is its host. Which snapshot it is is decided with the plan: a clone that goes on
+//! after it was suspended is still made from the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sterna_shared::host::VmState;
+use sterna_shared::id::{Generation, JobId, PoolName, VmId};
+use sterna_shared::job::{Host, JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};
+use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, Snapshot};
+use sterna_shared::units::ByteCount;
+use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, MacAddress, NicSpec, VmSpec};
+
+use super::check::{offline, refusal};
+use super::{BLACKOUT_DEFAULT_MS, Draft, LANES_DEFAULT, Seeds, placement};
+use crate::fleet::{Fleet, Member};
+
+/// What a disk that stands on a replica must find free: its own tables, and something to begin with.
+const ROOM_OF_A_THIN_DISK: ByteCount = ByteCount::mebibytes(16);
+
+/// A check adds its reasons; that it adds none means that nothing speaks against the clone as far as it can see.
+type Check = fn(&Making, &mut Vec<Refusal>);
+
+/// All checks, in the order in which their reasons are told.
+const CHECKS: &[Check] = &[
+    host_is_online,
+    snapshot_is_there,
+    id_and_name_are_free,
+    specification_is_sound,
+    memory_suffices,
+    pools_can_hold_it,
+    pools_have_room,
+    bridges_exist,
+    host_can_run_it,
+    boot_files_exist,
+];
+
+/// A clone that is to be made, beside what it is made from.
+struct Making<'a> {
+    fleet: &'a Fleet,
+    wish: &'a CloneWish,
+    member: &'a Member,
+    replica: &'a Replica,
+    /// Jobs that are not over, the clone's own left out.
+    jobs: Vec<&'a JobStatus>,
+    job: JobId,
+    /// The snapshot that an earlier attempt of the job was made from.
+    begun_with: Option<u32>,
+}
+
+/// What a request for a clone would come to, and all that speaks against it now.
+pub(super) fn draft<'a>(
+    fleet: &'a Fleet,
+    jobs: impl IntoIterator<Item = &'a JobStatus>,
+    request: &'a MoveRequest,
+    seeds: Seeds,
+) -> Draft {
+    let found = wished(request).and_then(|wish| find(fleet, request).map(|found| (wish, found)));
+    let (wish, (member, replica)) = match found {
+        Ok(found) => found,
+        Err(refusal) => return Draft { plan: None, refusals: vec![refusal] },
+    };
+    let (own, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|status| status.job == seeds.job);
+    let begun = own.into_iter().filter(|status| status.has_begun());
+    let making = Making {
+        fleet,
+        wish,
+        member,
+        replica,
+        jobs: others.into_iter().filter(|status| !status.state.is_final()).collect(),
+        job: seeds.job,
+        begun_with: begun.filter_map(|status| status.plan.clone.as_ref()).map(|clone| clone.snapshot).next(),
+    };
+    let mut refusals = Vec::new();
+    for check in CHECKS {
+        check(&making, &mut refusals);
+    }
+    Draft { plan: making.decide(request, seeds), refusals }
+}
+
+fn wished(request: &MoveRequest) -> Result<&CloneWish, Refusal> {
+    request.clone.as_deref().ok_or_else(|| {
+        refusal(
+            RefusalCode::InvalidValue,
+            "nothing says what clone is to be made",
+            "give its id and its name in `clone`",
+        )
+    })
+}
+
+/// The replica that is meant; where several hosts have one, that with the latest snapshot.
+fn find<'a>(fleet: &'a Fleet, request: &MoveRequest) -> Result<(&'a Member, &'a Replica), Refusal> {
+    let text = request.vm.as_str();
+    let id: Option<VmId> = text.parse().ok();
+    let at = |member: &&Member| request.target.as_ref().is_none_or(|host| *host == member.inventory.host);
+    let of = |replica: &Replica| replica.vm.name.as_str() == text || Some(replica.vm.id) == id;
+    let replicas =
+        fleet.hosts().filter(at).flat_map(|member| member.inventory.replicas.iter().map(move |one| (member, one)));
+    let found: Vec<_> = replicas.filter(|(_, replica)| of(replica)).collect();
+    let ids: BTreeSet<VmId> = found.iter().map(|(_, replica)| replica.vm.id).collect();
+    if ids.len() > 1 {
+        let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+        return Err(refusal(
+            RefusalCode::AmbiguousVm,
+            format!("there are replicas of {} VMs with the name {text:?}", ids.len()),
+            format!("give the VM's id: {}", ids.join(" or ")),
+        ));
+    }
+    let latest = |replica: &Replica| replica.latest().map(|snapshot| snapshot.taken_at);
+    found.into_iter().max_by_key(|(_, replica)| latest(replica)).ok_or_else(|| match &request.target {
+        Some(host) if fleet.host(host).is_none() => {
+            refusal(RefusalCode::UnknownHost, format!("no host {host} was ever heard of"), "see `sterna host list`")
+        }
+        target => refusal(
+            RefusalCode::ReplicaUnknown,
+            match target {
+                Some(host) => format!("host {host} has no replica of a VM {text:?}"),
+                None => format!("no host has a replica of a VM {text:?}"),
+            },
+            "see `sterna replicate list`; a VM is replicated by `sterna replicate add`",
+        ),
+    })
+}
+
+impl Making<'_> {
+    fn snapshot(&self) -> Option<&Snapshot> {
+        match self.wish.snapshot.or(self.begun_with) {
+            Some(number) => self.replica.snapshots().find(|snapshot| snapshot.number == number),
+            None => self.replica.latest(),
+        }
+    }
+
+    /// The clone, as it is to be.
+    fn spec(&self) -> VmSpec {
+        let (of, wish) = (&self.replica.vm, self.wish);
+        VmSpec {
+            id: wish.id,
+            name: wish.name.clone(),
+            vcpus: wish.vcpus.unwrap_or(of.vcpus),
+            memory: wish.memory.unwrap_or(of.memory),
+            disks: of.disks.iter().map(|disk| self.disk(disk)).collect(),
+            nics: self.nics(),
+            ..of.clone()
+        }
+    }
+
+    fn disk(&self, of: &DiskSpec) -> DiskSpec {
+        let at = self.replica.disks.iter().find(|disk| disk.name == of.name).unwrap_or(of);
+        let layer = self.snapshot().filter(|_| !self.wish.full).and_then(|one| self.replica.layer_of(one.number));
+        let base = layer.map(|layer| Base { replica: self.replica.vm.id, layer, pool: at.pool.clone() });
+        let pool = self.wish.pool.clone().unwrap_or_else(|| at.pool.clone());
+        DiskSpec { pool, format: DiskFormat::Qcow2, size: at.size, base, ..of.clone() }
+    }
+
+    fn nics(&self) -> Vec<NicSpec> {
+        let taken: BTreeSet<MacAddress> = self.replica.vm.nics.iter().map(|nic| nic.mac).collect();
+        let macs = addresses(self.wish.id).filter(|mac| !taken.contains(mac));
+        let bridge = |nic: &NicSpec| match &self.wish.network {
+            NetworkWish::Isolated => None,
+            NetworkWish::Same => nic.bridge.clone(),
+            NetworkWish::Bridge(bridge) => Some(bridge.clone()),
+        };
+        self.replica.vm.nics.iter().zip(macs).map(|(nic, mac)| NicSpec { mac, bridge: bridge(nic) }).collect()
+    }
+
+    fn decide(&self, request: &MoveRequest, seeds: Seeds) -> Option<Plan> {
+        let snapshot = self.snapshot()?.number;
+        let inventory = &self.member.inventory;
+        let host = Host { id: inventory.host.clone(), addresses: inventory.addresses.clone() };
+        let spec = self.spec();
+        Some(Plan {
+            job: seeds.job,
+            planned_at: seeds.now,
+            attempt: seeds.attempt,
+            kind: JobKind::Clone,
+            mode: MoveMode::Cold,
+            steps: Plan::steps_of(JobKind::Clone, MoveMode::Cold, false),
+            vm: spec.clone(),
+            vm_at_target: spec,
+            source: host.clone(),
+            target: host,
+            disks: Vec::new(),
+            generation: Generation(0),
+            token: seeds.token,
+            lanes: LANES_DEFAULT,
+            bandwidth: request.bandwidth,
+            blackout_max_ms: BLACKOUT_DEFAULT_MS,
+            settings: request.settings.clone(),
+            planned: None,
+            hold_seconds: None,
+            retention: None,
+            clone: Some(CloneOf {
+                replica: self.replica.vm.id,
+                snapshot,
+                full: self.wish.full,
+                start: self.wish.start,
+            }),
+        })
+    }
+}
+
+/// Addresses for a VM of that id, each another, without end: its last bytes are drawn at random.
+fn addresses(id: VmId) -> impl Iterator<Item = MacAddress> {
+    let (_, drawn) = id.uuid().as_u64_pair();
+    (0_u64..).map(move |index| {
+        let [_, _, _, b, c, d, e, g] = drawn.wrapping_add(index).to_be_bytes();
+        MacAddress::local([b, c, d, e, g])
+    })
+}
+
+fn host_is_online(making: &Making, out: &mut Vec<Refusal>) {
+    out.extend(Some(making.member).filter(|member| !member.online).map(offline));
+}
+
+fn snapshot_is_there(making: &Making, out: &mut Vec<Refusal>) {
+    if making.snapshot().is_some() {
+        return;
+    }
+    let (replica, host) = (making.replica, &making.member.inventory.host);
+    let name = &replica.vm.name;
+    let there: Vec<_> = replica.snapshots().map(|snapshot| snapshot.number.to_string()).collect();
+    out.push(match making.wish.snapshot.or(making.begun_with).filter(|_| !there.is_empty()) {
+        Some(number) => refusal(
+            RefusalCode::SnapshotUnknown,
+            format!("the replica of VM {name} at {host} has no snapshot {number}"),
+            format!("it has: {}; leave out --snapshot for the latest", there.join(", ")),
+        ),
+        None => refusal(
+            RefusalCode::SnapshotUnknown,
+            format!("the replica of VM {name} at {host} has no complete snapshot yet"),
+            format!("wait until its first cycle is over: `sterna replicate show {name}`"),
+        ),
+    });
+}
+
+fn id_and_name_are_free(making: &Making, out: &mut Vec<Refusal>) {
+    let (id, name, host) = (making.wish.id, &making.wish.name, &making.member.inventory.host);
+    for (member, report) in making.fleet.records(id).filter(|(_, report)| report.job != Some(making.job)) {
+        out.push(refusal(
+            RefusalCode::NameTaken,
+            format!("{} has a VM with the id {id} already ({})", member.inventory.host, report.spec.name),
+            "give the clone another id",
+        ));
+    }
+    let named = |report: &&sterna_shared::host::VmReport| {
+        let idle = !report.owned && report.state == VmState::Stopped && report.job.is_none();
+        report.spec.name == *name && report.id() != id && !idle
+    };
+    if let Some(other) = making.member.inventory.vms.iter().find(named) {
+        out.push(refusal(
+            RefusalCode::NameTaken,
+            format!("host {host} has a VM called {name} already ({})", other.id()),
+            "give the clone another name with --name",
+        ));
+    }
+    let made = |status: &&&JobStatus| {
+        let plan = &status.plan;
+        plan.kind == JobKind::Clone && (plan.vm.id == id || (plan.vm.name == *name && plan.target.id == *host))
+    };
+    if let Some(other) = making.jobs.iter().find(made) {
+        out.push(refusal(
+            RefusalCode::NameTaken,
+            format!("job {} makes a clone of that name or id already", other.job),
+            "give the clone another name with --name, and another id",
+        ));
+    }
+}
+
+fn specification_is_sound(making: &Making, out: &mut Vec<Refusal>) {
+    for fault in making.spec().faults() {
+        out.push(refusal(RefusalCode::InvalidValue, fault, "give other values with --vcpus and --memory"));
+    }
+}
+
+fn memory_suffices(making: &Making, out: &mut Vec<Refusal>) {
+    let (spec, inventory) = (making.spec(), &making.member.inventory);
+    if making.wish.start && inventory.memory_free < spec.memory {
+        out.push(refusal(
+            RefusalCode::Memory,
+            format!(
+                "{} needs {} of memory; {} has {} free",
+                spec.name, spec.memory, inventory.host, inventory.memory_free
+            ),
+            "free memory there, give the clone less with --memory, or leave out --start",
+        ));
+    }
+}
+
+fn pools_can_hold_it(making: &Making, out: &mut Vec<Refusal>) {
+    let inventory = &making.member.inventory;
+    let host = &inventory.host;
+    let pools: BTreeSet<PoolName> = making.spec().disks.into_iter().map(|disk| disk.pool).collect();
+    for name in pools {
+        match placement::pool(making.member, &name) {
+            None => {
+                let have: Vec<_> = inventory.pools.iter().map(|pool| pool.name.to_string()).collect();
+                out.push(refusal(
+                    RefusalCode::UnknownPool,
+                    format!("host {host} has no pool {name}"),
+                    format!("give --pool with one of: {}", have.join(", ")),
+                ));
+            }
+            Some(pool) if pool.extent.is_some() => out.push(refusal(
+                RefusalCode::PoolKind,
+                format!("pool {name} of {host} is a volume group, and the disks of a clone are files"),
+                "give --pool with one that is a directory",
+            )),
+            Some(_) => {}
+        }
+    }
+}
+
+fn pools_have_room(making: &Making, out: &mut Vec<Refusal>) {
+    let mut needed: BTreeMap<PoolName, ByteCount> = BTreeMap::new();
+    for disk in making.spec().disks {
+        let takes = if making.wish.full { disk.size } else { ROOM_OF_A_THIN_DISK };
+        let sum = needed.entry(disk.pool).or_default();
+        *sum = sum.plus(takes);
+    }
+    let host = &making.member.inventory.host;
+    for (name, bytes) in needed {
+        let Some(pool) = placement::pool(making.member, &name).filter(|pool| pool.free < bytes) else { continue };
+        out.push(refusal(
+            RefusalCode::PoolSpace,
+            format!("the clone's disks need {bytes} in pool {name} of {host}; it has {} free", pool.free),
+            "free room there, give another pool with --pool, or leave out --full",
+        ));
+    }
+}
+
+fn bridges_exist(making: &Making, out: &mut Vec<Refusal>) {
+    let inventory = &making.member.inventory;
+    let wanted: BTreeSet<_> = making.spec().nics.into_iter().filter_map(|nic| nic.bridge).collect();
+    for bridge in wanted.iter().filter(|bridge| !inventory.bridges.contains(bridge)) {
+        let have: Vec<_> = inventory.bridges.iter().map(ToString::to_string).collect();
+        let have =
+            if have.is_empty() { "it has none at all".to_owned() } else { format!("it has: {}", have.join(", ")) };
+        out.push(refusal(
+            RefusalCode::UnknownBridge,
+            format!("host {} has no bridge {bridge}", inventory.host),
+            format!("{have}; or leave out --network for a clone that reaches nothing"),
+        ));
+    }
+}
+
+/// Whether its QEMU has what the clone names. One that is not started yet is to be started there later.
+fn host_can_run_it(making: &Making, out: &mut Vec<Refusal>) {
+    let (spec, inventory) = (&making.replica.vm, &making.member.inventory);
+    let (host, hypervisor) = (&inventory.host, &inventory.hypervisor);
+    if !hypervisor.machines.contains(&spec.machine) {
+        out.push(refusal(
+            RefusalCode::MachineType,
+            format!("QEMU {} of {host} has no machine type {}", hypervisor.version, spec.machine),
+            "upgrade QEMU there",
+        ));
+    }
+    let model = spec.cpu.split(',').next().unwrap_or_default();
+    if !matches!(model, "host" | "max") && !hypervisor.cpu_models.iter().any(|known| known == model) {
+        out.push(refusal(
+            RefusalCode::CpuModel,
+            format!("host {host} cannot run CPU model {model}"),
+            "replicate the VM to a host with at least that processor",
+        ));
+    }
+    if spec.firmware == Firmware::Uefi {
+        out.push(refusal(
+            RefusalCode::Firmware,
+            format!("VM {} starts by UEFI, whose variable store is not replicated yet", spec.name),
+            "clone VMs with firmware = \"bios\" only",
+        ));
+    }
+}
+
+fn boot_files_exist(making: &Making, out: &mut Vec<Refusal>) {
+    let inventory = &making.member.inventory;
+    let Some(kernel) = &making.replica.vm.kernel else { return };
+    for file in std::iter::once(&kernel.image).chain(&kernel.initrd) {
+        if !inventory.boot_files.contains(file) {
+            out.push(refusal(
+                RefusalCode::BootFile,
+                format!("host {} has no boot file {}", inventory.host, file.as_str()),
+                "copy it into the boot directory there, under the same name",
+            ));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Replications: which replicas there are and how they stand, when a cycle may begin, and when a replica may go.
+
+use std::collections::BTreeSet;
+
+use sterna_shared::bus::{AgentRequest, ApiError, ApiErrorKind};
+use sterna_shared::id::{HostId, VmId};
+use sterna_shared::job::{JobKind, JobStatus, Refusal, RefusalCode};
+use sterna_shared::replica::{Replica, ReplicaView};
+
+use super::request::{AGENT_WORK_WAIT_MAX, Outcome, reachable};
+use super::state::{Now, State};
+use crate::api::fault;
+use crate::fleet::Member;
+
+/// How long a cycle that is over is listed, in seconds: one every few minutes would fill the list for ever.
+pub(super) const CYCLE_KEEP_SECONDS: u32 = 86_400;
+
+impl State {
+    /// All replicas, and the replications that have none yet: by the VM's name, then by host.
+    pub(super) fn replicas(&self, now: Now) -> Vec<ReplicaView> {
+        let at = |member: &Member| {
+            let host = member.inventory.host.clone();
+            member.inventory.replicas.iter().map(move |replica| (replica.vm.id, host.clone())).collect::<Vec<_>>()
+        };
+        let kept = self.fleet.hosts().flat_map(at);
+        let begun = self.replications().filter(|status| !status.state.is_final());
+        let begun = begun.map(|status| (status.plan.vm.id, status.plan.target.id.clone()));
+        let places: BTreeSet<(VmId, HostId)> = kept.chain(begun).collect();
+        let view = |(vm, host): (VmId, HostId)| {
+            let member = self.fleet.host(&host);
+            let replica = member.and_then(|member| member.inventory.replicas.iter().find(|one| one.vm.id == vm));
+            let of = |status: &&JobStatus| status.plan.vm.id == vm && status.plan.target.id == host;
+            let live = self.replications().filter(of).find(|status| !status.state.is_final());
+            ReplicaView::of(&host, replica, live.or_else(|| self.replications().find(of)), now.at)
+        };
+        let mut views: Vec<ReplicaView> = places.into_iter().filter_map(view).collect();
+        views.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));
+        views
+    }
+
+    /// The jobs that operators know as replications, the newest first: those that recur, and cycles that are no runs of such.
+    fn replications(&self) -> impl Iterator<Item = &JobStatus> {
+        let parent_recurs = |status: &JobStatus| {
+            status.parent.and_then(|parent| self.jobs.get(&parent)).is_some_and(|parent| parent.status.policy.recurs())
+        };
+        let jobs = self.jobs.values().rev().map(|job| &job.status);
+        jobs.filter(move |status| status.plan.kind == JobKind::Replicate && !parent_recurs(status))
+    }
+
+    /// Why a VM is not replicated a second time.
+    pub(super) fn replicated_already(&self, vm: VmId) -> Option<Refusal> {
+        let of = |status: &&JobStatus| status.plan.vm.id == vm && !status.state.is_final();
+        let status = self.replications().find(of)?;
+        let (job, name, host) = (status.job, &status.plan.vm.name, &status.plan.target.id);
+        Some(Refusal {
+            code: RefusalCode::VmInJob,
+            message: format!("VM {name} is replicated to {host} already, by job {job}"),
+            remedy: format!("see `sterna replicate show {name}`, or end it: `sterna replicate remove {name}`"),
+        })
+    }
+
+    /// Whether a cycle of a replication may begin: both hosts are there, and no other job holds the VM. Where one does, what
+    /// it does may change where the VM is.
+    pub(super) fn may_replicate(&self, status: &JobStatus, now: Now) -> bool {
+        let online = |host: &HostId| self.fleet.host(host).is_some_and(|member| member.online);
+        let vm = status.plan.vm.id;
+        let held = |other: &JobStatus| other.job != status.job && other.plan.vm.id == vm && other.holds_vm(now.at);
+        self.fleet.vm(vm).is_some_and(|(member, _)| member.online)
+            && status.request.target.as_ref().is_none_or(online)
+            && !self.jobs.values().any(|other| held(&other.status))
+    }
+
+    /// Has a host remove what it has of a replication.
+    pub(super) fn drop_replica(&self, vm: &str, host: &HostId) -> Result<Outcome, ApiError> {
+        let member = self.member(host)?;
+        let named = |replica: &&Replica| replica.vm.name.as_str() == vm || replica.vm.id.to_string() == vm;
+        let kept = member.inventory.replicas.iter().find(named).map(|replica| replica.vm.id);
+        let known = || self.fleet.find(vm).ok().map(|(_, report)| report.id());
+        let Some(id) = kept.or_else(known).or_else(|| vm.parse().ok()) else {
+            let message = format!("{host} has no replica of a VM {vm:?}, and no host has that VM");
+            return Err(fault(ApiErrorKind::NotFound, message, "see `sterna replicate list`"));
+        };
+        let uses = |status: &JobStatus| match &status.plan.clone {
+            Some(clone) => clone.replica == id && status.plan.target.id == *host,
+            None => status.plan.kind == JobKind::Replicate && status.plan.vm.id == id,
+        };
+        let jobs = self.jobs.values().map(|job| &job.status);
+        if let Some(status) = jobs.into_iter().find(|status| !status.state.is_final() && uses(status)) {
+            let message = format!("job {} uses the replica of VM {vm}", status.job);
+            let hint = format!("wait for it, or cancel it: sterna job cancel {}", status.job);
+            return Err(fault(ApiErrorKind::Refused, message, hint));
+        }
+        let stands = |report: &&sterna_shared::host::VmReport| {
+            report.spec.disks.iter().any(|disk| disk.base.as_ref().is_some_and(|base| base.replica == id))
+        };
+        if let Some(clone) = member.inventory.vms.iter().find(stands).map(|report| &report.spec.name) {
+            let message = format!("VM {clone} of {host} is a clone that stands on the replica of VM {vm}");
+            let hint = format!("delete it first: sterna vm delete {clone} --delete-disks");
+            return Err(fault(ApiErrorKind::Refused, message, hint));
+        }
+        let request = AgentRequest::ReplicaDrop { vm: id };
+        Ok(Outcome::Forward { host: reachable(member)?, request, wait: AGENT_WORK_WAIT_MAX })
+    }
+}

@@ -1,0 +1,135 @@
+//! A replication as operators see it: the replica, the job that keeps it, and how old what it holds is. Pure.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::Replica;
+use crate::id::{HostId, JobId, VmId, VmName};
+use crate::job::{JobState, JobStatus, Run};
+use crate::time::Timestamp;
+
+/// A replica, or a replication that has none yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct ReplicaView {
+    /// The replicated VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: VmName,
+    /// The host that the latest cycle came from; before the first, that which has the VM.
+    pub source: HostId,
+    /// The host that has the replica, or is to have it.
+    pub host: HostId,
+    /// The replica; none until its host has begun one.
+    pub replica: Option<Replica>,
+    /// The job that keeps it: a recurring one, or a single cycle. None where nothing does.
+    pub replication: Option<JobId>,
+    /// How it stands.
+    pub state: ReplicaState,
+    /// The pause between two cycles, in seconds; none where there is no schedule, or another one.
+    pub idle_seconds: Option<u32>,
+    /// How long ago its latest snapshot was taken, in seconds: what a clone would lack.
+    pub age_seconds: Option<u64>,
+    /// Whether that is longer ago than the schedule and the latest cycle would have it.
+    pub late: bool,
+    /// The latest cycles, the oldest first.
+    pub cycles: Vec<Run>,
+}
+
+/// How a replication stands, in the words of Google's `MigratingVm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ReplicaState {
+    /// Nothing was copied yet; or nothing keeps the replica up to date.
+    Ready,
+    /// The first cycle is under way.
+    FirstSync,
+    /// There is a snapshot, and cycles go on.
+    Active,
+    /// No cycle begins until it is resumed.
+    Paused,
+    /// The latest cycle has failed.
+    Error,
+}
+
+impl fmt::Display for ReplicaState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Ready => "READY",
+            Self::FirstSync => "FIRST_SYNC",
+            Self::Active => "ACTIVE",
+            Self::Paused => "PAUSED",
+            Self::Error => "ERROR",
+        })
+    }
+}
+
+impl ReplicaView {
+    /// The view of a replica at a host, of the latest job that replicates there, or of both. `None` where there is neither.
+    #[must_use]
+    pub fn of(host: &HostId, replica: Option<&Replica>, job: Option<&JobStatus>, now: Timestamp) -> Option<Self> {
+        let vm = replica.map(|replica| &replica.vm).or(job.map(|job| &job.plan.vm))?;
+        let source = replica.map(|replica| &replica.source).or(job.map(|job| &job.plan.source.id))?;
+        let live = job.filter(|job| !job.state.is_final());
+        let idle_seconds = live.and_then(|job| job.policy.schedule.as_ref()?.idle_seconds);
+        let taken_at = replica.and_then(Replica::latest).map(|snapshot| snapshot.taken_at);
+        let cycles = job.map(cycles).unwrap_or_default();
+        let state = state(taken_at.is_some(), job, &cycles);
+        Some(Self {
+            vm: vm.id,
+            name: vm.name.clone(),
+            source: source.clone(),
+            host: host.clone(),
+            replica: replica.cloned(),
+            replication: live.map(|job| job.job),
+            state,
+            idle_seconds,
+            age_seconds: taken_at.map(|taken_at| seconds(taken_at, now)),
+            late: live.filter(|_| state != ReplicaState::Paused).zip(idle_seconds).is_some_and(|(job, idle)| {
+                let since = taken_at.unwrap_or(job.submitted_at);
+                seconds(since, now) > 2 * u64::from(idle) + last_took(&cycles)
+            }),
+            cycles,
+        })
+    }
+}
+
+/// The runs of a recurring job; of a cycle that is no run of one, itself.
+fn cycles(job: &JobStatus) -> Vec<Run> {
+    if job.policy.recurs() {
+        return job.runs.latest.clone();
+    }
+    vec![Run {
+        job: job.job,
+        turn: job.submitted_at,
+        began_at: job.submitted_at,
+        ended_at: job.finished_at,
+        state: Some(job.state).filter(|state| state.is_final()),
+        failure: job.failure.clone(),
+    }]
+}
+
+fn state(has_snapshot: bool, job: Option<&JobStatus>, cycles: &[Run]) -> ReplicaState {
+    let runs = cycles.last().is_some_and(|cycle| cycle.state.is_none());
+    let failed = cycles.last().is_some_and(|cycle| cycle.state == Some(JobState::Exception));
+    match job.map(|job| job.state) {
+        Some(JobState::Suspended | JobState::Service) => ReplicaState::Paused,
+        Some(_) if failed => ReplicaState::Error,
+        Some(JobState::QueryPending) => ReplicaState::Error,
+        Some(state) if has_snapshot && !state.is_final() => ReplicaState::Active,
+        Some(state) if runs && !state.is_final() => ReplicaState::FirstSync,
+        Some(_) | None => ReplicaState::Ready,
+    }
+}
+
+/// How long the latest cycle took that is over, in seconds.
+fn last_took(cycles: &[Run]) -> u64 {
+    let over = cycles.iter().rev().find_map(|cycle| Some((cycle.began_at, cycle.ended_at?)));
+    over.map_or(0, |(began_at, ended_at)| seconds(began_at, ended_at))
+}
+
+fn seconds(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.unix_microseconds().saturating_sub(from.unix_microseconds()) / 1_000_000).unwrap_or(0)
+}
