@@ -75,22 +75,6 @@ impl Unset for VmId {
     }
 }
 
-/// How a replication stood before its cycles, and after the beginning and the end of each, with the time of that.
-fn gone_through(before: Standing, cycles: &[Cycle<'_>]) -> Vec<(Standing, Option<Timestamp>)> {
-    let mut now = before;
-    let mut all = vec![(now, None)];
-    for cycle in cycles {
-        now.under_way = true;
-        all.push((now, cycle.began_at()));
-        if let Some(end) = cycle.end() {
-            let synced = now.synced || end == JobState::Completed;
-            now = Standing { under_way: false, synced, failed: end == JobState::Exception, ..now };
-            all.push((now, cycle.ended_at()));
-        }
-    }
-    all
-}
-
 /// All that is known of a replication.
 #[derive(Debug, Clone, Copy)]
 pub struct Replication<'a> {
@@ -211,6 +195,7 @@ impl<'a> Replication<'a> {
         let Some(first) = cycles.first().filter(|_| job.policy.recurs() && !is_at_rest) else {
             return job.changed_at;
         };
+        // A snapshot that none of the cycles has made was there before them.
         let synced_before = standing.synced && !cycles.iter().any(|cycle| cycle.end() == Some(JobState::Completed));
         let begun_before = first.number > 1;
         let before = Standing {
@@ -313,6 +298,22 @@ impl MigratingVm {
             name,
         }
     }
+}
+
+/// How a replication stood before its cycles, and after the beginning and the end of each, with the time of that.
+fn gone_through(before: Standing, cycles: &[Cycle<'_>]) -> Vec<(Standing, Option<Timestamp>)> {
+    let mut now = before;
+    let mut all = vec![(now, None)];
+    for cycle in cycles {
+        now.under_way = true;
+        all.push((now, cycle.began_at()));
+        if let Some(end) = cycle.end() {
+            let synced = now.synced || end == JobState::Completed;
+            now = Standing { under_way: false, synced, failed: end == JobState::Exception, ..now };
+            all.push((now, cycle.ended_at()));
+        }
+    }
+    all
 }
 
 fn description(plan: &Plan) -> String {
