@@ -4,6 +4,8 @@
 //!   JobStatus (fold of events) ─┐
 //!   Progress  (latest, a hint) ─┼─▶ cim::MigrationJob ─▶ JSON, CIM-XML
 //!   Contacts  (who is there)   ─┘
+//!
+//!   JobStatus of a replication, its runs, its clones, Replica ─▶ google::MigratingVm, ReplicationCycle, CloneJob ─▶ JSON
 //! ```
 //!
 //! A face decides nothing and keeps nothing: it is computed from what is known, each time it is asked for, so that there is
@@ -12,3 +14,4 @@
 //! numbers are the other product's to the letter, also where Sterna has another word.
 
 pub mod cim;
+pub mod google;

@@ -1,0 +1,167 @@
+//! What is made of a replica: a VM, as Google describes one of its own. What has no counterpart among a VM's specification has no
+//! field here, and is left out of JSON; docs/clone-job.md has a row for each.
+
+use crate::id::{BridgeName, HostId, VmName};
+use crate::vm::{Firmware, NicSpec, VmSpec};
+
+use super::name::PROJECT;
+use super::values::{BootOption, ComputeEngineBootOption};
+use super::wellknown::{Unset, resource, text};
+
+resource! {
+    /// The VM that a clone job makes.
+    ComputeEngineTargetDetails {
+        /// Its name.
+        vm_name: VmName = "vmName",
+        /// The project that it is in, the only one.
+        project: &'static str = "project",
+        /// The host that it is made at.
+        zone: HostId = "zone",
+        /// Its processors and its memory.
+        machine_type: MachineType = "machineType",
+        /// What it is connected to, in the order in which the guest sees it.
+        network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
+        /// What starts it.
+        boot_option: ComputeEngineBootOption = "bootOption",
+    }
+}
+
+resource! {
+    /// The same as Google described it before, under the names of then. Deprecated there.
+    TargetVmDetails {
+        /// Its name.
+        name: VmName = "name",
+        /// The project that it is in, the only one.
+        target_project: &'static str = "targetProject",
+        /// The host that it is made at.
+        zone: HostId = "zone",
+        /// Its processors and its memory.
+        machine_type: MachineType = "machineType",
+        /// What it is connected to.
+        network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
+        /// What starts it.
+        boot_option: BootOption = "bootOption",
+    }
+}
+
+resource! {
+    /// What a clone is like where nothing is said of it.
+    ComputeEngineTargetDefaults {
+        /// The project that it is in, the only one.
+        target_project: &'static str = "targetProject",
+        /// The host that it is made at: that of the replica.
+        zone: HostId = "zone",
+        /// Its processors and its memory: those of the replicated VM.
+        machine_type: MachineType = "machineType",
+        /// As many interfaces as the replicated VM has, connected to nothing that leaves their host.
+        network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
+        /// What starts it: as of the replicated VM.
+        boot_option: ComputeEngineBootOption = "bootOption",
+    }
+}
+
+resource! {
+    /// An interface. One that is connected to nothing that leaves its host has no network.
+    NetworkInterface {
+        /// The bridge that it is connected to.
+        network: Option<BridgeName> = "network",
+    }
+}
+
+/// A machine type as Google names those that are none of its own: `custom-VCPUS-MEBIBYTES`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineType {
+    /// Virtual processors.
+    pub vcpus: u16,
+    /// Memory. Of a part of a mebibyte the whole.
+    pub memory_mib: u64,
+}
+
+text! {
+    MachineType: r"^custom-\d+-\d+$",
+}
+
+impl std::fmt::Display for MachineType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "custom-{}-{}", self.vcpus, self.memory_mib)
+    }
+}
+
+impl From<&VmSpec> for MachineType {
+    fn from(vm: &VmSpec) -> Self {
+        Self { vcpus: vm.vcpus, memory_mib: vm.memory.0.div_ceil(1 << 20) }
+    }
+}
+
+impl From<&NicSpec> for NetworkInterface {
+    fn from(nic: &NicSpec) -> Self {
+        Self { network: nic.bridge.clone() }
+    }
+}
+
+impl From<Firmware> for ComputeEngineBootOption {
+    fn from(firmware: Firmware) -> Self {
+        match firmware {
+            Firmware::Bios => Self::Bios,
+            Firmware::Uefi => Self::Efi,
+        }
+    }
+}
+
+impl From<Firmware> for BootOption {
+    fn from(firmware: Firmware) -> Self {
+        match firmware {
+            Firmware::Bios => Self::Bios,
+            Firmware::Uefi => Self::Efi,
+        }
+    }
+}
+
+macro_rules! always_there {
+    ($($type:ty),*) => { $(impl Unset for $type { fn is_unset(&self) -> bool { false } })* };
+}
+always_there!(VmName, HostId);
+
+impl ComputeEngineTargetDetails {
+    /// That VM, at that host.
+    #[must_use]
+    pub fn of(vm: &VmSpec, host: &HostId) -> Self {
+        Self {
+            vm_name: vm.name.clone(),
+            project: PROJECT,
+            zone: host.clone(),
+            machine_type: vm.into(),
+            network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
+            boot_option: vm.firmware.into(),
+        }
+    }
+}
+
+impl TargetVmDetails {
+    /// That VM, at that host.
+    #[must_use]
+    pub fn of(vm: &VmSpec, host: &HostId) -> Self {
+        Self {
+            name: vm.name.clone(),
+            target_project: PROJECT,
+            zone: host.clone(),
+            machine_type: vm.into(),
+            network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
+            boot_option: vm.firmware.into(),
+        }
+    }
+}
+
+impl ComputeEngineTargetDefaults {
+    /// What a clone of that VM is like, of a replica at that host.
+    #[must_use]
+    pub fn of(vm: &VmSpec, host: &HostId) -> Self {
+        Self {
+            target_project: PROJECT,
+            zone: host.clone(),
+            machine_type: vm.into(),
+            network_interfaces: vm.nics.iter().map(|_| NetworkInterface { network: None }).collect(),
+            boot_option: vm.firmware.into(),
+        }
+    }
+}
