@@ -1,7 +1,7 @@
 //! A replication cycle in each state that it can come to, letter by letter.
 
 use serde_json::{Value, json};
-use sterna_shared::job::{EventBody, FailureCode, JobState, JobStatus, MoveRequest, Run, StepFigures, StepKind};
+use sterna_shared::job::{EventBody, FailureCode, JobState, JobStatus, Run, StepFigures, StepKind};
 use sterna_shared::view::google::{Averages, Pace, ReplicationCycle, ReplicationCycleState};
 
 use super::jobs::{self, MIB, at, begun, done, printed};
@@ -248,5 +248,4 @@ fn a_cycle_is_over_where_its_job_is() {
         let over = matches!(said, ReplicationCycleState::Succeeded | ReplicationCycleState::Failed);
         assert_eq!(over, state.is_final(), "{state}");
     }
-    assert_eq!(MoveRequest::of(&jobs::cycle_plan(1)).kind, sterna_shared::job::JobKind::Replicate);
 }
