@@ -344,12 +344,21 @@ pub(super) const fn mode_name(mode: MoveMode) -> &'static str {
     }
 }
 
+/// From where to where, and of a move how.
+fn way(job: &JobView) -> String {
+    match job.kind {
+        JobKind::Clone => job.target.to_string(),
+        JobKind::Replicate => format!("{} → {}", job.source, job.target),
+        _ => format!("{} → {}, {}", job.source, job.target, mode_name(job.mode)),
+    }
+}
+
 /// A job as people read it: head, steps, and whatever went wrong.
 pub(super) fn show(job: &JobView) -> String {
     let mut rows = vec![
         ("job", job.job.to_string()),
         ("vm", format!("{} ({})", job.vm.name, job.vm.id)),
-        (kind_name(job.kind), format!("{} → {}, {}", job.source, job.target, mode_name(job.mode))),
+        (kind_name(job.kind), way(job)),
         ("state", format!("{} ({})", job.state, job.state_number)),
         ("done", format!("{:.1} %", job.percent)),
         ("submitted", moment(job.submitted_at)),

@@ -12,6 +12,7 @@
 //! and never the watch.
 
 mod check;
+mod clone;
 mod console;
 mod doctor;
 mod error;
@@ -25,6 +26,7 @@ mod output;
 mod pki;
 mod plan;
 mod policy;
+mod replicate;
 mod schedule;
 mod settings;
 mod vm;
@@ -89,6 +91,12 @@ enum Command {
     Check(check::CheckArgs),
     /// Prepare another host for a VM: hold there what a later move needs
     Plan(plan::PlanArgs),
+    /// Keep a VM's disks at another host as they were at points in time, while it runs where it is
+    #[command(subcommand)]
+    Replicate(replicate::ReplicateCommand),
+    /// Make VMs of replicas
+    #[command(subcommand)]
+    Clone(clone::CloneCommand),
     /// Jobs: moves in hand, and those that are over
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -144,6 +152,8 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         | Command::Migrate(_)
         | Command::Check(_)
         | Command::Plan(_)
+        | Command::Replicate(_)
+        | Command::Clone(_)
         | Command::Job(_)
         | Command::Doctor => {}
     }
@@ -158,6 +168,8 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Migrate(args) => migrate::run(args, &connect(global).await?, output).await,
             Command::Check(args) => check::run(args, &connect(global).await?, output).await,
             Command::Plan(args) => plan::run(args, &connect(global).await?, output).await,
+            Command::Replicate(command) => replicate::run(command, &connect(global).await?, output).await,
+            Command::Clone(command) => clone::run(command, &connect(global).await?, output).await,
             Command::Job(command) => job::run(command, &connect(global).await?, output).await,
             Command::Doctor => doctor::run(global, output).await,
             Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),

@@ -9,6 +9,7 @@ use sterna_shared::planned::{HOLD_MAX_SECONDS, HOLD_MIN_SECONDS, PlannedView};
 use super::error::{CliError, Exit};
 use super::migrate::{Mode, Storage, SubmitArgs, parse_placement};
 use super::output::{Output, moment, table};
+use super::schedule::parse_seconds;
 use super::vm;
 use crate::client::Client;
 
@@ -121,19 +122,11 @@ fn list(planned: &[PlannedView]) -> String {
     table(["PLANNED", "VM", "HOST", "MEMORY", "DISKS", "UNTIL", "USABLE"], rows)
 }
 
-/// A number of seconds, or of what the letter behind it says.
 fn parse_hold(text: &str) -> Result<u32, String> {
     let wrong =
         || format!("give a number with s, m, h or d, from {HOLD_MIN_SECONDS}s to {}d", HOLD_MAX_SECONDS / 86_400);
-    let (number, seconds) = match text.as_bytes().last() {
-        Some(b's') => (&text[..text.len() - 1], 1),
-        Some(b'm') => (&text[..text.len() - 1], 60),
-        Some(b'h') => (&text[..text.len() - 1], 3600),
-        Some(b'd') => (&text[..text.len() - 1], 86_400),
-        _ => return Err(wrong()),
-    };
-    let held = number.parse::<u32>().ok().and_then(|number| number.checked_mul(seconds));
-    held.filter(|held| (HOLD_MIN_SECONDS..=HOLD_MAX_SECONDS).contains(held)).ok_or_else(wrong)
+    let within = |held: &u32| (HOLD_MIN_SECONDS..=HOLD_MAX_SECONDS).contains(held);
+    parse_seconds(text).filter(within).ok_or_else(wrong)
 }
 
 #[cfg(test)]

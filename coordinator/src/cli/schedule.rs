@@ -84,6 +84,18 @@ impl ScheduleArgs {
     }
 }
 
+/// A span of time: a number of what the letter behind it says, seconds, minutes, hours or days.
+pub(super) fn parse_seconds(text: &str) -> Option<u32> {
+    let unit = match text.as_bytes().last()? {
+        b's' => 1,
+        b'm' => 60,
+        b'h' => 3600,
+        b'd' => 86_400,
+        _ => return None,
+    };
+    text[..text.len() - 1].parse::<u32>().ok()?.checked_mul(unit)
+}
+
 fn parse_start(text: &str) -> Result<Duration, String> {
     let wanted = || format!("{text:?} is no time of day; give HH:MM, such as 02:00");
     let (hour, minute) = text.split_once(':').ok_or_else(wanted)?;

@@ -146,8 +146,12 @@ impl Watch {
             if exit == Exit::Failed
                 && let Some(failure) = &view.failure
             {
-                let looks = view.kind.only_looks();
-                let head = if looks { String::new() } else { format!("{} was not moved: ", view.vm.name) };
+                let head = match view.kind {
+                    kind if kind.only_looks() => String::new(),
+                    JobKind::Replicate => format!("{} was not replicated: ", view.vm.name),
+                    JobKind::Clone => format!("{} was not made: ", view.vm.name),
+                    _ => format!("{} was not moved: ", view.vm.name),
+                };
                 let mut error = CliError::new(exit, format!("{head}{}", failure.message));
                 error.hints.extend(Some(failure.remedy.clone()).filter(|remedy| !remedy.is_empty()));
                 // What a check has found is told above, each with its remedy.
@@ -195,7 +199,11 @@ fn news(before: Option<&JobView>, view: &JobView) -> Vec<String> {
     let head = before.is_none().then(|| {
         let JobView { job, vm, source, target, .. } = view;
         let of = if view.kind == JobKind::Move { String::new() } else { format!("{} of ", job::kind_name(view.kind)) };
-        format!("job {job}: {of}{} from {source} to {target} ({})", vm.name, job::mode_name(view.mode))
+        match view.kind {
+            JobKind::Clone => format!("job {job}: clone {} at {target}", vm.name),
+            JobKind::Replicate => format!("job {job}: {of}{} from {source} to {target}", vm.name),
+            _ => format!("job {job}: {of}{} from {source} to {target} ({})", vm.name, job::mode_name(view.mode)),
+        }
     });
     head.into_iter().chain(news.into_iter().map(|(_, line)| line)).collect()
 }
@@ -213,7 +221,11 @@ fn summary(view: &JobView) -> String {
         JobState::Terminated | JobState::Killed if view.kind.only_looks() => format!("{name}: cancelled{took}"),
         JobState::Completed => {
             let blackout = view.blackout_ms.map_or_else(String::new, |ms| format!(", blackout {ms:.1} ms"));
-            if view.kind == JobKind::Stage {
+            if view.kind == JobKind::Replicate {
+                format!("{name}: replicated to {}{took}; its snapshots: sterna replicate show {name}", view.target)
+            } else if view.kind == JobKind::Clone {
+                format!("{name}: made at {}{took}", view.target)
+            } else if view.kind == JobKind::Stage {
                 format!(
                     "{name}: {} is prepared for it{took}; the planned VM has the job's id, see `sterna plan list`",
                     view.target
@@ -223,6 +235,9 @@ fn summary(view: &JobView) -> String {
             } else {
                 format!("{name}: moved to {}{took}{blackout}", view.target)
             }
+        }
+        JobState::Terminated | JobState::Killed if view.kind == JobKind::Clone => {
+            format!("{name}: cancelled{took}; it was not made")
         }
         JobState::Terminated | JobState::Killed => {
             format!("{name}: cancelled{took}; it is on {} as before", view.source)

@@ -59,6 +59,14 @@ impl State {
         })
     }
 
+    /// Whether a cycle of its replication holds a VM.
+    pub(super) fn is_in_a_cycle(&self, vm: VmId, now: Now) -> bool {
+        let holds = |status: &JobStatus| {
+            status.plan.kind == JobKind::Replicate && status.plan.vm.id == vm && status.holds_vm(now.at)
+        };
+        self.jobs.values().any(|job| holds(&job.status))
+    }
+
     /// Whether a cycle of a replication may begin: both hosts are there, and no other job holds the VM. Where one does, what
     /// it does may change where the VM is.
     pub(super) fn may_replicate(&self, status: &JobStatus, now: Now) -> bool {

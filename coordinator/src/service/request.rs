@@ -261,7 +261,9 @@ impl State {
         let pauses = policy.schedule.as_ref().is_some_and(|schedule| schedule.idle_seconds.is_some());
         let scheduled = policy.schedule.is_some() && !pauses;
         let later = scheduled || policy.group.is_some() || request.kind.only_looks();
-        let waits = |code| later || planner::passes(code) || (pauses && code == RefusalCode::VmInJob);
+        // A cycle of a replication is over soon, and the next does not begin before what waits.
+        let cycle = plan.as_ref().is_some_and(|plan| self.is_in_a_cycle(plan.vm.id, now));
+        let waits = |code| later || planner::passes(code) || ((pauses || cycle) && code == RefusalCode::VmInJob);
         let (waits_for, mut refusals): (Vec<_>, Vec<_>) = refusals.into_iter().partition(|refusal| waits(refusal.code));
         let cannot = cannot(&request);
         if let Some(plan) = plan.as_ref().filter(|_| request.kind == JobKind::Replicate) {

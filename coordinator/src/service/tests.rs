@@ -1,15 +1,18 @@
 //! Jobs from their submission to their end, without a broker: what waits, what begins, and what comes of what.
 
 mod checks;
+mod replication;
 
 use std::time::Duration;
 
 use sterna_shared::bus::{ApiReply, ApiRequest};
+use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
     Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, MoveRequest, Policy, Recovery, Reporter,
     RequestedState, ReturnCode, Rule, Schedule, Zone,
 };
+use sterna_shared::replica::Replica;
 use sterna_shared::time::Timestamp;
 
 use super::check::{Check, CheckAnswers, CheckQuestions};
@@ -28,6 +31,8 @@ struct World {
     /// Whom commands went to.
     commanded: Vec<HostId>,
     answers: Vec<ApiReply>,
+    /// Replicas that the second host has.
+    replicas: Vec<Replica>,
     drawn: u8,
 }
 
@@ -36,8 +41,17 @@ impl World {
     fn new(vms: u8, inbound: u16) -> Self {
         let fleet = crate::fleet::Fleet::default();
         let state = State::new("one".parse().expect("a name"), Epoch(1), "2.11".into(), fleet, None);
-        let mut world =
-            Self { state, clock: 0, vms, begun: vec![], asked: vec![], commanded: vec![], answers: vec![], drawn: 100 };
+        let mut world = Self {
+            state,
+            clock: 0,
+            vms,
+            begun: vec![],
+            asked: vec![],
+            commanded: vec![],
+            answers: vec![],
+            replicas: vec![],
+            drawn: 100,
+        };
         world.apply(Event::Replayed);
         world.beat(inbound);
         world
@@ -49,6 +63,12 @@ impl World {
     }
 
     fn beat(&mut self, inbound: u16) {
+        for inventory in self.inventories(inbound) {
+            self.apply(Event::Heartbeat(Box::new(inventory)));
+        }
+    }
+
+    fn inventories(&self, inbound: u16) -> [Inventory; 2] {
         let mut source = example::inventory("alpha");
         source.limits.outbound_moves_max = 100;
         source.vms = (0..self.vms)
@@ -61,9 +81,8 @@ impl World {
             .collect();
         let mut target = example::inventory("beta");
         target.limits.inbound_moves_max = inbound;
-        for inventory in [source, target] {
-            self.apply(Event::Heartbeat(Box::new(inventory)));
-        }
+        target.replicas.clone_from(&self.replicas);
+        [source, target]
     }
 
     /// Applies an event, and all that comes of it.

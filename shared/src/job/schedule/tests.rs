@@ -33,6 +33,34 @@ fn each_fault_is_told_and_nothing_runs() {
 }
 
 #[test]
+fn what_runs_after_pauses_runs_at_once_and_then_a_pause_after_it_has_ended() {
+    let schedule = Schedule::after_pauses(300);
+    assert_eq!(schedule.faults(), Vec::<String>::new());
+    let submitted = at("2026-03-01T00:00:00Z");
+    assert_eq!(schedule.due(submitted, submitted, 0), Due::Run { turn: submitted, missed: 0 });
+    // From then on what was considered is the end of the latest run.
+    let ended = at("2026-03-01T00:10:00Z");
+    assert_eq!(schedule.due(ended, at("2026-03-01T00:14:59Z"), 1), Due::Nothing);
+    assert_eq!(schedule.next(ended, 1), Some(at("2026-03-01T00:15:00Z")));
+    for later in ["2026-03-01T00:15:00Z", "2026-03-09T00:00:00Z"] {
+        assert_eq!(schedule.due(ended, at(later), 1), Due::Run { turn: at(later), missed: 0 }, "no turn is missed");
+    }
+    let twice = Schedule { run_times: 2, ..schedule.clone() };
+    assert_eq!((twice.next(ended, 2), twice.due(ended, at("2026-03-09T00:00:00Z"), 2)), (None, Due::Nothing));
+    let until = Schedule { until: Some(at("2026-03-01T00:14:00Z")), ..schedule };
+    assert_eq!((until.next(ended, 1), until.due(ended, at("2026-03-09T00:00:00Z"), 1)), (None, Due::Nothing));
+}
+
+#[test]
+fn a_pause_is_neither_nothing_nor_endless_and_stands_alone() {
+    has_fault(&Schedule::after_pauses(0), "out of range");
+    has_fault(&Schedule::after_pauses(IDLE_MAX_SECONDS + 1), "out of range");
+    has_fault(&Schedule { at: Some(at("2026-03-01T00:00:00Z")), ..Schedule::after_pauses(5) }, "leave one of them out");
+    has_fault(&Schedule { idle_seconds: Some(5), ..two_oclock() }, "leave one of them out");
+    assert_eq!(Schedule::after_pauses(IDLE_MAX_SECONDS).faults(), Vec::<String>::new());
+}
+
+#[test]
 fn a_moment_comes_once() {
     let schedule = Schedule::once(at("2026-03-01T00:00:00Z"));
     assert_eq!(schedule.faults(), Vec::<String>::new());

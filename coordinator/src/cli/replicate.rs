@@ -1,0 +1,428 @@
+//! `sterna replicate`: keep a VM's disks at another host as they were at points in time, while it runs where it is.
+//!
+//! A replication is a recurring job; each of its cycles is a job of its own. What a command here does can be done with
+//! `sterna job` too, but for the replica itself.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use sterna_shared::id::{HostId, JobId};
+use sterna_shared::job::{
+    DiskPlacement, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState, ReturnCode, Run,
+    Schedule, StorageWish,
+};
+use sterna_shared::replica::{IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, ReplicaView, ReplicationWish, Retention};
+use sterna_shared::units::Bandwidth;
+
+use super::error::{CliError, Exit};
+use super::migrate::{parse_placement, submit};
+use super::output::{Output, moment, or_dash, pairs, table};
+use super::vm::{done, yes_or_no};
+use super::{confirm, job, schedule};
+use crate::client::Client;
+
+/// How long a cycle that was cancelled may take to put everything back before the removal gives up.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:\n  \
+    sterna replicate add web --to beta --idle 10m --keep last=3,hourly=24\n  \
+    sterna replicate list\n  \
+    sterna replicate show web\n  \
+    sterna clone create web --name web-trial --start")]
+pub(super) enum ReplicateCommand {
+    /// Replicate a VM to another host, again and again
+    Add(AddArgs),
+    /// List all replicas and how they stand
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show the replica of a VM with its snapshots
+    Show {
+        /// The VM's name or id
+        vm: String,
+    },
+    /// List the latest cycles of a VM's replication
+    Cycles {
+        /// The VM's name or id
+        vm: String,
+    },
+    /// Stop replicating until it is resumed; a cycle under way is cancelled, and what it sent is not lost
+    Pause {
+        /// The VM's name or id
+        vm: String,
+    },
+    /// Go on replicating, with a cycle at once
+    Resume {
+        /// The VM's name or id
+        vm: String,
+    },
+    /// End a VM's replication and remove its replica with all snapshots
+    Remove {
+        /// The VM's name or id
+        vm: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddArgs {
+    /// The VM's name or id; it runs on where it is
+    vm: String,
+    /// The host that is to have the replica
+    #[arg(long, value_name = "HOST")]
+    to: HostId,
+    /// Where one disk goes; the others go to the pool of the same name
+    #[arg(long = "disk", value_name = "NAME=POOL", value_parser = parse_pool)]
+    disks: Vec<DiskPlacement>,
+    /// The pause between two cycles, such as 90s, 5m or 1h [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = parse_idle, conflicts_with = "once")]
+    idle: Option<u32>,
+    /// Which snapshots are kept: the last ones, and the latest of each hour and day [default: last=3]
+    #[arg(long, value_name = "last=N,hourly=N,daily=N", value_parser = parse_keep)]
+    keep: Option<Retention>,
+    /// A rate that a cycle stays under, such as 100MiB/s
+    #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
+    bandwidth: Option<Bandwidth>,
+    /// One cycle, and no more
+    #[arg(long)]
+    once: bool,
+    /// Do not watch the one cycle; print its id
+    #[arg(long)]
+    detach: bool,
+    /// Id of the job, a UUID: asking twice with one id makes one job
+    #[arg(long, value_name = "UUID")]
+    job: Option<JobId>,
+}
+
+pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
+    match command {
+        ReplicateCommand::Add(args) => add(args, client, output).await,
+        ReplicateCommand::List => {
+            let views = client.replicas().await?;
+            output.result(&views, || list(&views))?;
+            Ok(Exit::Ok)
+        }
+        ReplicateCommand::Show { vm } => {
+            let views = of(vm, client).await?;
+            output.result(&views, || views.iter().map(show).collect::<Vec<_>>().join("\n\n"))?;
+            Ok(Exit::Ok)
+        }
+        ReplicateCommand::Cycles { vm } => {
+            let runs: Vec<Run> = of(vm, client).await?.into_iter().flat_map(|view| view.cycles).collect();
+            output.result(&runs, || cycles(&runs))?;
+            Ok(Exit::Ok)
+        }
+        ReplicateCommand::Pause { vm } => pause(vm, client, output).await,
+        ReplicateCommand::Resume { vm } => {
+            let status = kept_by(vm, client).await?;
+            ask_for(&status, RequestedState::Start, client).await?;
+            done(Ok(()), format!("{vm}: replication goes on; see it with sterna replicate show {vm}"), output)
+        }
+        ReplicateCommand::Remove { vm, yes } => remove(vm, *yes, client, output).await,
+    }
+}
+
+async fn add(args: &AddArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let (request, policy) = (request(args), policy(args, client.sender()));
+    let id = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
+    if !args.once {
+        output.remark(&format!("see how it stands: sterna replicate show {}", args.vm));
+    }
+    submit(id, &request, &policy, args.detach, client, output).await
+}
+
+fn request(args: &AddArgs) -> MoveRequest {
+    MoveRequest {
+        kind: JobKind::Replicate,
+        vm: args.vm.clone(),
+        target: Some(args.to.clone()),
+        mode: ModeWish::Auto,
+        storage: StorageWish::All,
+        disks: args.disks.clone(),
+        storage_only: false,
+        bandwidth: args.bandwidth,
+        blackout_max_ms: None,
+        lanes: None,
+        settings: MoveSettings::default(),
+        planned: None,
+        hold_seconds: None,
+        replication: Some(ReplicationWish { retention: args.keep.unwrap_or_default() }),
+        clone: None,
+    }
+}
+
+fn policy(args: &AddArgs, owner: &str) -> Policy {
+    let schedule = (!args.once).then(|| Schedule::after_pauses(args.idle.unwrap_or(IDLE_DEFAULT_SECONDS)));
+    Policy { owner: Some(owner.to_owned()), schedule, ..Policy::default() }
+}
+
+/// The replicas of a VM, and its replication where it has none yet.
+async fn of(vm: &str, client: &Client) -> Result<Vec<ReplicaView>, CliError> {
+    let mut views = client.replicas().await?;
+    views.retain(|view| view.name.as_str() == vm || view.vm.to_string() == vm);
+    if views.is_empty() {
+        return Err(CliError::new(
+            Exit::NotFound,
+            format!("no VM {vm} is replicated, and no host has a replica of one"),
+        )
+        .hint(format!("see sterna replicate list; begin with sterna replicate add {vm} --to HOST")));
+    }
+    Ok(views)
+}
+
+/// The job that keeps a VM's replica.
+async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>, CliError> {
+    let Some(job) = of(vm, client).await?.into_iter().find_map(|view| view.replication) else {
+        return Err(CliError::new(Exit::Refused, format!("no job replicates VM {vm} at present"))
+            .hint(format!("begin again: sterna replicate add {vm} --to HOST")));
+    };
+    let status = client.job(job).await?.status;
+    if !status.policy.recurs() {
+        return Err(CliError::new(
+            Exit::Refused,
+            format!("job {job} is a single cycle of VM {vm}, and ends by itself"),
+        )
+        .hint(format!("cancel it: sterna job cancel {job}")));
+    }
+    Ok(status)
+}
+
+async fn ask_for(status: &JobStatus, wanted: RequestedState, client: &Client) -> Result<(), CliError> {
+    let change = client.request_state(status.job, wanted, None).await?;
+    if matches!(change.code, ReturnCode::Completed | ReturnCode::Started) {
+        return Ok(());
+    }
+    let reason = change.reason.unwrap_or_else(|| format!("job {} is {}", status.job, change.status.state));
+    Err(CliError::new(Exit::Refused, reason).hint(format!("see sterna job show {}", status.job)))
+}
+
+async fn pause(vm: &str, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let status = kept_by(vm, client).await?;
+    ask_for(&status, RequestedState::Suspend, client).await?;
+    // Asked for anew: a cycle may have begun just before.
+    let status = client.job(status.job).await?.status;
+    if let Some(cycle) = status.runs.current() {
+        client.cancel(cycle).await?;
+    }
+    done(Ok(()), format!("{vm}: replication is paused; go on with sterna replicate resume {vm}"), output)
+}
+
+async fn remove(vm: &str, yes: bool, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let views = of(vm, client).await?;
+    confirm(&format!("End the replication of {vm} and remove its replica with all snapshots?"), yes)?;
+    for job in views.iter().filter_map(|view| view.replication) {
+        end(job, client).await?;
+    }
+    let mut hosts: BTreeSet<HostId> = views.iter().map(|view| view.host.clone()).collect();
+    // The VM may have moved since the latest cycle; what replication has put up went nowhere.
+    hosts.extend(views.iter().map(|view| view.source.clone()));
+    let id = views[0].vm.to_string();
+    let mut failed = Vec::new();
+    for host in hosts {
+        if let Err(error) = client.drop_replica(&id, &host).await {
+            failed.push(CliError::from(error));
+        }
+    }
+    let mut failed = failed.into_iter();
+    let Some(mut first) = failed.next() else {
+        return done(Ok(()), format!("{vm} is not replicated any more, and its replica is removed"), output);
+    };
+    first.causes.extend(failed.map(|error| error.message));
+    Err(first.hint(format!("the replication is ended; remove what is left: sterna replicate remove {vm}")))
+}
+
+/// Cancels a replication with the cycle that is under way, and waits until that has put everything back.
+async fn end(job: JobId, client: &Client) -> Result<(), CliError> {
+    let status = client.job(job).await?.status;
+    let last = status.runs.current().unwrap_or(job);
+    client.cancel(job).await?;
+    let begun = tokio::time::Instant::now();
+    while !client.job(last).await?.status.state.is_final() {
+        if begun.elapsed() > CANCEL_PATIENCE {
+            return Err(CliError::new(Exit::Failed, format!("cycle {last} is not over yet, though it was cancelled"))
+                .hint(format!("see sterna job show {last}, and give the command again")));
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+fn list(views: &[ReplicaView]) -> String {
+    let rows = views.iter().map(|view| {
+        let replica = view.replica.as_ref();
+        [
+            view.name.to_string(),
+            format!("{} → {}", view.source, view.host),
+            view.state.to_string(),
+            replica.map_or(0, |replica| replica.snapshots().count()).to_string(),
+            or_dash(view.age_seconds.map(span)),
+            yes_or_no(view.late).to_owned(),
+            or_dash(view.idle_seconds.map(|idle| span(idle.into()))),
+            or_dash(view.replication),
+        ]
+    });
+    table(["VM", "FROM → TO", "STATE", "SNAPSHOTS", "AGE", "LATE", "IDLE", "JOB"], rows)
+}
+
+fn show(view: &ReplicaView) -> String {
+    let replica = view.replica.as_ref();
+    let head = pairs([
+        ("vm", format!("{} ({})", view.name, view.vm)),
+        ("replication", format!("{} → {}", view.source, view.host)),
+        ("state", view.state.to_string()),
+        ("job", or_dash(view.replication)),
+        ("pause between cycles", or_dash(view.idle_seconds.map(|idle| span(idle.into())))),
+        ("age of the latest snapshot", or_dash(view.age_seconds.map(span))),
+        ("late", yes_or_no(view.late).to_owned()),
+    ]);
+    let snapshots = table(
+        ["SNAPSHOT", "TAKEN", "CONSISTENCY", "WRITTEN", "CYCLE"],
+        replica.into_iter().flat_map(|replica| replica.snapshots().rev()).map(|snapshot| {
+            [
+                snapshot.number.to_string(),
+                moment(snapshot.taken_at),
+                format!("{:?}", snapshot.consistency).to_lowercase(),
+                snapshot.written.to_string(),
+                snapshot.cycle.to_string(),
+            ]
+        }),
+    );
+    let disks = table(
+        ["DISK", "POOL", "SIZE"],
+        replica
+            .into_iter()
+            .flat_map(|replica| &replica.disks)
+            .map(|disk| [disk.name.to_string(), disk.pool.to_string(), disk.size.to_string()]),
+    );
+    let why = view.cycles.last().and_then(|cycle| cycle.failure.as_ref());
+    let why = why
+        .map_or_else(String::new, |failure| format!("\n\nthe latest cycle failed: {failure}\n  → {}", failure.remedy));
+    format!("{head}\n\n{snapshots}\n\n{disks}{why}")
+}
+
+fn cycles(runs: &[Run]) -> String {
+    let rows = runs.iter().rev().map(|run| {
+        [
+            run.job.to_string(),
+            moment(run.began_at),
+            run.ended_at.map_or_else(|| "-".to_owned(), |at| format!("{:.1}", at.seconds_since(run.began_at))),
+            run.state.map_or_else(|| "running".to_owned(), |state| state.to_string()),
+            run.failure.as_ref().map_or_else(String::new, |failure| failure.message.clone()),
+        ]
+    });
+    table(["CYCLE", "BEGAN", "SECONDS", "STATE", "WHY"], rows)
+}
+
+/// A span of time for people, in the largest unit that tells enough.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds} s"),
+        120..=7_199 => format!("{} min", seconds / 60),
+        7_200..=172_799 => format!("{} h", seconds / 3_600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+fn parse_idle(text: &str) -> Result<u32, String> {
+    let within = |seconds: &u32| (1..=IDLE_MAX_SECONDS).contains(seconds);
+    schedule::parse_seconds(text)
+        .filter(within)
+        .ok_or_else(|| format!("give a number with s, m, h or d, from 1s to {}d", IDLE_MAX_SECONDS / 86_400))
+}
+
+/// Numbers of snapshots; what is left out is as it is by default.
+fn parse_keep(text: &str) -> Result<Retention, String> {
+    let mut retention = Retention::default();
+    for part in text.split(',') {
+        let wanted = || format!("{part:?} is not understood; give last=N, hourly=N and daily=N with commas between");
+        let (name, number) = part.split_once('=').ok_or_else(wanted)?;
+        let number = number.parse().map_err(|_| wanted())?;
+        match name.trim() {
+            "last" => retention.last = number,
+            "hourly" => retention.hourly = number,
+            "daily" => retention.daily = number,
+            _ => return Err(wanted()),
+        }
+    }
+    retention.faults().into_iter().next().map_or(Ok(retention), Err)
+}
+
+fn parse_pool(text: &str) -> Result<DiskPlacement, String> {
+    let placement = parse_placement(text)?;
+    if placement.format.is_some() {
+        return Err("the layers of a replica are qcow2 always; give NAME=POOL".to_owned());
+    }
+    Ok(placement)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::planner::example;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: ReplicateCommand,
+    }
+
+    fn line(arguments: &[&str]) -> Result<ReplicateCommand, clap::Error> {
+        Line::try_parse_from([&["replicate"], arguments].concat()).map(|line| line.command)
+    }
+
+    fn added(arguments: &[&str]) -> AddArgs {
+        match line(&[&["add", "web", "--to", "beta"], arguments].concat()).expect("a command") {
+            ReplicateCommand::Add(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_replication_is_asked_for() {
+        let args =
+            added(&["--disk", "root=bulk", "--idle", "10m", "--keep", "last=2,daily=7", "--bandwidth", "1MiB/s"]);
+        let request = request(&args);
+        assert_eq!((request.kind, request.disks.len()), (JobKind::Replicate, 1));
+        let retention = request.replication.map(|wish| wish.retention);
+        assert_eq!(retention, Some(Retention { last: 2, hourly: 0, daily: 7 }));
+        let schedule = |args: &AddArgs| policy(args, "somebody").schedule;
+        assert_eq!(schedule(&args), Some(Schedule::after_pauses(600)));
+        assert_eq!(schedule(&added(&[])), Some(Schedule::after_pauses(IDLE_DEFAULT_SECONDS)));
+        assert_eq!(schedule(&added(&["--once"])), None);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        let wrong: [&[&str]; 8] = [
+            &["--once", "--idle", "5m"],
+            &["--idle", "0s"],
+            &["--idle", "31d"],
+            &["--idle", "5"],
+            &["--keep", "last=0"],
+            &["--keep", "weekly=1"],
+            &["--keep", "hourly=99,daily=99"],
+            &["--disk", "root=fast:raw"],
+        ];
+        for arguments in wrong {
+            assert!(line(&[&["add", "web", "--to", "beta"], arguments].concat()).is_err(), "{arguments:?}");
+        }
+        assert!(line(&["add", "web"]).is_err() && line(&["show"]).is_err());
+    }
+
+    #[test]
+    fn people_see_how_a_replica_stands() {
+        let host = "beta".parse().expect("a name");
+        let view = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
+        let (list, show) = (list(std::slice::from_ref(&view)), show(&view));
+        assert!(list.contains("alpha → beta") && list.contains("READY") && list.contains("5 min"), "{list}");
+        assert!(show.contains("crash") && show.contains("7 MiB") && show.contains("fast"), "{show}");
+        let spans = [119, 120, 7_200, 172_800].map(span);
+        assert_eq!(spans, ["119 s", "2 min", "2 h", "2 d"]);
+    }
+}

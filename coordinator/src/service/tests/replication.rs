@@ -1,0 +1,294 @@
+//! Replications: when their cycles begin and when not, what is told of them, and clones beside them.
+
+use sterna_shared::bus::{ApiError, ApiErrorKind};
+use sterna_shared::id::VmId;
+use sterna_shared::job::{JobKind, RefusalCode};
+use sterna_shared::replica::{Consistency, ReplicaState, ReplicaView, Snapshot};
+
+use super::*;
+
+/// The pause between two cycles of these tests, in seconds.
+const IDLE: u32 = 10;
+
+impl World {
+    fn replicate(&mut self) -> ApiReply {
+        let request = MoveRequest { kind: JobKind::Replicate, vm: "vm0".into(), ..example::request() };
+        let policy = Box::new(Policy { schedule: Some(Schedule::after_pauses(IDLE)), ..Policy::default() });
+        let job = example::job(60 + u8::try_from(self.begun.len()).expect("few"));
+        self.ask(ApiRequest::Migrate { request, dry_run: false, job, policy })
+    }
+
+    /// A VM whose replication was just asked for; its recurring job.
+    fn replicating() -> (Self, JobId) {
+        let mut world = Self::new(1, 1);
+        let job = started(&world.replicate());
+        world.wait(1);
+        (world, job)
+    }
+
+    fn views(&mut self) -> Vec<ReplicaView> {
+        match self.ask(ApiRequest::ReplicaList) {
+            ApiReply::Replicas { replicas } => replicas,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn view(&mut self) -> ReplicaView {
+        let mut views = self.views();
+        assert_eq!(views.len(), 1);
+        views.remove(0)
+    }
+
+    /// The agents take the latest job on.
+    fn accept(&mut self) {
+        let job = *self.begun.last().expect("a job");
+        let accepted = self.accepted(job);
+        self.tell(job, [accepted]);
+    }
+
+    /// The cycle under way is over, and the target has its snapshot.
+    fn end_cycle(&mut self) {
+        let cycle = *self.begun.last().expect("a cycle");
+        let spec = self.inventories(1)[0].vms[0].spec.clone();
+        if self.replicas.is_empty() {
+            self.replicas = vec![Replica::new(spec.clone(), spec.disks, "alpha".parse().expect("a name"))];
+        }
+        let (at, number) = (self.now().at, self.replicas[0].next);
+        let (consistency, written) = (Consistency::Crash, sterna_shared::units::ByteCount(0));
+        self.replicas[0].add(Snapshot { number, cycle, taken_at: at, complete_at: at, consistency, written });
+        self.end(cycle, DONE);
+        self.beat(1);
+    }
+
+    fn ask_for(&mut self, job: JobId, wanted: RequestedState) {
+        let reply = self.ask(ApiRequest::JobState { job, requested: wanted.number(), timeout_ms: None });
+        assert!(
+            matches!(reply, ApiReply::StateRequested { code: ReturnCode::Completed | ReturnCode::Started, .. }),
+            "{reply:?}"
+        );
+    }
+}
+
+fn started(reply: &ApiReply) -> JobId {
+    match reply {
+        ApiReply::JobStarted { status } => status.job,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn error(reply: ApiReply) -> ApiError {
+    match reply {
+        ApiReply::Error { error } => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_cycle_begins_at_once_and_the_next_a_pause_after_it_has_ended() {
+    let (mut world, job) = World::replicating();
+    assert_eq!(world.begun.len(), 1);
+    assert_eq!(world.state_of(job), JobState::Running);
+    assert_eq!(world.commanded, ["beta", "alpha"].map(|host| host.parse::<HostId>().expect("a name")));
+    world.accept();
+    world.wait(60);
+    assert_eq!(world.begun.len(), 1, "one at a time, however long it takes");
+    world.end_cycle();
+    world.wait(u64::from(IDLE) - 2);
+    assert_eq!(world.begun.len(), 1);
+    world.wait(3);
+    assert_eq!(world.begun.len(), 2);
+    world.end(world.begun[1], failed());
+    world.wait(u64::from(IDLE) + 2);
+    assert_eq!(world.begun.len(), 3, "also after one that failed");
+    let policy = &world.state.jobs[&world.begun[0]].status.policy;
+    assert_eq!((policy.delete_on_completion, policy.keep_seconds), (true, 86_400), "cycles do not fill the list");
+    assert!(!world.state.jobs[&job].status.policy.delete_on_completion);
+}
+
+#[test]
+fn no_cycle_begins_while_another_job_holds_the_vm() {
+    let mut world = World::new(1, 1);
+    let moving = world.submit(0, Policy::default());
+    world.accept();
+    let job = started(&world.replicate());
+    world.wait(20);
+    assert_eq!(world.begun, [moving]);
+    assert_eq!(world.state.jobs[&job].status.runs.count, 0, "its turn waits, and is not used up");
+    world.end(moving, DONE);
+    world.wait(1);
+    assert_eq!(world.begun.len(), 2);
+}
+
+#[test]
+fn a_move_waits_for_the_cycle_under_way_and_goes_before_the_next() {
+    let (mut world, _) = World::replicating();
+    world.accept();
+    let moving = world.submit(0, Policy::default());
+    world.wait(30);
+    assert_eq!(world.begun.len(), 1, "the cycle has the VM");
+    world.end_cycle();
+    world.wait(1);
+    world.accept();
+    world.wait(30);
+    assert_eq!(world.begun.last(), Some(&moving));
+    assert_eq!(world.begun.len(), 2, "no cycle meanwhile");
+    world.end(moving, DONE);
+    world.wait(1);
+    assert_eq!(world.begun.len(), 3);
+}
+
+#[test]
+fn no_cycle_begins_while_a_host_is_offline() {
+    let (mut world, job) = World::replicating();
+    world.accept();
+    let only_the_source = |world: &mut World, seconds: u64| {
+        for _ in 0..seconds {
+            world.clock += 1;
+            let [source, _] = world.inventories(1);
+            world.apply(Event::Heartbeat(Box::new(source)));
+            world.apply(Event::Tick);
+        }
+    };
+    only_the_source(&mut world, 12);
+    world.end(world.begun[0], failed());
+    only_the_source(&mut world, 40);
+    let begun = world.begun.len();
+    world.wait(1);
+    assert_eq!((begun, world.begun.len()), (1, 2), "the target is there again");
+    assert_eq!(world.state_of(job), JobState::Running);
+}
+
+#[test]
+fn a_vm_is_replicated_once() {
+    let (mut world, job) = World::replicating();
+    let refused = error(world.replicate());
+    assert_eq!((refused.kind, refused.refusals.len()), (ApiErrorKind::Refused, 1));
+    assert_eq!(refused.refusals[0].code, RefusalCode::VmInJob);
+    assert!(refused.refusals[0].message.contains(&job.to_string()), "{refused:?}");
+    world.ask(ApiRequest::JobCancel { job });
+    assert_eq!(world.state_of(job), JobState::Terminated);
+    world.end(world.begun[0], EventBody::Terminated);
+    assert_ne!(started(&world.replicate()), job);
+}
+
+#[test]
+fn what_cannot_be_replicated_is_refused_at_once_and_not_at_its_turn() {
+    let mut world = World::new(1, 1);
+    let request = MoveRequest {
+        kind: JobKind::Replicate,
+        vm: "vm0".into(),
+        bandwidth: Some(sterna_shared::units::Bandwidth(1)),
+        ..example::request()
+    };
+    let asked = |request: &MoveRequest, idle: u32| ApiRequest::Migrate {
+        request: request.clone(),
+        dry_run: false,
+        job: example::job(60),
+        policy: Box::new(Policy { schedule: Some(Schedule::after_pauses(idle)), ..Policy::default() }),
+    };
+    let refused = error(world.ask(asked(&request, 10)));
+    assert_eq!(refused.refusals.iter().map(|refusal| refusal.code).collect::<Vec<_>>(), [RefusalCode::InvalidValue]);
+    assert!(refused.message.contains("vm0 cannot be replicated"), "{}", refused.message);
+    assert_eq!(error(world.ask(asked(&MoveRequest { bandwidth: None, ..request }, 0))).kind, ApiErrorKind::Invalid);
+}
+
+#[test]
+fn a_pause_lasts_until_it_is_resumed_and_then_a_cycle_begins() {
+    let (mut world, job) = World::replicating();
+    world.ask_for(job, RequestedState::Suspend);
+    world.ask(ApiRequest::JobCancel { job: world.begun[0] });
+    world.end(world.begun[0], EventBody::Terminated);
+    world.wait(100);
+    assert_eq!((world.begun.len(), world.state_of(job)), (1, JobState::Suspended));
+    assert_eq!(world.view().state, ReplicaState::Paused);
+    assert!(!world.view().late, "nobody waits for it");
+    world.ask_for(job, RequestedState::Start);
+    world.wait(1);
+    assert_eq!((world.begun.len(), world.state_of(job)), (2, JobState::Running));
+}
+
+#[test]
+fn how_a_replication_stands_is_told_in_the_words_of_a_migrating_vm() {
+    let mut world = World::new(1, 1);
+    let moving = world.submit(0, Policy::default());
+    let job = started(&world.replicate());
+    assert_eq!(world.view().state, ReplicaState::Ready);
+    world.end(moving, DONE);
+    world.wait(1);
+    let view = world.view();
+    assert_eq!((view.state, view.replication, view.age_seconds), (ReplicaState::FirstSync, Some(job), None));
+    assert!(view.replica.is_none() && view.host.as_str() == "beta" && view.name.as_str() == "vm0");
+    world.end_cycle();
+    world.wait(5);
+    let view = world.view();
+    assert_eq!((view.state, view.age_seconds, view.late), (ReplicaState::Active, Some(5), false));
+    assert_eq!((view.cycles.len(), view.idle_seconds), (1, Some(IDLE)));
+    world.wait(10);
+    world.end(*world.begun.last().expect("the second"), failed());
+    world.wait(1);
+    assert_eq!(world.view().state, ReplicaState::Error);
+    world.wait(u64::from(IDLE) + 1);
+    world.accept();
+    world.wait(60);
+    let view = world.view();
+    assert_eq!((view.state, view.late), (ReplicaState::Active, true), "the third cycle takes too long");
+    world.end_cycle();
+    assert!(!world.view().late);
+    world.ask(ApiRequest::JobCancel { job });
+    let view = world.view();
+    assert_eq!((view.state, view.replication, view.late), (ReplicaState::Ready, None, false));
+    assert!(view.replica.is_some(), "it is kept until it is removed");
+    let names =
+        [ReplicaState::Ready, ReplicaState::FirstSync, ReplicaState::Active, ReplicaState::Paused, ReplicaState::Error];
+    for state in names {
+        assert_eq!(serde_json::to_value(state).expect("JSON"), state.to_string());
+    }
+}
+
+#[test]
+fn a_replica_in_use_is_not_dropped() {
+    let (mut world, job) = World::replicating();
+    let ask = |vm: &str| ApiRequest::ReplicaDrop { vm: vm.to_owned(), host: "beta".parse().expect("a name") };
+    world.end_cycle();
+    world.wait(u64::from(IDLE) + 2);
+    world.accept();
+    assert!(error(world.ask(ask("vm0"))).message.contains("uses the replica"));
+    world.ask(ApiRequest::JobCancel { job });
+    assert_eq!(error(world.ask(ask("vm0"))).kind, ApiErrorKind::Refused, "its cycle is not over yet");
+    world.end(*world.begun.last().expect("a cycle"), EventBody::Terminated);
+    assert_eq!(error(world.ask(ask("other"))).kind, ApiErrorKind::NotFound);
+    let before = world.answers.len();
+    world.apply(Event::Asked { call: 9, request: Box::new(ask("vm0")), token: Token::from_bytes([7; 32]) });
+    assert_eq!(world.answers.len(), before, "its host answers");
+}
+
+#[test]
+fn a_clone_is_made_while_replication_goes_on() {
+    let (mut world, _) = World::replicating();
+    world.end_cycle();
+    world.wait(u64::from(IDLE) + 2);
+    assert_eq!(world.begun.len(), 2);
+    world.commanded.clear();
+    let request = MoveRequest { vm: "vm0".into(), ..example::clone_request() };
+    let clone = world.submit_as(example::job(70), request, Policy::default());
+    assert_eq!(world.begun.last(), Some(&clone));
+    assert_eq!(world.commanded, ["beta".parse::<HostId>().expect("a name")], "its host alone has a part in it");
+    let plan = &world.state.jobs[&clone].status.plan;
+    let (of, id): (VmId, VmId) = (plan.clone.as_ref().expect("a clone").replica, plan.vm.id);
+    assert_eq!((of, world.state_of(clone)), (world.replicas[0].vm.id, JobState::New));
+    assert_ne!(of, id);
+    world.end(clone, DONE);
+    assert_eq!(world.state_of(clone), JobState::Completed);
+}
+
+#[test]
+fn a_vm_that_stands_on_something_is_made_by_a_clone_only() {
+    let mut world = World::new(1, 1);
+    let mut spec = example::vm("new");
+    spec.id = "0197c0de-0000-7000-8000-0000000000aa".parse().expect("a UUID");
+    let pool = "fast".parse().expect("a name");
+    spec.disks[0].base = Some(sterna_shared::replica::Base { replica: spec.id, layer: 1, pool });
+    let host = "alpha".parse().expect("a name");
+    let refused = error(world.ask(ApiRequest::VmDefine { host, spec: Box::new(spec) }));
+    assert!(refused.hints.iter().any(|hint| hint.contains("sterna clone create")), "{refused:?}");
+}
