@@ -11,6 +11,7 @@
 //!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
+//!   replicas       snapshots held against what the witness wrote
 //!   faults         the matrix of faults and phases
 //!   scenario       a watched witness, and what must hold after each move
 //!   schema         messages held against the schemas that are published
@@ -30,6 +31,7 @@ pub mod namespace;
 pub mod nats;
 pub mod operator;
 pub mod process;
+pub mod replicas;
 pub mod scenario;
 pub mod schema;
 pub mod witness;

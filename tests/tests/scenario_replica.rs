@@ -1,68 +1,165 @@
-//! Replication on a real fleet: cycles of a guest that writes to two disks in lockstep, and clones of what they leave.
+//! Replication on a real fleet: cycles of a guest that writes to two disks in lockstep, what they leave, and clones of it.
+
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
+use sterna_tests::moves::{begins, ended, step};
+use sterna_tests::namespace::Link;
+use sterna_tests::replicas::{cycle, records, replica, snapshots};
 use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, on_fleet};
-use sterna_tests::witness::Witness;
-use sterna_witness::protocol::DEFAULT_PORT;
 
 const WAIT: Duration = Duration::from_secs(120);
+const CYCLES: u64 = 20;
+const SLOW_MEGABITS: u32 = 60;
+const MIB: u64 = 1 << 20;
 
-#[tokio::test]
-async fn every_snapshot_is_one_point_in_time_of_all_disks() {
-    on_fleet(snapshots).await;
-}
-
-async fn snapshots(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let wish = WitnessWish {
+fn lockstep() -> WitnessWish {
+    WitnessWish {
         lockstep: true,
-        records: 200,
+        records: 100,
         disks: vec![("root", "fast", "qcow2", 64), ("data", "bulk", "raw", 64)],
         ..WitnessWish::small("web")
-    };
-    let mut web = Watched::start(fleet, "alpha", &wish).await?;
-    // What is acknowledged before a cycle is asked for is in its snapshot.
-    let mut before = Vec::new();
-    for number in 1..=4 {
-        before.push(web.acknowledged());
-        let cycle = fleet.sterna(&["replicate", "add", "web", "--to", "bravo", "--once", "--keep", "last=9"]).await?;
-        ensure!(cycle["state"] == "completed", "cycle {number}: {cycle:#}");
-        web.more_records().await?;
     }
-    let listed = replica(fleet, "web").await?;
-    ensure!(listed["snapshots"].as_array().map(Vec::len) == Some(4), "{listed:#}");
-    web.prove().await.context("the guest was left alone")?;
-    for number in 1..=4 {
-        let (name, snapshot) = (format!("copy{number}"), number.to_string());
-        let arguments = ["clone", "create", "web", "--name", &name, "--snapshot", &snapshot, "--network", "same"];
-        let clone = fleet.sterna(&arguments).await?;
-        ensure!(clone["state"] == "completed", "{clone:#}");
+}
+
+/// The disks of a snapshot are of one instant, lack nothing of what was acknowledged `before` it, and have nothing wrong.
+fn expect_one_instant(
+    fleet: &Fleet,
+    replica: &Value,
+    snapshot: u64,
+    wish: &WitnessWish,
+    before: &[u64],
+) -> anyhow::Result<()> {
+    let found = records(fleet, "bravo", replica, snapshot, wish)?;
+    for (disk, before) in found.iter().zip(before) {
+        ensure!(disk.mismatches == 0 && disk.acknowledged >= *before, "snapshot {snapshot}, of {before}: {disk:?}");
     }
-    fleet.sterna(&["vm", "stop", "web", "--force"]).await?;
-    for (number, acknowledged) in (1..).zip(before) {
-        let name = format!("copy{number}");
-        fleet.sterna(&["vm", "start", &name]).await?;
-        fleet.wait_for_witness(&name, web.address).await?;
-        let mut witness = Witness::connect(&fleet.client, web.address, DEFAULT_PORT).await?;
-        let mut found = Vec::new();
-        for (disk, acknowledged) in acknowledged.iter().enumerate() {
-            let surveyed = witness.survey(disk).await?;
-            ensure!(surveyed.mismatches == 0 && surveyed.acknowledged >= *acknowledged, "{name}: {surveyed:?}");
-            found.push(surveyed.acknowledged);
-        }
-        ensure!(found[0].abs_diff(found[1]) <= 1, "{name}: not one point in time: {found:?}");
-        fleet.sterna(&["vm", "stop", &name, "--force"]).await?;
-        fleet.sterna(&["vm", "delete", &name, "--disks"]).await?;
-    }
-    fleet.sterna(&["replicate", "remove", "web"]).await?;
-    eventually("nothing is left of the replica", WAIT, async || Ok(expect_nothing_left(fleet, "bravo").ok())).await?;
+    let numbers: Vec<u64> = found.iter().map(|disk| disk.acknowledged).collect();
+    ensure!(numbers[0].abs_diff(numbers[1]) <= 1, "snapshot {snapshot} is of two instants: {numbers:?}");
     Ok(())
 }
 
-/// The replica of a VM, as the fleet shows it.
-async fn replica(fleet: &Fleet, name: &str) -> anyhow::Result<Value> {
-    fleet.sterna(&["replicate", "show", name]).await
+#[tokio::test]
+async fn every_snapshot_is_one_instant_of_all_disks_and_boots() {
+    on_fleet(instants).await;
+}
+
+async fn instants(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let wish = lockstep();
+    let mut web = Watched::start(fleet, "alpha", &wish).await?;
+    let (mut sent, mut before) = (Vec::new(), Vec::new());
+    for _ in 0..CYCLES {
+        before.push(web.acknowledged());
+        let job = cycle(fleet, "web", "bravo", &["--keep", "last=30"]).await?;
+        sent.push(step(&job, "copy_disks").and_then(|step| step["bytes_sent"].as_u64()).unwrap_or(0) >> 10);
+    }
+    eprintln!("{CYCLES} cycles sent {sent:?} KiB");
+    web.prove().await.context("the guest is left alone")?;
+    let found = replica(fleet, "web").await?.context("there is a replica")?;
+    ensure!(snapshots(&found) == (1..=CYCLES).collect::<Vec<_>>(), "{found:#}");
+    for (number, before) in (1..).zip(&before) {
+        expect_one_instant(fleet, &found, number, &wish, before)?;
+    }
+    // A clone of each boots, beside the VM that it is of, and finds its disks.
+    for number in 1..=CYCLES {
+        let (name, snapshot) = (format!("copy{number}"), number.to_string());
+        let arguments = ["clone", "create", "web", "--name", &name, "--snapshot", &snapshot, "--start"];
+        let clone = fleet.sterna(&arguments).await?;
+        ensure!(clone["state"] == "completed", "{clone:#}");
+        eventually(&format!("{name} writes to both disks"), WAIT, async || {
+            let console = fleet.try_sterna(&["vm", "console", &name, "--no-follow"]).await?;
+            let console = String::from_utf8_lossy(&console.stdout).into_owned();
+            Ok((console.contains("ACK 0 ") && console.contains("ACK 1 ")).then_some(()))
+        })
+        .await?;
+        fleet.sterna(&["vm", "stop", &name, "--force"]).await?;
+        fleet.sterna(&["vm", "delete", &name, "--delete-disks", "--yes"]).await?;
+    }
+    web.prove().await.context("nobody was disturbed by that")?;
+    // Fewer are kept: layers are merged, and what is left is as it was.
+    let before_last = web.acknowledged();
+    cycle(fleet, "web", "bravo", &["--keep", "last=2"]).await?;
+    let pruned = eventually("layers are merged", WAIT, async || {
+        let found = replica(fleet, "web").await?.context("there is a replica")?;
+        Ok((found["layers"].as_array().map(Vec::len) == Some(2)).then_some(found))
+    })
+    .await?;
+    ensure!(snapshots(&pruned) == [CYCLES, CYCLES + 1], "{pruned:#}");
+    expect_one_instant(fleet, &pruned, CYCLES, &wish, &before[before.len() - 1])?;
+    expect_one_instant(fleet, &pruned, CYCLES + 1, &wish, &before_last)?;
+    fleet.sterna(&["replicate", "remove", "web", "--yes"]).await?;
+    eventually("nothing is left of the replica", WAIT, async || Ok(expect_nothing_left(fleet, "bravo").ok())).await?;
+    web.prove().await
+}
+
+#[tokio::test]
+async fn a_cycle_that_is_cut_leaves_the_replica_as_it_was_and_the_next_sends_changes_alone() {
+    on_fleet(cuts).await;
+}
+
+async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let wish = lockstep();
+    let mut web = Watched::start(fleet, "alpha", &wish).await?;
+    cycle(fleet, "web", "bravo", &[]).await?;
+    for fault in ["cancel", "alpha", "bravo"] {
+        for moment in ["prepare", "copy_disks", "commit"] {
+            let at = format!("{fault} in {moment}");
+            let untouched = snapshots(&replica(fleet, "web").await?.context("there is a replica")?);
+            web.more_records().await?;
+            fleet.agent("bravo")?.host.shape(Link::Data, SLOW_MEGABITS)?;
+            let job = fleet.sterna(&["replicate", "add", "web", "--to", "bravo", "--once", "--detach"]).await?;
+            let job = job["job"].as_str().context("an id")?.to_owned();
+            begins(fleet, "alpha", &job, moment).await?;
+            match fault {
+                "cancel" => drop(fleet.try_sterna(&["job", "cancel", &job]).await?),
+                host => {
+                    fleet.kill_agent(host)?;
+                    fleet.start_agent(host).await?;
+                }
+            }
+            fleet.agent("bravo")?.host.unshape(Link::Data)?;
+            let over = ended(fleet, &job, WAIT).await.with_context(|| at.clone())?;
+            let completed = over["state"] == "completed";
+            ensure!(completed || over["state"] == "terminated" || over["state"] == "exception", "{at}: {over:#}");
+            eventually(&format!("{at}: both hosts are free"), WAIT, async || {
+                let vm = fleet.sterna(&["vm", "show", "web"]).await?;
+                Ok(vm["report"]["job"].is_null().then_some(()))
+            })
+            .await?;
+            let left = scratch_or_part(fleet, &replica(fleet, "web").await?.context("there is a replica")?)?;
+            ensure!(left.is_empty(), "{at}: left over: {left:?}");
+            let now = snapshots(&replica(fleet, "web").await?.context("there is a replica")?);
+            let last = untouched.last().copied().unwrap_or(0);
+            ensure!(now.contains(&last), "{at}: {last} was there before: {now:?}");
+
+            let before = web.acknowledged();
+            let next = cycle(fleet, "web", "bravo", &[]).await.with_context(|| at.clone())?;
+            let carried = step(&next, "copy_disks").and_then(|step| step["bytes_total"].as_u64()).context("bytes")?;
+            eprintln!("{at}: {}, the next cycle read {} KiB", over["state"], carried >> 10);
+            ensure!(carried < 128 * MIB, "{at}: everything was read again: {next:#}");
+            let found = replica(fleet, "web").await?.context("there is a replica")?;
+            let newest = snapshots(&found).last().copied().context("a snapshot")?;
+            expect_one_instant(fleet, &found, newest, &wish, &before).with_context(|| at.clone())?;
+        }
+    }
+    web.prove().await
+}
+
+/// Files beside the guest's images at the source, and beside the layers of the record at the target.
+fn scratch_or_part(fleet: &Fleet, replica: &Value) -> anyhow::Result<Vec<String>> {
+    let layers = replica["layers"].as_array().into_iter().flatten();
+    let numbers: Vec<String> = layers.map(|layer| format!(".layer-{}.", layer["number"])).collect();
+    let mut left = Vec::new();
+    for pool in ["fast", "bulk"] {
+        let files = |host| anyhow::Ok(fleet.agent(host)?.files(pool));
+        let named = |path: &std::path::PathBuf| path.display().to_string();
+        left.extend(files("alpha")?.iter().map(named).filter(|path| path.contains(".scratch.")));
+        let known = |path: &String| numbers.iter().any(|number| path.contains(number.as_str()));
+        left.extend(files("bravo")?.iter().map(named).filter(|path| !known(path)));
+    }
+    Ok(left)
 }

@@ -1,0 +1,83 @@
+//! Replicas looked at from outside: what the layers of a snapshot hold is read by QEMU's own programs, and held against what the
+//! witness has written.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, ensure};
+use serde_json::{Value, json};
+use sterna_witness::protocol::DiskVerification;
+use sterna_witness::record::{Block, RECORD_BYTES, Records};
+
+use crate::fleet::{Fleet, WitnessWish};
+
+/// The seed that every witness of a fleet has.
+const SEED: u64 = 7;
+
+/// Runs one cycle to its end, which must be a good one.
+pub async fn cycle(fleet: &Fleet, vm: &str, target: &str, more: &[&str]) -> anyhow::Result<Value> {
+    let arguments = [&["replicate", "add", vm, "--to", target, "--once"], more].concat();
+    let job = fleet.sterna(&arguments).await?;
+    ensure!(job["state"] == "completed", "the cycle ended as {job:#}");
+    Ok(job)
+}
+
+/// The replica of a VM as the fleet shows it; nothing where there is none.
+pub async fn replica(fleet: &Fleet, vm: &str) -> anyhow::Result<Option<Value>> {
+    let listed = fleet.sterna(&["replicate", "list"]).await?;
+    let found = listed.as_array().and_then(|views| views.iter().find(|view| view["name"] == vm));
+    Ok(found.map(|view| view["replica"].clone()).filter(Value::is_object))
+}
+
+/// The numbers of a replica's snapshots, the oldest first.
+pub fn snapshots(replica: &Value) -> Vec<u64> {
+    let layers = replica["layers"].as_array().into_iter().flatten();
+    layers.filter_map(|layer| layer["snapshot"]["number"].as_u64()).collect()
+}
+
+/// What each disk of a snapshot holds of the witness' records: how far they go, and whether they are all there.
+pub fn records(
+    fleet: &Fleet,
+    host: &str,
+    replica: &Value,
+    snapshot: u64,
+    wish: &WitnessWish,
+) -> anyhow::Result<Vec<DiskVerification>> {
+    let vm = replica["vm"]["id"].as_str().context("the replica's VM has no id")?;
+    let layers = replica["layers"].as_array().context("the replica has no layers")?;
+    let last = layers.iter().position(|layer| layer["snapshot"]["number"] == snapshot).context("no such snapshot")?;
+    let mut found = Vec::new();
+    for (index, (disk, pool, _, mib)) in (0..).zip(&wish.disks) {
+        let file = |layer: &Value| -> anyhow::Result<PathBuf> {
+            let number = layer["number"].as_u64().context("a layer has no number")?;
+            Ok(fleet.agent(host)?.pool(pool).join(vm).join(format!("{disk}.layer-{number}.qcow2")))
+        };
+        let files = layers[..=last].iter().map(file).collect::<Result<Vec<_>, _>>()?;
+        let raw = fleet.folder().join("snapshot.raw");
+        let image = format!("json:{}", chain(&files));
+        let read = Command::new("qemu-img").args(["convert", "-U", "-O", "raw", &image]).arg(&raw).output()?;
+        ensure!(read.status.success(), "qemu-img: {}", String::from_utf8_lossy(&read.stderr));
+        found.push(surveyed(&raw, index, mib << 20)?);
+        std::fs::remove_file(raw)?;
+    }
+    Ok(found)
+}
+
+fn surveyed(raw: &std::path::Path, disk: u64, bytes: u64) -> anyhow::Result<DiskVerification> {
+    let file = std::fs::File::open(raw)?;
+    let records = Records::new(SEED, disk, bytes).context("a disk without room")?;
+    let read = |offset: u64, blocks: &mut [Block]| {
+        blocks.iter_mut().zip(0..).try_for_each(|(block, place): (&mut Block, u64)| {
+            file.read_exact_at(&mut block.0, offset + place * RECORD_BYTES as u64)
+        })
+    };
+    let highest = records.highest(read)?;
+    Ok(records.verify(highest, read)?)
+}
+
+fn chain(files: &[PathBuf]) -> Value {
+    files.iter().fold(Value::Null, |backing, path| {
+        json!({ "driver": "qcow2", "file": { "driver": "file", "filename": path }, "backing": backing })
+    })
+}
