@@ -163,15 +163,17 @@ fn policy(args: &AddArgs, owner: &str) -> Policy {
 /// The replicas of a VM, and its replication where it has none yet.
 async fn of(vm: &str, client: &Client) -> Result<Vec<ReplicaView>, CliError> {
     let mut views = client.replicas().await?;
-    views.retain(|view| view.name.as_str() == vm || view.vm.to_string() == vm);
-    if views.is_empty() {
-        return Err(CliError::new(
-            Exit::NotFound,
-            format!("no VM {vm} is replicated, and no host has a replica of one"),
-        )
-        .hint(format!("see sterna replicate list; begin with sterna replicate add {vm} --to HOST")));
-    }
-    Ok(views)
+    views.retain(|view| is_of(view, vm));
+    if views.is_empty() { Err(not_replicated(vm)) } else { Ok(views) }
+}
+
+fn is_of(view: &ReplicaView, vm: &str) -> bool {
+    view.name.as_str() == vm || view.vm.to_string() == vm
+}
+
+fn not_replicated(vm: &str) -> CliError {
+    CliError::new(Exit::NotFound, format!("no VM {vm} is replicated, and no host has a replica of one"))
+        .hint(format!("see sterna replicate list; begin with sterna replicate add {vm} --to HOST"))
 }
 
 /// The job that keeps a VM's replica.
@@ -212,18 +214,23 @@ async fn pause(vm: &str, client: &Client, output: Output) -> Result<Exit, CliErr
 }
 
 async fn remove(vm: &str, yes: bool, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let views = of(vm, client).await?;
+    let mut views = client.replicas().await?;
+    views.retain(|view| is_of(view, vm));
+    // Where no replica is left, its host may have been away when the rest was removed.
+    let known = client.vm(vm).await.ok();
+    let Some(id) = views.first().map(|view| view.vm).or(known.as_ref().map(|known| known.report.id())) else {
+        return Err(not_replicated(vm));
+    };
     confirm(&format!("End the replication of {vm} and remove its replica with all snapshots?"), yes)?;
     for job in views.iter().filter_map(|view| view.replication) {
         end(job, client).await?;
     }
-    let mut hosts: BTreeSet<HostId> = views.iter().map(|view| view.host.clone()).collect();
-    // The VM may have moved since the latest cycle; what replication has put up went nowhere.
-    hosts.extend(views.iter().map(|view| view.source.clone()));
-    let id = views[0].vm.to_string();
+    // The VM may have moved since the latest cycle: at every host that it was replicated from something may be left.
+    let sources = views.iter().map(|view| &view.source).chain(known.as_ref().map(|known| &known.host));
+    let hosts: BTreeSet<&HostId> = views.iter().map(|view| &view.host).chain(sources).collect();
     let mut failed = Vec::new();
     for host in hosts {
-        if let Err(error) = client.drop_replica(&id, &host).await {
+        if let Err(error) = client.drop_replica(&id.to_string(), host).await {
             failed.push(CliError::from(error));
         }
     }
