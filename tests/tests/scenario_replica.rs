@@ -14,6 +14,7 @@ use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, on_fleet}
 
 const WAIT: Duration = Duration::from_secs(120);
 const CYCLES: u64 = 20;
+const CLONES_AT_ONCE: usize = 5;
 const SLOW_MEGABITS: u32 = 60;
 const MIB: u64 = 1 << 20;
 
@@ -65,19 +66,24 @@ async fn instants(fleet: &mut Fleet) -> anyhow::Result<()> {
         expect_one_instant(fleet, &found, number, &wish, before)?;
     }
     // A clone of each boots, beside the VM that it is of, and finds its disks.
-    for number in 1..=CYCLES {
-        let (name, snapshot) = (format!("copy{number}"), number.to_string());
-        let arguments = ["clone", "create", "web", "--name", &name, "--snapshot", &snapshot, "--start"];
-        let clone = fleet.sterna(&arguments).await?;
-        ensure!(clone["state"] == "completed", "{clone:#}");
-        eventually(&format!("{name} writes to both disks"), WAIT, async || {
-            let console = fleet.try_sterna(&["vm", "console", &name, "--no-follow"]).await?;
-            let console = String::from_utf8_lossy(&console.stdout).into_owned();
-            Ok((console.contains("ACK 0 ") && console.contains("ACK 1 ")).then_some(()))
-        })
-        .await?;
-        fleet.sterna(&["vm", "stop", &name, "--force"]).await?;
-        fleet.sterna(&["vm", "delete", &name, "--delete-disks", "--yes"]).await?;
+    for numbers in (1..=CYCLES).collect::<Vec<_>>().chunks(CLONES_AT_ONCE) {
+        for number in numbers {
+            let (name, snapshot) = (format!("copy{number}"), number.to_string());
+            let arguments = ["clone", "create", "web", "--name", &name, "--snapshot", &snapshot, "--start"];
+            let clone = fleet.sterna(&arguments).await?;
+            ensure!(clone["state"] == "completed", "{clone:#}");
+        }
+        for number in numbers {
+            let name = format!("copy{number}");
+            eventually(&format!("{name} writes to both disks"), WAIT, async || {
+                let console = fleet.try_sterna(&["vm", "console", &name, "--no-follow"]).await?;
+                let console = String::from_utf8_lossy(&console.stdout).into_owned();
+                Ok((console.contains("ACK 0 ") && console.contains("ACK 1 ")).then_some(()))
+            })
+            .await?;
+            fleet.sterna(&["vm", "stop", &name, "--force"]).await?;
+            fleet.sterna(&["vm", "delete", &name, "--delete-disks", "--yes"]).await?;
+        }
     }
     web.prove().await.context("nobody was disturbed by that")?;
     // Fewer are kept: layers are merged, and what is left is as it was.
