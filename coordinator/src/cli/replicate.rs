@@ -12,7 +12,9 @@ use sterna_shared::job::{
     DiskPlacement, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState, ReturnCode, Run,
     Schedule, StorageWish,
 };
-use sterna_shared::replica::{IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, ReplicaView, ReplicationWish, Retention};
+use sterna_shared::replica::{
+    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaView, ReplicationWish, Retention,
+};
 use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
@@ -25,6 +27,8 @@ use crate::client::Client;
 /// How long a cycle that was cancelled may take to put everything back before the removal gives up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is asked for what a host says with its next heartbeat.
+const HEARTBEAT_POLLS: u32 = 10;
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  \
@@ -132,7 +136,25 @@ async fn add(args: &AddArgs, client: &Client, output: Output) -> Result<Exit, Cl
     if !args.once {
         output.remark(&format!("see how it stands: sterna replicate show {}", args.vm));
     }
-    submit(id, &request, &policy, args.detach, client, output).await
+    let exit = submit(id, &request, &policy, args.detach, client, output).await?;
+    if args.once && !args.detach && matches!(exit, Exit::Ok) {
+        tell_snapshot(id, client, output).await?;
+    }
+    Ok(exit)
+}
+
+/// Tells which snapshot a cycle has made. Its host says so with its next heartbeat.
+async fn tell_snapshot(cycle: JobId, client: &Client, output: Output) -> Result<(), CliError> {
+    for _ in 0..HEARTBEAT_POLLS {
+        let views = client.replicas().await?;
+        let mut snapshots = views.iter().filter_map(|view| view.replica.as_ref()).flat_map(Replica::snapshots);
+        if let Some(snapshot) = snapshots.find(|snapshot| snapshot.cycle == cycle) {
+            output.remark(&format!("snapshot {}, taken at {}", snapshot.number, moment(snapshot.taken_at)));
+            break;
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
 }
 
 fn request(args: &AddArgs) -> MoveRequest {

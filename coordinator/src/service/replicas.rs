@@ -40,11 +40,15 @@ impl State {
 
     /// The jobs that operators know as replications, the newest first: those that recur, and cycles that are no runs of such.
     fn replications(&self) -> impl Iterator<Item = &JobStatus> {
-        let parent_recurs = |status: &JobStatus| {
-            status.parent.and_then(|parent| self.jobs.get(&parent)).is_some_and(|parent| parent.status.policy.recurs())
-        };
         let jobs = self.jobs.values().rev().map(|job| &job.status);
-        jobs.filter(move |status| status.plan.kind == JobKind::Replicate && !parent_recurs(status))
+        jobs.filter(|status| status.plan.kind == JobKind::Replicate && !self.comes_of_a_recurring_job(status))
+    }
+
+    /// Whether a job is a run of one that recurs, or the recovery of such a run.
+    fn comes_of_a_recurring_job(&self, status: &JobStatus) -> bool {
+        let parent =
+            |status: &JobStatus| status.parent.and_then(|parent| self.jobs.get(&parent)).map(|job| &job.status);
+        std::iter::successors(parent(status), |status| parent(status)).any(|status| status.policy.recurs())
     }
 
     /// Why a VM is not replicated a second time.
