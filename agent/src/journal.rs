@@ -48,7 +48,7 @@ use self::planned::PLANNED;
 #[cfg(test)]
 pub(crate) use self::planned::tests as planned_tests;
 use self::replica::REPLICAS;
-pub use self::replica::{ReplicaChange, ReplicaRecord};
+pub use self::replica::{Part, ReplicaChange, ReplicaRecord};
 
 const VMS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("vms");
 const JOBS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("jobs");

@@ -9,6 +9,9 @@ use sterna_shared::bus::{decode, encode};
 use sterna_shared::id::VmId;
 use sterna_shared::replica::{Replica, Retention, Snapshot};
 
+use crate::disk::extent::ExtentSet;
+
+use super::partial::PartialDisk;
 use super::{JOBS, JobRecord, Journal, JournalError, Stage, VMS, VmRecord, read_error, write_error};
 
 pub(super) const REPLICAS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("replicas");
@@ -20,11 +23,29 @@ pub struct ReplicaRecord {
     pub replica: Replica,
     /// Whether an operator wants it no more: what no clone stands on goes.
     pub dropped: bool,
+    /// The layer that a cycle has begun, and is not in the replica yet. One that was cut leaves it to the next.
+    #[serde(default)]
+    pub part: Option<Part>,
+}
+
+/// A layer that is being filled, or was when a cycle was cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its number.
+    pub number: u32,
+    /// What was received of each disk, in the replica's order.
+    pub disks: Vec<PartialDisk>,
 }
 
 /// What becomes of a replica when a layer is added or taken away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaChange {
+    /// A cycle begins a new layer of this replica, on those that there are.
+    Begin(Box<Replica>),
+    /// That much of each disk of the new layer is on stable storage.
+    Received(Vec<ExtentSet>),
+    /// The new layer is wanted no more.
+    GiveUp,
     /// A cycle is over: the replica as it is to be without that cycle's layer, and its snapshot.
     Add(Box<Replica>, Snapshot),
     /// Nothing.
@@ -75,15 +96,22 @@ impl Journal {
             let used = used_layers(tables, vm)?;
             let mut table = tables.open_table(REPLICAS).map_err(write_error)?;
             let key = vm.uuid().into_bytes();
-            let known =
+            let known: Option<ReplicaRecord> =
                 table.get(key).map_err(read_error)?.map(|bytes| decode("replica", bytes.value())).transpose()?;
             let record = match (known, change) {
                 (_, ReplicaChange::Add(replica, snapshot)) => {
                     let mut replica = *replica;
                     replica.add(snapshot);
-                    Some(ReplicaRecord { replica, dropped: false })
+                    Some(ReplicaRecord { replica, dropped: false, part: None })
+                }
+                (_, ReplicaChange::Begin(replica)) => {
+                    let disks = replica.disks.iter().map(|disk| PartialDisk::new(disk.clone(), &ExtentSet::new()));
+                    let part = Part { number: replica.next, disks: disks.collect() };
+                    Some(ReplicaRecord { replica: *replica, dropped: false, part: Some(part) })
                 }
                 (_, ReplicaChange::Forget) | (None, _) => None,
+                // Of one that has no layer yet nothing is left then.
+                (Some(record), ReplicaChange::GiveUp) if record.replica.layers.is_empty() => None,
                 (Some(record), change) => Some(changed(record, &change, &used)),
             };
             match &record {
@@ -105,7 +133,16 @@ fn changed(mut record: ReplicaRecord, change: &ReplicaChange, used: &BTreeSet<u3
             record.replica.merged(*upper);
         }
         ReplicaChange::Drop => record.dropped = true,
-        ReplicaChange::Add(..) | ReplicaChange::Merged { .. } | ReplicaChange::Keep | ReplicaChange::Forget => {}
+        ReplicaChange::GiveUp => record.part = None,
+        ReplicaChange::Received(received) => {
+            let disks = record.part.iter_mut().flat_map(|part| &mut part.disks);
+            disks.zip(received).for_each(|(disk, set)| *disk = PartialDisk::new(disk.spec.clone(), set));
+        }
+        ReplicaChange::Begin(_)
+        | ReplicaChange::Add(..)
+        | ReplicaChange::Merged { .. }
+        | ReplicaChange::Keep
+        | ReplicaChange::Forget => {}
     }
     record
 }

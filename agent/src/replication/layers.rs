@@ -18,7 +18,7 @@ use crate::guest::launcher::Launched;
 use crate::guest::storage_daemon::{self, Access};
 use crate::host::{Host, PlacementError};
 use crate::hypervisor::qemu::command_line::Image;
-use crate::journal::{JournalError, ReplicaChange, ReplicaRecord};
+use crate::journal::{JournalError, Part, ReplicaChange, ReplicaRecord};
 use crate::migration::images::{DAEMON_WAIT, ImageError, REPLICA, STORAGE_DAEMON};
 
 /// Makes the files of a new layer.
@@ -34,6 +34,15 @@ pub async fn make(host: &Host, replica: &Replica, layer: u32) -> Result<(), Imag
         }
     }
     Ok(())
+}
+
+/// Whether a layer has all of its files.
+#[must_use]
+pub fn is_there(host: &Host, replica: &Replica, layer: u32) -> bool {
+    replica.disks.iter().all(|disk| {
+        let path = host.pool(disk).map(|pool| pool.layer_path(replica.vm.id, &disk.name, LayerFile::Layer(layer)));
+        matches!(path, Ok(Ok(path)) if path.is_file())
+    })
 }
 
 /// Removes the files of a layer; what does not go is told in the log, and is nobody's.
@@ -84,7 +93,7 @@ pub fn table(host: &Host, replica: &Replica, disk: &DiskSpec) -> Option<DigestTa
 /// The journal cannot be written, or layers cannot be merged: what is left is merged the next time.
 pub async fn tidy(host: &Host, vm: VmId, retention: Option<Retention>) -> Result<(), ImageError> {
     let Some(record) = host.journal.replica(vm)? else { return Ok(()) };
-    remove_orphans(host, &record.replica);
+    remove_orphans(host, &record.replica, record.part.as_ref());
     let change = retention.map_or(ReplicaChange::Keep, ReplicaChange::Prune);
     let mut state = host.journal.change_replica(vm, change).await?;
     while let Some((record, used)) = state {
@@ -123,14 +132,16 @@ async fn merge(host: &Host, replica: &Replica, lower: u32, upper: u32) -> Result
 async fn forget(host: &Host, record: &ReplicaRecord) -> Result<(), JournalError> {
     let replica = &record.replica;
     host.journal.change_replica(replica.vm.id, ReplicaChange::Forget).await?;
-    replica.layers.iter().for_each(|layer| remove(host, replica, layer.number));
+    let part = record.part.iter().map(|part| part.number);
+    replica.layers.iter().map(|layer| layer.number).chain(part).for_each(|layer| remove(host, replica, layer));
     info!(vm = %replica.vm.id, "replica removed");
     Ok(())
 }
 
 /// Removes the files of layers that the record does not name: an agent fell out between the two.
-pub fn remove_orphans(host: &Host, replica: &Replica) {
-    let known: BTreeSet<u32> = replica.layers.iter().map(|layer| layer.number).collect();
+pub fn remove_orphans(host: &Host, replica: &Replica, part: Option<&Part>) {
+    let numbers = replica.layers.iter().map(|layer| layer.number);
+    let known: BTreeSet<u32> = numbers.chain(part.map(|part| part.number)).collect();
     for disk in &replica.disks {
         let Ok(pool) = host.pool(disk) else { continue };
         for layer in pool.layers_there(replica.vm.id, &disk.name).into_iter().filter(|layer| !known.contains(layer)) {
