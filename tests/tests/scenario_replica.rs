@@ -119,7 +119,8 @@ async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
             let untouched = snapshots(&replica(fleet, "web").await?.context("there is a replica")?);
             web.more_records().await?;
             fleet.agent("bravo")?.host.shape(Link::Data, SLOW_MEGABITS)?;
-            let job = fleet.sterna(&["replicate", "add", "web", "--to", "bravo", "--once", "--detach"]).await?;
+            let arguments = [&["replicate", "add", "web", "--to", "bravo", "--once", "--detach"][..], &KEEP].concat();
+            let job = fleet.sterna(&arguments).await?;
             let job = job["job"].as_str().context("an id")?.to_owned();
             begins(fleet, "alpha", &job, moment).await?;
             match fault {
