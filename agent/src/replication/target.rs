@@ -184,10 +184,12 @@ impl CycleTarget {
         }))
     }
 
-    /// The cycle of the latest snapshot here; none where there is none on which changes can be laid.
+    /// The cycle of the latest snapshot here; none where there is none on which changes can be laid, or where a verification
+    /// has found that it is damaged: then everything is compared.
     fn latest(&self) -> Result<Option<JobId>, MoveError> {
         let record = self.context.host.journal.replica(self.context.plan.vm.id)?;
-        Ok(record.and_then(|record| record.replica.latest().map(|latest| latest.cycle)))
+        let latest = record.and_then(|record| record.replica.latest().cloned());
+        Ok(latest.filter(|latest| !latest.damaged).map(|latest| latest.cycle))
     }
 
     async fn begin(
@@ -276,7 +278,8 @@ impl CycleTarget {
             pool.write_digests(replica.vm.id, &disk.name, number, &pack(&chunks)).map_err(ImageError::from)?;
         }
         let written = ByteCount(proofs.iter().map(|proof| proof.received).sum());
-        let snapshot = Snapshot { number, cycle: plan.job, taken_at, complete_at: clock::now(), consistency, written };
+        let (cycle, complete_at, damaged) = (plan.job, clock::now(), false);
+        let snapshot = Snapshot { number, cycle, taken_at, complete_at, consistency, written, damaged };
         (replica.vm, replica.source) = (plan.vm.clone(), plan.source.id.clone());
         let add = ReplicaChange::Add(Box::new(replica), snapshot);
         host.journal.change_replica(plan.vm.id, add).await?;
