@@ -121,6 +121,8 @@ pub enum Role {
     Replica,
     /// It makes a clone of a replica.
     Cloner,
+    /// It has the replica, which is read through.
+    Verifier,
 }
 
 /// How far a job is at this host.

@@ -9,10 +9,9 @@ use sterna_shared::bus::{decode, encode};
 use sterna_shared::id::VmId;
 use sterna_shared::replica::{Replica, Retention, Snapshot};
 
-use crate::disk::extent::ExtentSet;
-
 use super::partial::PartialDisk;
-use super::{JOBS, JobRecord, Journal, JournalError, Stage, VMS, VmRecord, read_error, write_error};
+use super::{JOBS, JobRecord, Journal, JournalError, Role, Stage, VMS, VmRecord, read_error, write_error};
+use crate::disk::extent::ExtentSet;
 
 pub(super) const REPLICAS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("replicas");
 
@@ -59,6 +58,8 @@ pub enum ReplicaChange {
         /// The one that was merged.
         upper: u32,
     },
+    /// Snapshots do not hold what was written to them.
+    Damaged(BTreeSet<u32>),
     /// It is wanted no more.
     Drop,
     /// Nothing of it is left.
@@ -132,6 +133,7 @@ fn changed(mut record: ReplicaRecord, change: &ReplicaChange, used: &BTreeSet<u3
         ReplicaChange::Merged { lower, upper } if !used.contains(lower) && !used.contains(upper) => {
             record.replica.merged(*upper);
         }
+        ReplicaChange::Damaged(snapshots) => record.replica.mark_damaged(snapshots),
         ReplicaChange::Drop => record.dropped = true,
         ReplicaChange::GiveUp => record.part = None,
         ReplicaChange::Received(received) => {
@@ -147,7 +149,7 @@ fn changed(mut record: ReplicaRecord, change: &ReplicaChange, used: &BTreeSet<u3
     record
 }
 
-/// The layers that disks of VMs here stand on, and those that clones are being made of.
+/// The layers that disks of VMs here stand on, those that clones are being made of, and those that are read through.
 fn used_layers(tables: &WriteTransaction, vm: VmId) -> Result<BTreeSet<u32>, JournalError> {
     let mut used = BTreeSet::new();
     let vms = tables.open_table(VMS).map_err(write_error)?;
@@ -161,17 +163,23 @@ fn used_layers(tables: &WriteTransaction, vm: VmId) -> Result<BTreeSet<u32>, Jou
     let jobs = tables.open_table(JOBS).map_err(write_error)?;
     for row in jobs.iter().map_err(read_error)? {
         let record: JobRecord = decode("job", row.map_err(read_error)?.1.value())?;
-        let Some(clone) =
-            record.plan.clone.as_ref().filter(|clone| record.stage == Stage::InHand && clone.replica == vm)
-        else {
+        if record.stage != Stage::InHand {
             continue;
-        };
-        used.extend(layers_of(&record.plan.vm, vm));
+        }
+        let clone = record.plan.clone.as_ref().filter(|clone| clone.replica == vm);
+        let verifies = record.role == Role::Verifier && record.plan.vm.id == vm;
+        if clone.is_none() && !verifies {
+            continue;
+        }
         let table = tables.open_table(REPLICAS).map_err(write_error)?;
         let key = vm.uuid().into_bytes();
-        if let Some(bytes) = table.get(key).map_err(read_error)? {
-            let replica: ReplicaRecord = decode("replica", bytes.value())?;
-            used.extend(replica.replica.layer_of(clone.snapshot));
+        let Some(bytes) = table.get(key).map_err(read_error)? else { continue };
+        let ReplicaRecord { replica, .. } = decode("replica", bytes.value())?;
+        if let Some(clone) = clone {
+            used.extend(layers_of(&record.plan.vm, vm).chain(replica.layer_of(clone.snapshot)));
+        }
+        if verifies {
+            used.extend(replica.layers.iter().map(|layer| layer.number));
         }
     }
     Ok(used)

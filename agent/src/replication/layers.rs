@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sterna_shared::id::VmId;
 use sterna_shared::job::Plan;
 use sterna_shared::replica::{Replica, Retention};
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{CacheMode, DiskSpec};
 use tracing::{info, warn};
 
 use crate::disk::digest::{DigestTable, unpack};
@@ -73,11 +73,34 @@ pub async fn serve(host: &Host, plan: &Plan, replica: &Replica, layer: u32) -> R
     Ok(storage_daemon::serve(Path::new(STORAGE_DAEMON), &images, access, &runtime, unit, DAEMON_WAIT).await?)
 }
 
+/// Serves a layer and those below it, to be read from the medium.
+///
+/// # Errors
+/// [`ImageError`].
+pub async fn serve_to_read(host: &Host, plan: &Plan, replica: &Replica, layer: u32) -> Result<Launched, ImageError> {
+    let disks: Vec<DiskSpec> =
+        replica.disks.iter().map(|disk| DiskSpec { cache: CacheMode::None, ..disk.clone() }).collect();
+    let mut images = Vec::new();
+    for disk in &disks {
+        let mut layers = files_of(host, replica, disk, layer)?;
+        let path = layers.pop().unwrap_or_default();
+        images.push((disk, Image { path, kind: host.pool(disk)?.kind(), layers }));
+    }
+    let runtime = host.storage_runtime(plan.job, REPLICA).map_err(PlacementError::from)?;
+    let unit = format!("sterna-job-{}-{REPLICA}", plan.job);
+    Ok(storage_daemon::serve(Path::new(STORAGE_DAEMON), &images, Access::Read, &runtime, unit, DAEMON_WAIT).await?)
+}
+
 /// What a disk of a replica holds, as far as was noted when its latest layer was made.
 #[must_use]
 pub fn table(host: &Host, replica: &Replica, disk: &DiskSpec) -> Option<DigestTable> {
-    let latest = replica.layers.last()?.number;
-    let read = host.pool(disk).ok()?.read_digests(replica.vm.id, &disk.name, latest);
+    table_of(host, replica, disk, replica.layers.last()?.number)
+}
+
+/// As [`table`], of a layer with those below it.
+#[must_use]
+pub fn table_of(host: &Host, replica: &Replica, disk: &DiskSpec, layer: u32) -> Option<DigestTable> {
+    let read = host.pool(disk).ok()?.read_digests(replica.vm.id, &disk.name, layer);
     let chunks = read.ok().and_then(|bytes| unpack(&bytes))?;
     let mut table = DigestTable::new(disk.size.0);
     if chunks.len() != table.count() {

@@ -3,7 +3,8 @@
 //! ```text
 //!   source ═ conversation ═ target            the steps of a cycle at either host
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
-//!                                 └─ clone    a VM of its own, of a snapshot
+//!                                 ├─ clone    a VM of its own, of a snapshot
+//!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
 pub mod clone;
@@ -11,3 +12,4 @@ pub mod frozen;
 pub mod layers;
 pub mod source;
 pub mod target;
+pub mod verify;

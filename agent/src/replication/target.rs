@@ -196,11 +196,16 @@ impl CycleTarget {
         }))
     }
 
-    /// What is here of earlier cycles.
+    /// What is here of earlier cycles. A latest snapshot of which the digests are not there, or that a verification has found
+    /// damaged, is none on which changes can be laid: everything is compared, or sent.
     fn open(&self) -> Result<Message, MoveError> {
-        let record = self.context.host.journal.replica(self.context.plan.vm.id)?;
-        let latest = record.as_ref().and_then(|record| record.replica.latest()).map(|latest| latest.cycle);
-        Ok(Message::CycleOpened { latest, part: record.is_some_and(|record| record.part.is_some()) })
+        let host = &self.context.host;
+        let record = host.journal.replica(self.context.plan.vm.id)?;
+        let part = record.as_ref().is_some_and(|record| record.part.is_some());
+        let replica = record.map(|record| record.replica);
+        let known = |replica: &Replica| replica.disks.iter().all(|disk| layers::table(host, replica, disk).is_some());
+        let latest = replica.filter(known).and_then(|replica| replica.latest().cloned());
+        Ok(Message::CycleOpened { latest: latest.filter(|latest| !latest.damaged).map(|latest| latest.cycle), part })
     }
 
     async fn begin(
@@ -307,7 +312,8 @@ impl CycleTarget {
             pool.write_digests(replica.vm.id, &disk.name, number, &pack(&chunks)).map_err(ImageError::from)?;
         }
         let written = ByteCount(proofs.iter().map(|proof| proof.received).sum());
-        let snapshot = Snapshot { number, cycle: plan.job, taken_at, complete_at: clock::now(), consistency, written };
+        let (cycle, complete_at, damaged) = (plan.job, clock::now(), false);
+        let snapshot = Snapshot { number, cycle, taken_at, complete_at, consistency, written, damaged };
         (replica.vm, replica.source) = (plan.vm.clone(), plan.source.id.clone());
         let add = ReplicaChange::Add(Box::new(replica), snapshot);
         host.journal.change_replica(plan.vm.id, add).await?;

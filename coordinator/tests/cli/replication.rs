@@ -47,7 +47,15 @@ fn view(job: Option<&JobStatus>) -> ReplicaView {
     let mut replica = Replica::new(plan(JOB.parse().expect("a UUID")).vm, vec![], "alpha".parse().expect("a name"));
     let cycle = CYCLE.parse().expect("a UUID");
     let (consistency, written) = (Consistency::Application, ByteCount(4096));
-    replica.add(Snapshot { number: 1, cycle, taken_at: at(2), complete_at: at(3), consistency, written });
+    replica.add(Snapshot {
+        number: 1,
+        cycle,
+        taken_at: at(2),
+        complete_at: at(3),
+        consistency,
+        written,
+        damaged: false,
+    });
     ReplicaView::of(&"beta".parse().expect("a name"), Some(&replica), job, at(62)).expect("a view")
 }
 

@@ -466,7 +466,11 @@ impl Writer {
     }
 }
 
-async fn read_back(client: &Client, disk: u16, extent: Extent) -> Result<Chunk, CopyError> {
+/// What a chunk holds now.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn read_back(client: &Client, disk: u16, extent: Extent) -> Result<Chunk, CopyError> {
     let length = u32::try_from(extent.length().min(CHUNK_SIZE)).unwrap_or(u32::MAX);
     let pieces = client.read(extent.offset(), length).await.map_err(|source| CopyError::Read {
         disk,
