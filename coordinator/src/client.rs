@@ -30,6 +30,7 @@
 
 mod connection;
 mod error;
+mod google;
 
 use std::time::Duration;
 
@@ -46,11 +47,13 @@ use sterna_shared::replica::ReplicaView;
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
 use sterna_shared::view::cim::{Contacts, MigrationJob, MsvmError};
+use sterna_shared::view::google::Rates;
 use sterna_shared::vm::VmSpec;
 
 use connection::Connection;
 pub(crate) use connection::inbox_of;
 pub use error::ClientError;
+pub use google::Replications;
 
 use crate::view::JobView;
 
@@ -72,6 +75,8 @@ pub struct Job {
     pub status: Box<JobStatus>,
     /// How far it is.
     pub progress: Option<Progress>,
+    /// Of a cycle that copies: bytes done a second of late.
+    pub rates: Rates,
 }
 
 impl Job {
@@ -386,7 +391,7 @@ impl Client {
     /// As [`Self::hosts`].
     pub async fn job(&self, job: JobId) -> Result<Job, ClientError> {
         let reply = self.ask(&ApiRequest::JobShow { job }).await?;
-        answer!(reply, ApiReply::Job { status, progress } => Job { status, progress })
+        answer!(reply, ApiReply::Job { status, progress, rates } => Job { status, progress, rates })
     }
 
     /// A job as CIM has it, which also says whether its hosts are heard of: hence two requests.
@@ -394,7 +399,7 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn migration_job(&self, job: JobId, now: Timestamp) -> Result<MigrationJob, ClientError> {
-        let Job { status, progress } = self.job(job).await?;
+        let Job { status, progress, .. } = self.job(job).await?;
         let contacts = Contacts::of(&status.plan, &self.hosts().await?);
         Ok(MigrationJob::of(&status, progress.as_ref(), contacts, now))
     }

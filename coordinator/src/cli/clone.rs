@@ -1,27 +1,35 @@
 //! `sterna clone`: make a VM of a replica, while its replication goes on and the replicated VM is left alone.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
 use clap::{Args, Subcommand};
 use sterna_shared::id::{HostId, JobId, PoolName, VmId, VmName};
 use sterna_shared::job::{JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StorageWish};
 use sterna_shared::replica::{CloneWish, NetworkWish};
 use sterna_shared::units::ByteCount;
 
+use super::clone_body::{CloneBody, parse_request};
 use super::error::{CliError, Exit};
-use super::job;
 use super::migrate::submit;
-use super::output::{Output, moment, or_dash, pairs, table};
+use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::vm::{done, yes_or_no};
+use super::{job, now};
 use crate::client::Client;
 use crate::view::{JobView, PlanView};
+
+/// The longest body that is read, in bytes. None that says something is as long.
+const BODY_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CloneCommand {
     /// Make a VM of a replica, at the host that has it
     Create(CreateArgs),
-    /// List the jobs that make clones, or made them, newest first
+    /// List the jobs that make clones, or made them, newest first; also as Google has them, with --output google
     #[command(visible_alias = "ls")]
     List,
-    /// Show one such job
+    /// Show one such job; also as Google has it, with --output google
     Show {
         /// Its id
         job: JobId,
@@ -37,10 +45,14 @@ pub(super) enum CloneCommand {
 #[command(after_help = "Examples:\n  \
     sterna clone create web --name web-trial --start\n  \
     sterna clone create web --snapshot 7 --network same --memory 1GiB --vcpus 2\n  \
-    sterna clone create web --at beta --full --pool bulk --dry-run")]
+    sterna clone create web --at beta --full --pool bulk --dry-run\n  \
+    sterna clone create web --from clone.json --start")]
 pub(super) struct CreateArgs {
     /// The replicated VM's name or id
     vm: String,
+    /// A file with a CloneJob as Google's Migrate to VMs has it, in JSON; - reads stdin. What is given here besides counts more
+    #[arg(long, value_name = "FILE.json")]
+    from: Option<PathBuf>,
     /// The clone's name [default: the VM's, and -clone behind it]
     #[arg(long)]
     name: Option<VmName>,
@@ -59,9 +71,9 @@ pub(super) struct CreateArgs {
     /// Its memory, such as 512MiB; where it is left out, as much as the VM has
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteCount>,
-    /// What it is connected to: isolated (nothing), same (the bridges the VM is connected to), or a bridge
-    #[arg(long, value_name = "isolated|same|BRIDGE", default_value = "isolated", value_parser = parse_network)]
-    network: NetworkWish,
+    /// What it is connected to: isolated (nothing), same (the bridges the VM is connected to), or a bridge [default: isolated]
+    #[arg(long, value_name = "isolated|same|BRIDGE", value_parser = parse_network)]
+    network: Option<NetworkWish>,
     /// Copy all that the snapshot holds, so that it stands on nothing but its own disks
     #[arg(long)]
     full: bool,
@@ -75,13 +87,22 @@ pub(super) struct CreateArgs {
     #[arg(long, conflicts_with = "dry_run")]
     detach: bool,
     /// Id of the job, a UUID: asking twice with one id makes one job
-    #[arg(long, value_name = "UUID")]
+    #[arg(long, visible_alias = "request-id", value_name = "UUID", value_parser = parse_request)]
     job: Option<JobId>,
 }
 
 pub(super) async fn run(command: &CloneCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         CloneCommand::Create(args) => create(args, client, output).await,
+        CloneCommand::List if output.format == Format::Google => {
+            output.json(&client.replications(now()).await?.known().clone_jobs())?;
+            Ok(Exit::Ok)
+        }
+        CloneCommand::Show { job } if output.format == Format::Google => {
+            let found = client.replications(now()).await?.known().clone_job(*job);
+            output.json(&found.ok_or_else(|| no_clone(*job))?)?;
+            Ok(Exit::Ok)
+        }
         CloneCommand::List => {
             let mut jobs = client.jobs().await?;
             jobs.retain(|status| status.plan.kind == JobKind::Clone);
@@ -102,8 +123,12 @@ pub(super) async fn run(command: &CloneCommand, client: &Client, output: Output)
 }
 
 async fn create(args: &CreateArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let id = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
-    let request = request(args, VmId::from_uuid(uuid::Uuid::now_v7()))?;
+    let body = args.from.as_deref().map_or_else(|| Ok(CloneBody::default()), read_body)?;
+    for warning in &body.warnings {
+        output.remark(&format!("warning: {warning}"));
+    }
+    let id = args.job.or(body.request).unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
+    let request = request(args, &body, VmId::from_uuid(uuid::Uuid::now_v7()))?;
     let policy = Policy { owner: Some(client.sender().to_owned()), ..Policy::default() };
     if args.dry_run {
         let draft = client.plan(id, &request, &policy).await?;
@@ -116,9 +141,35 @@ async fn create(args: &CreateArgs, client: &Client, output: Output) -> Result<Ex
     submit(id, &request, &policy, args.detach, client, output).await
 }
 
-fn request(args: &CreateArgs, id: VmId) -> Result<MoveRequest, CliError> {
+fn no_clone(job: JobId) -> CliError {
+    CliError::new(
+        Exit::NotFound,
+        format!("no job {job} is listed that makes a clone of a VM which is still known by name"),
+    )
+    .hint(format!("see sterna clone list, or sterna clone show {job} --output json"))
+}
+
+fn read_body(path: &Path) -> Result<CloneBody, CliError> {
+    let wrong = |what: String| CliError::new(Exit::Usage, format!("{}: {what}", path.display()));
+    let mut text = String::new();
+    let reader: io::Result<Box<dyn Read>> = if path == Path::new("-") {
+        Ok(Box::new(io::stdin()))
+    } else {
+        File::open(path).map(|file| Box::new(file) as _)
+    };
+    let read = reader.and_then(|reader| reader.take(BODY_MAX + 1).read_to_string(&mut text));
+    let length = read.map_err(|error| wrong(format!("cannot be read: {error}")))?;
+    if u64::try_from(length).is_ok_and(|length| length > BODY_MAX) {
+        return Err(wrong(format!("is longer than {BODY_MAX} bytes; no clone job is")));
+    }
+    text.parse().map_err(|fault: super::clone_body::BodyFault| {
+        wrong(fault.to_string()).hint("docs/clone-job.md says of each field what it means here")
+    })
+}
+
+fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest, CliError> {
     let named = || format!("{}-clone", args.vm).parse();
-    let name = args.name.clone().map_or_else(named, Ok).map_err(|error| {
+    let name = args.name.as_ref().or(body.name.as_ref()).cloned().map_or_else(named, Ok).map_err(|error| {
         CliError::new(Exit::Usage, format!("the clone cannot be called {}-clone: {error}", args.vm)).hint("give --name")
     })?;
     let wish = CloneWish {
@@ -126,16 +177,16 @@ fn request(args: &CreateArgs, id: VmId) -> Result<MoveRequest, CliError> {
         name,
         snapshot: args.snapshot,
         pool: args.pool.clone(),
-        vcpus: args.vcpus,
-        memory: args.memory,
-        network: args.network.clone(),
+        vcpus: args.vcpus.or(body.machine.map(|machine| machine.vcpus)),
+        memory: args.memory.or(body.machine.map(|machine| ByteCount::mebibytes(machine.memory_mib))),
+        network: args.network.as_ref().or(body.network.as_ref()).cloned().unwrap_or_default(),
         full: args.full,
         start: args.start,
     };
     Ok(MoveRequest {
         kind: JobKind::Clone,
         vm: args.vm.clone(),
-        target: args.at.clone(),
+        target: args.at.as_ref().or(body.host.as_ref()).cloned(),
         mode: ModeWish::Auto,
         storage: StorageWish::All,
         disks: Vec::new(),
@@ -207,6 +258,8 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser;
+    use sterna_shared::replica::ReplicaView;
+    use sterna_shared::view::google::Known;
 
     use super::*;
     use crate::fleet::Fleet;
@@ -223,10 +276,7 @@ mod tests {
     }
 
     fn wished(arguments: &[&str]) -> CloneWish {
-        let CloneCommand::Create(args) = line(&[&["create", "web"], arguments].concat()).expect("a command") else {
-            panic!("another command")
-        };
-        let request = request(&args, example::vm("web").id).expect("a request");
+        let request = made(arguments, &CloneBody::default());
         assert_eq!((request.kind, request.vm.as_str()), (JobKind::Clone, "web"));
         *request.clone.expect("a wish")
     }
@@ -252,13 +302,130 @@ mod tests {
         }
     }
 
+    fn made(arguments: &[&str], body: &CloneBody) -> MoveRequest {
+        let CloneCommand::Create(args) = line(&[&["create", "web"], arguments].concat()).expect("a command") else {
+            panic!("another command")
+        };
+        request(&args, body, example::vm("web").id).expect("a request")
+    }
+
     #[test]
-    fn people_see_what_it_would_be() {
+    fn a_body_is_a_wish_and_the_command_line_counts_more() {
+        let text = r#"{ "computeEngineTargetDetails": {
+            "vmName": "trial", "zone": "beta", "machineType": "custom-2-1024", "networkInterfaces": [{ "network": "lan" }]
+        } }"#;
+        let body: CloneBody = text.parse().expect("a body");
+        let wish = |request: MoveRequest| *request.clone.expect("a wish");
+        let from = made(&[], &body);
+        assert_eq!((from.kind, from.target.as_ref().map(HostId::as_str)), (JobKind::Clone, Some("beta")));
+        let from = wish(from);
+        assert_eq!((from.name.as_str(), from.vcpus, from.memory), ("trial", Some(2), Some(ByteCount::mebibytes(1024))));
+        assert_eq!((from.network, from.start), (NetworkWish::Bridge("lan".parse().expect("a name")), false));
+        let both =
+            made(&["--name", "other", "--at", "gamma", "--vcpus", "1", "--network", "isolated", "--start"], &body);
+        assert_eq!(both.target.as_ref().map(HostId::as_str), Some("gamma"));
+        let both = wish(both);
+        assert_eq!((both.name.as_str(), both.vcpus, both.network), ("other", Some(1), NetworkWish::Isolated));
+        assert_eq!((both.memory, both.start), (Some(ByteCount::mebibytes(1024)), true));
+    }
+
+    #[test]
+    fn a_body_comes_of_a_file_of_some_length() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("clone.json");
+        let read = |text: &str| {
+            std::fs::write(&path, text).expect("written");
+            read_body(&path)
+        };
+        assert_eq!(read(r#"{ "computeEngineTargetDetails": {} }"#), Ok(CloneBody::default()));
+        let long = read(&" ".repeat(70_000)).expect_err("too long");
+        assert!(long.message.contains("clone.json: is longer than 65536 bytes"), "{}", long.message);
+        let wrong = read(r#"{ "a": 1 }"#).expect_err("no field");
+        assert_eq!(wrong.exit, Exit::Usage);
+        assert!(wrong.message.contains("clone.json: a: there is no such field"), "{}", wrong.message);
+        assert_eq!(read_body(&directory.path().join("none")).expect_err("no file").exit, Exit::Usage);
+    }
+
+    #[test]
+    fn an_id_of_zeroes_is_no_request() {
+        let asked = |id: &str| line(&["create", "web", "--request-id", id]);
+        assert!(asked("0197c0de-0000-7000-8000-000000000101").is_ok());
+        assert!(asked("00000000-0000-0000-0000-000000000000").is_err());
+        let CloneCommand::Create(args) = asked("0197c0de-0000-7000-8000-000000000101").expect("a command") else {
+            panic!("another command")
+        };
+        assert_eq!(args.job, Some(example::job(1)), "the same as --job");
+    }
+
+    /// A plan of the example's clone.
+    fn planned() -> Plan {
         let mut target = example::inventory("beta");
         target.replicas = vec![example::replica()];
         let mut fleet = Fleet::default();
         fleet.heard(target, example::now(), Duration::ZERO);
-        let plan = plan(&fleet, [], &example::clone_request(), example::seeds()).expect("a plan");
+        plan(&fleet, [], &example::clone_request(), example::seeds()).expect("a plan")
+    }
+
+    #[test]
+    fn a_list_in_google_s_form_reads_as_promised() {
+        let beta = "beta".parse().expect("a name");
+        let replica = ReplicaView::of(&beta, Some(&example::replica()), None, example::later(60)).expect("a view");
+        let jobs = [JobStatus::planned(planned())];
+        let known = Known { jobs: &jobs, replicas: &[replica], progress: &[], now: example::later(60) };
+        let text = serde_json::to_string_pretty(&known.clone_jobs()).expect("JSON");
+        assert_eq!(text, LIST);
+        let one = serde_json::to_value(known.clone_job(example::job(1))).expect("JSON");
+        let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(list["cloneJobs"][0], one);
+        // What a job tells of itself can be asked for again.
+        let again: CloneBody = one.to_string().parse().expect("a body");
+        assert_eq!((again.name, again.host), (Some("trial".parse().expect("a name")), Some(beta)));
+    }
+
+    const LIST: &str = r#"{
+  "cloneJobs": [
+    {
+      "createTime": "2026-11-21T22:26:40Z",
+      "name": "projects/sterna/locations/beta/sources/alpha/migratingVms/web/cloneJobs/0197c0de-0000-7000-8000-000000000101",
+      "targetDetails": {
+        "name": "trial",
+        "targetProject": "sterna",
+        "zone": "beta",
+        "machineType": "custom-1-512",
+        "networkInterfaces": [
+          {}
+        ],
+        "bootOption": "BIOS"
+      },
+      "state": "PENDING",
+      "stateTime": "2026-11-21T22:26:40Z",
+      "computeEngineVmDetails": {
+        "name": "trial",
+        "targetProject": "sterna",
+        "zone": "beta",
+        "machineType": "custom-1-512",
+        "networkInterfaces": [
+          {}
+        ],
+        "bootOption": "BIOS"
+      },
+      "computeEngineTargetDetails": {
+        "vmName": "trial",
+        "project": "sterna",
+        "zone": "beta",
+        "machineType": "custom-1-512",
+        "networkInterfaces": [
+          {}
+        ],
+        "bootOption": "COMPUTE_ENGINE_BOOT_OPTION_BIOS"
+      }
+    }
+  ]
+}"#;
+
+    #[test]
+    fn people_see_what_it_would_be() {
+        let plan = planned();
         let text = show_plan(&plan);
         assert!(
             text.contains("trial") && text.contains("snapshot 2") && text.contains("layer 2 in pool fast"),

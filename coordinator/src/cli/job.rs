@@ -168,7 +168,8 @@ pub(super) async fn run(command: &JobCommand, client: &Client, output: Output) -
         }
         JobCommand::Show { job } => {
             match output.format {
-                Format::Table | Format::Json => {
+                // Of Google's face a job alone has nothing: the command line does not let it come here.
+                Format::Table | Format::Json | Format::Google => {
                     let view = client.job(*job).await?.view();
                     output.result(&view, || show(&view))?;
                 }
@@ -244,7 +245,7 @@ async fn error(client: &Client, job: JobId, main: bool, output: Output) -> Resul
             }
         }
         Format::Cim => output.json(&errors)?,
-        Format::Table | Format::Json => output.result(&errors, || told(&errors))?,
+        Format::Table | Format::Json | Format::Google => output.result(&errors, || told(&errors))?,
     }
     Ok(Exit::Ok)
 }

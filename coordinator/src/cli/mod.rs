@@ -13,6 +13,7 @@
 
 mod check;
 mod clone;
+mod clone_body;
 mod console;
 mod doctor;
 mod error;
@@ -136,10 +137,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
     let global = &cli.global;
-    if let Some(face) = output.format.face().filter(|_| !has_faces(&cli.command)) {
-        let message = format!("--output {face} is for sterna job show and sterna job error: only a job has it");
-        let hint = format!("use --output json here, or sterna job show JOB --output {face}");
-        return Err(CliError::new(Exit::Usage, message).hint(hint));
+    if let Some(face) = output.format.face().filter(|_| !has_face(&cli.command, output.format)) {
+        return Err(no_face(face, output.format));
     }
     // What needs no fleet is done without one.
     match cli.command {
@@ -177,9 +176,31 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
     })
 }
 
-/// Whether a command's result is also there as other products have it.
-const fn has_faces(command: &Command) -> bool {
-    matches!(command, Command::Job(job::JobCommand::Show { .. } | job::JobCommand::Error { .. }))
+/// Whether a command's result is also there as another product has it.
+const fn has_face(command: &Command, format: Format) -> bool {
+    use clone::CloneCommand as C;
+    use replicate::ReplicateCommand as R;
+    match command {
+        Command::Job(job::JobCommand::Show { .. } | job::JobCommand::Error { .. }) => {
+            matches!(format, Format::Cim | Format::CimXml)
+        }
+        Command::Clone(C::List | C::Show { .. }) | Command::Replicate(R::List | R::Show { .. } | R::Cycles { .. }) => {
+            matches!(format, Format::Google)
+        }
+        _ => false,
+    }
+}
+
+fn no_face(face: &str, format: Format) -> CliError {
+    let (of, such) = match format {
+        Format::Google => (
+            "sterna clone list and show, and sterna replicate list, show and cycles: nothing else has it",
+            "sterna clone show JOB",
+        ),
+        _ => ("sterna job show and sterna job error: only a job has it", "sterna job show JOB"),
+    };
+    CliError::new(Exit::Usage, format!("--output {face} is for {of}"))
+        .hint(format!("use --output json here, or {such} --output {face}"))
 }
 
 async fn connect(global: &Global) -> Result<Client, CliError> {
@@ -232,5 +253,24 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_face_is_for_what_has_it() {
+        let job = "0197c0de-0000-7000-8000-000000000101";
+        let has = |line: &[&str], face: &str| {
+            let cli = Cli::try_parse_from([&["sterna", "--output", face], line].concat()).expect("a command");
+            has_face(&cli.command, cli.global.output)
+        };
+        for line in
+            [&["clone", "show", job][..], &["clone", "list"], &["replicate", "list"], &["replicate", "cycles", "a"]]
+        {
+            assert!(has(line, "google") && !has(line, "cim"), "{line:?}");
+        }
+        assert!(has(&["job", "show", job], "cim-xml") && !has(&["job", "show", job], "google"));
+        assert!(!has(&["vm", "list"], "google") && !has(&["clone", "cancel", job], "google"));
+        let error = no_face("google", Format::Google);
+        assert_eq!(error.exit, Exit::Usage);
+        assert!(error.message.contains("sterna replicate list"), "{}", error.message);
     }
 }

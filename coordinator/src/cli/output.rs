@@ -1,5 +1,5 @@
-//! Where output goes: results to stdout, everything else to stderr; tables for people, JSON for programs, and CIM for
-//! programs that know Hyper-V's jobs.
+//! Where output goes: results to stdout, everything else to stderr; tables for people, JSON for programs, CIM for
+//! programs that know Hyper-V's jobs, and Google's resources for those that know Migrate to VMs.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -21,6 +21,8 @@ pub(super) enum Format {
     Cim,
     /// Of a job: the same as a CIM-XML instance.
     CimXml,
+    /// Of replications and clones: the resources of Google's Migrate to VMs, in JSON.
+    Google,
 }
 
 impl Format {
@@ -31,6 +33,7 @@ impl Format {
             Self::Table | Self::Json => None,
             Self::Cim => Some("cim"),
             Self::CimXml => Some("cim-xml"),
+            Self::Google => Some("google"),
         }
     }
 }

@@ -19,9 +19,9 @@ use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
 use super::migrate::{parse_placement, submit};
-use super::output::{Output, moment, or_dash, pairs, table};
+use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::vm::{done, yes_or_no};
-use super::{confirm, job, schedule};
+use super::{confirm, job, now, schedule};
 use crate::client::Client;
 
 /// How long a cycle that was cancelled may take to put everything back before the removal gives up.
@@ -40,15 +40,15 @@ const HEARTBEAT_POLLS: u32 = 10;
 pub(super) enum ReplicateCommand {
     /// Replicate a VM to another host, again and again
     Add(AddArgs),
-    /// List all replicas and how they stand
+    /// List all replicas and how they stand; also as Google has replications, with --output google
     #[command(visible_alias = "ls")]
     List,
-    /// Show the replica of a VM with its snapshots
+    /// Show the replica of a VM with its snapshots; also as Google has replications, with --output google
     Show {
         /// The VM's name or id
         vm: String,
     },
-    /// List the latest cycles of a VM's replication
+    /// List the latest cycles of a VM's replication; also as Google has them, with --output google
     Cycles {
         /// The VM's name or id
         vm: String,
@@ -125,6 +125,27 @@ pub(super) struct VerifyArgs {
 
 pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
+        ReplicateCommand::List if output.format == Format::Google => {
+            let told = client.replications(now()).await?;
+            output.json(&told.known().migrating_vms(None))?;
+            Ok(Exit::Ok)
+        }
+        ReplicateCommand::Show { vm } if output.format == Format::Google => {
+            let found = client.replications(now()).await?.known().migrating_vms(Some(vm));
+            if found.migrating_vms.is_empty() {
+                return Err(no_replication(vm));
+            }
+            output.json(&found)?;
+            Ok(Exit::Ok)
+        }
+        ReplicateCommand::Cycles { vm } if output.format == Format::Google => {
+            let told = client.replications(now()).await?;
+            if told.known().migrating_vms(Some(vm)).migrating_vms.is_empty() {
+                return Err(no_replication(vm));
+            }
+            output.json(&told.known().replication_cycles(vm))?;
+            Ok(Exit::Ok)
+        }
         ReplicateCommand::Add(args) => add(args, client, output).await,
         ReplicateCommand::List => {
             let views = client.replicas().await?;
@@ -236,6 +257,12 @@ fn is_of(view: &ReplicaView, vm: &str) -> bool {
 fn not_replicated(vm: &str) -> CliError {
     CliError::new(Exit::NotFound, format!("no VM {vm} is replicated, and no host has a replica of one"))
         .hint(format!("see sterna replicate list; begin with sterna replicate add {vm} --to HOST"))
+}
+
+/// Nothing is known that Google's face could be made of.
+fn no_replication(vm: &str) -> CliError {
+    CliError::new(Exit::NotFound, format!("no job that is listed replicates VM {vm}, or did"))
+        .hint(format!("a replica that is left is told by sterna replicate show {vm} without --output google"))
 }
 
 /// The job that keeps a VM's replica.

@@ -19,6 +19,7 @@ use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::probe::{AddressOutcome, AddressReport, Measured, PathReport, ProbeReport};
 use sterna_shared::replica::{ReplicaView, ReplicationWish, Retention};
 use sterna_shared::units::{Bandwidth, ByteCount};
+use sterna_shared::view::google::Rates;
 
 use crate::feed::{Document, Limiter, host_changed, vm_changed};
 use crate::fleet::{Fleet, vm_view};
@@ -281,7 +282,11 @@ pub(super) fn replies() -> Vec<ApiReply> {
         ApiReply::JobStarted { status: status() },
         ApiReply::StateRequested { code: ReturnCode::Started, reason: None, status: status() },
         ApiReply::Jobs { jobs: statuses() },
-        ApiReply::Job { status: status(), progress: Some(progress()) },
+        ApiReply::Job {
+            status: status(),
+            progress: Some(progress()),
+            rates: Rates { two_minutes: Some(1), thirty_minutes: None },
+        },
         ApiReply::History { records: statuses().iter().filter_map(JobRecord::of).collect(), next: Some(7) },
         ApiReply::System {
             system: SystemView {

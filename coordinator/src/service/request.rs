@@ -134,7 +134,11 @@ impl State {
             }
             ApiRequest::JobShow { job } => {
                 let job = self.jobs.get(&job).ok_or_else(|| no_job(job))?;
-                ApiReply::Job { status: Box::new(job.status.clone()), progress: job.progress.clone() }
+                ApiReply::Job {
+                    status: Box::new(job.status.clone()),
+                    progress: job.progress.clone(),
+                    rates: job.averages.rates(now.at),
+                }
             }
             ApiRequest::JobBandwidth { job, bandwidth } => return self.bandwidth(job, bandwidth, now),
             ApiRequest::SystemShow => ApiReply::System {

@@ -8,9 +8,11 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, Command
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token, VmId};
 use sterna_shared::job::{
-    Event as JobEvent, EventBody, Ignored, JobRecord, JobState, JobStatus, Notify, Progress, Reporter,
+    Event as JobEvent, EventBody, Ignored, JobKind, JobRecord, JobState, JobStatus, Notify, Progress, Reporter,
+    StepKind,
 };
 use sterna_shared::time::Timestamp;
+use sterna_shared::view::google::Averages;
 
 use super::check::{Check, CheckAnswers, CheckQuestions};
 use super::methods::Wait;
@@ -125,6 +127,8 @@ pub(super) enum Message {
 pub(super) struct Job {
     pub(super) status: JobStatus,
     pub(super) progress: Option<Progress>,
+    /// Of a cycle of a replication: what its progress has said of late.
+    pub(super) averages: Averages,
     /// The last sequence number of the coordinators' own events.
     pub(super) own_sequence: u64,
 }
@@ -326,7 +330,8 @@ impl State {
             None => match JobStatus::from_event(event) {
                 Some(status) => {
                     self.forget_the_oldest();
-                    self.jobs.insert(event.job, Job { status, progress: None, own_sequence: 0 });
+                    self.jobs
+                        .insert(event.job, Job { status, progress: None, averages: Averages::new(), own_sequence: 0 });
                     true
                 }
                 None => {
@@ -344,6 +349,7 @@ impl State {
             }
             if !job.status.is_active() {
                 job.progress = None;
+                job.averages = Averages::new();
             }
         }
         if new && !self.replaying {
@@ -401,6 +407,11 @@ impl State {
             Ok(Some(document)) => out.push(Action::Feed(document)),
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "a document of the feed could not be written"),
+        }
+        let plan = &job.status.plan;
+        // By this clock, by which they are asked for too; the target of a cycle counts otherwise.
+        if (plan.kind, progress.step) == (JobKind::Replicate, StepKind::CopyDisks) && progress.host == plan.source.id {
+            job.averages.feed(now.at, progress.disk.done);
         }
         job.progress = Some(progress);
     }

@@ -2,6 +2,7 @@
 //! from a script of the test, and the permissions that `sterna nats-config` writes, one by one.
 
 mod broker;
+mod google;
 mod replication;
 
 use std::path::Path;
@@ -15,6 +16,7 @@ use sterna_shared::job::{
     Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, MoveSettings, Plan, Refusal, RefusalCode, Reporter,
 };
 use sterna_shared::time::Timestamp;
+use sterna_shared::view::google::Rates;
 use sterna_shared::vm::VmSpec;
 
 use broker::{Broker, PATIENCE};
@@ -103,6 +105,10 @@ fn status(ending: EventBody) -> JobStatus {
     status
 }
 
+fn shown(status: &JobStatus) -> ApiReply {
+    ApiReply::Job { status: Box::new(status.clone()), progress: None, rates: Rates::default() }
+}
+
 #[test]
 fn help_is_a_result_and_a_wrong_command_line_is_2() {
     let help = sterna(&["--help"]);
@@ -152,7 +158,7 @@ fn cim_is_refused_where_there_is_none_before_anybody_is_asked() {
 fn a_job_is_shown_as_cim_has_it_with_the_contact_to_its_hosts() {
     let finished = status(EventBody::Unresolved { reason: "beta is silent".into() });
     let answer = move |request| match request {
-        ApiRequest::JobShow { .. } => ApiReply::Job { status: Box::new(finished.clone()), progress: None },
+        ApiRequest::JobShow { .. } => shown(&finished),
         ApiRequest::HostList => ApiReply::Hosts { hosts: vec![] },
         other => panic!("{other:?} was not expected"),
     };
@@ -249,7 +255,7 @@ fn a_move_is_watched_to_its_end_and_the_code_tells_how_it_ended() {
         let finished = status(ending);
         let answer = move |request| match request {
             ApiRequest::Migrate { job, .. } => ApiReply::JobStarted { status: Box::new(JobStatus::planned(plan(job))) },
-            ApiRequest::JobShow { .. } => ApiReply::Job { status: Box::new(finished.clone()), progress: None },
+            ApiRequest::JobShow { .. } => shown(&finished),
             other => panic!("{other:?} was not expected"),
         };
         with_coordinator(answer, |url| {
@@ -296,7 +302,7 @@ fn a_detached_move_prints_its_id_and_a_dry_run_hides_the_token() {
 #[test]
 fn a_program_asks_by_the_client_and_has_typed_answers() {
     let answer = |request| match request {
-        ApiRequest::JobShow { .. } => ApiReply::Job { status: Box::new(status(EventBody::Terminated)), progress: None },
+        ApiRequest::JobShow { .. } => shown(&status(EventBody::Terminated)),
         ApiRequest::JobCancel { .. } => ApiReply::Jobs { jobs: vec![] },
         _ => ApiReply::Hosts { hosts: vec![] },
     };

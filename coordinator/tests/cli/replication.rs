@@ -67,10 +67,8 @@ fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex
         let note = |text: String| told.lock().expect("nobody panicked").push(text);
         match request {
             ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![view(Some(&replication()))] },
-            ApiRequest::JobShow { job } if job.to_string() == JOB => {
-                ApiReply::Job { status: Box::new(replication()), progress: None }
-            }
-            ApiRequest::JobShow { .. } => ApiReply::Job { status: Box::new(over()), progress: None },
+            ApiRequest::JobShow { job } if job.to_string() == JOB => shown(&replication()),
+            ApiRequest::JobShow { .. } => shown(&over()),
             ApiRequest::JobState { job, requested, .. } => {
                 note(format!("state {requested} of {job}"));
                 ApiReply::StateRequested { code: ReturnCode::Completed, reason: None, status: Box::new(replication()) }

@@ -12,6 +12,7 @@ use crate::planned::PlannedView;
 use crate::replica::ReplicaView;
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
+use crate::view::google::Rates;
 use crate::vm::VmSpec;
 
 /// What an operator asks of the coordinators.
@@ -340,6 +341,9 @@ pub enum ApiReply {
         status: Box<JobStatus>,
         /// The latest progress, while it runs.
         progress: Option<Progress>,
+        /// Of a cycle that copies: bytes done a second of late.
+        #[serde(default)]
+        rates: Rates,
     },
     /// Records of jobs that are over.
     History {

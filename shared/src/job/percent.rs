@@ -42,9 +42,9 @@ impl JobStatus {
         let (disk_weight, memory_weight) = match self.plan.kind {
             JobKind::Check => (0, 0),
             JobKind::DeepCheck | JobKind::Verify => (self.plan.vm.disks.iter().map(|disk| disk.size.0).sum(), 0),
-            JobKind::Move | JobKind::Stage | JobKind::Replicate | JobKind::Clone => {
-                (self.plan.disk_bytes().0, self.plan.memory_bytes().0)
-            }
+            // The guest runs on where it is, and its memory stays with it.
+            JobKind::Replicate | JobKind::Clone => (self.plan.disk_bytes().0, 0),
+            JobKind::Move | JobKind::Stage => (self.plan.disk_bytes().0, self.plan.memory_bytes().0),
         };
         let whole = float(disk_weight) + float(memory_weight);
         let copied =

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sterna_shared::job::{EventBody, FailureCode, JobState, JobStatus, Run, StepFigures, StepKind};
-use sterna_shared::view::google::{Averages, Pace, ReplicationCycle, ReplicationCycleState};
+use sterna_shared::view::google::{Averages, Pace, Rates, ReplicationCycle, ReplicationCycleState};
 
 use super::jobs::{self, MIB, at, begun, done, printed};
 use super::{merged, value};
@@ -42,7 +42,7 @@ fn a_cycle_runs_and_tells_how_far_it_is() {
     });
     reads(&told(copying()), Pace::default(), running.clone());
     let progress = jobs::progress(1, 14, 128 * MIB);
-    let pace = Pace { progress: Some(&progress), averages: None };
+    let pace = Pace { progress: Some(&progress), rates: Rates::default() };
     running["progressPercent"] = 25.into();
     // Over the whole step: nobody has told of the last minutes.
     running["steps"][1]["replicating"] = json!({
@@ -59,13 +59,13 @@ fn a_cycle_runs_and_tells_how_far_it_is() {
     let replicating = &mut running["steps"][1]["replicating"];
     replicating["lastTwoMinutesAverageBytesPerSecond"] = (96 * MIB / 120).to_string().into();
     replicating["lastThirtyMinutesAverageBytesPerSecond"] = (128 * MIB / 214).to_string().into();
-    reads(&told(copying()), Pace { averages: Some(&averages), ..pace }, running);
+    reads(&told(copying()), Pace { rates: averages.rates(at(14)), ..pace }, running);
 }
 
 #[test]
 fn progress_of_another_job_is_left_aside() {
     let progress = jobs::progress(2, 14, 128 * MIB);
-    let pace = Pace { progress: Some(&progress), averages: None };
+    let pace = Pace { progress: Some(&progress), rates: Rates::default() };
     let cycle = value(&ReplicationCycle::of(&jobs::name(), 7, &told(copying()), pace, at(14)));
     assert_eq!(cycle["steps"][1]["replicating"], json!({}));
 }

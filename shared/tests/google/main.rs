@@ -5,6 +5,7 @@ mod clone_jobs;
 mod cycles;
 mod document;
 mod jobs;
+mod lists;
 mod migrating_vms;
 mod names;
 

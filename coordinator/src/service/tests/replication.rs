@@ -2,8 +2,9 @@
 
 use sterna_shared::bus::{ApiError, ApiErrorKind};
 use sterna_shared::id::VmId;
-use sterna_shared::job::{JobKind, RefusalCode};
+use sterna_shared::job::{JobKind, Progress, RefusalCode, StepKind, Volume};
 use sterna_shared::replica::{Consistency, ReplicaState, ReplicaView, Snapshot};
+use sterna_shared::view::google::Rates;
 
 use super::*;
 
@@ -299,4 +300,40 @@ fn a_vm_that_stands_on_something_is_made_by_a_clone_only() {
     let host = "alpha".parse().expect("a name");
     let refused = error(world.ask(ApiRequest::VmDefine { host, spec: Box::new(spec) }));
     assert!(refused.hints.iter().any(|hint| hint.contains("sterna clone create")), "{refused:?}");
+}
+
+#[test]
+fn how_fast_a_cycle_was_of_late_is_kept_while_it_copies() {
+    let (mut world, _) = World::replicating();
+    world.accept();
+    let cycle = *world.begun.last().expect("a cycle");
+    let heard = |world: &mut World, host: &str, done: u64| {
+        let progress = Progress {
+            job: cycle,
+            host: host.parse().expect("a name"),
+            at: example::now(),
+            step: StepKind::CopyDisks,
+            pass: 0,
+            disk: Volume { total: 1 << 30, done, ..Volume::default() },
+            memory: Volume::default(),
+            bytes_per_second: 0,
+            remaining_seconds: None,
+        };
+        world.apply(Event::Progressed(Box::new(progress)));
+    };
+    let rates = |world: &mut World| match world.ask(ApiRequest::JobShow { job: cycle }) {
+        ApiReply::Job { rates, .. } => rates,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(rates(&mut world), Rates::default(), "nothing was heard");
+    heard(&mut world, "alpha", 1_000);
+    world.wait(10);
+    heard(&mut world, "alpha", 21_000);
+    heard(&mut world, "beta", 5);
+    assert_eq!(rates(&mut world), Rates { two_minutes: Some(2_000), thirty_minutes: Some(2_000) });
+    world.wait(200);
+    heard(&mut world, "alpha", 21_000);
+    assert_eq!(rates(&mut world), Rates { two_minutes: Some(0), thirty_minutes: Some(20_000 / 210) });
+    world.end(cycle, DONE);
+    assert_eq!(rates(&mut world), Rates::default(), "it is over");
 }

@@ -5,9 +5,13 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::time::Timestamp;
 
 const SECOND_US: i64 = 1_000_000;
+const TWO_MINUTES: u32 = 120;
+const THIRTY_MINUTES: u32 = 1800;
 /// The longest time that an average is asked for.
 const KEPT_US: i64 = 30 * 60 * SECOND_US;
 /// Between two samples that are kept. An average over two minutes is right to a twelfth of what changed meanwhile.
@@ -20,6 +24,16 @@ pub const SAMPLES_MAX: usize = 182;
 pub struct Averages {
     /// The oldest first; both times and counts only grow.
     samples: VecDeque<(Timestamp, u64)>,
+}
+
+/// Averages as they were at an instant, in bytes a second; none where nothing tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Rates {
+    /// Over two minutes.
+    pub two_minutes: Option<u64>,
+    /// Over half an hour.
+    pub thirty_minutes: Option<u64>,
 }
 
 impl Averages {
@@ -64,6 +78,13 @@ impl Averages {
             None => known[first_in],
         };
         rate(total.saturating_sub(bytes), end.saturating_sub(from))
+    }
+
+    /// What a replicating step says of its rate.
+    #[must_use]
+    pub fn rates(&self, until: Timestamp) -> Rates {
+        let over = |seconds| self.rate(seconds, until);
+        Rates { two_minutes: over(TWO_MINUTES), thirty_minutes: over(THIRTY_MINUTES) }
     }
 
     /// How many samples it keeps: [`SAMPLES_MAX`] at most.

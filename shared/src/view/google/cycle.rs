@@ -8,14 +8,11 @@ use crate::job::{
 };
 use crate::time::Timestamp;
 
-use super::averages::{self, Averages};
+use super::averages::{self, Rates};
 use super::error::{MigrationWarning, RpcStatus};
 use super::name::{MigratingVmName, ReplicationCycleName};
 use super::values::ReplicationCycleState;
 use super::wellknown::{Empty, Int64, ProtoDuration, ProtoTimestamp, resource};
-
-const TWO_MINUTES: u32 = 120;
-const THIRTY_MINUTES: u32 = 1800;
 
 resource! {
     /// A replication cycle, as Google has it. What Sterna has nothing to say of is left out.
@@ -91,8 +88,8 @@ resource! {
 pub struct Pace<'a> {
     /// How far it is, as it last said. Of another job it is left aside.
     pub progress: Option<&'a Progress>,
-    /// What its progress has said of [`Volume::done`](crate::job::Volume::done) of its disks.
-    pub averages: Option<&'a Averages>,
+    /// What its progress has said of late of [`Volume::done`](crate::job::Volume::done) of its disks, a second.
+    pub rates: Rates,
 }
 
 impl ReplicationCycleState {
@@ -120,7 +117,7 @@ impl ReplicationCycle {
             end_time: status.finished_at.map(ProtoTimestamp),
             total_pause_duration: paused(status, now),
             progress_percent: Some(percent(status.percent(pace.progress))),
-            steps: status.steps.iter().filter_map(|step| CycleStep::of(status, step, pace, now)).collect(),
+            steps: status.steps.iter().filter_map(|step| CycleStep::of(status, step, pace)).collect(),
             state: ReplicationCycleState::of(status.state),
             error: RpcStatus::of_job(status).or_else(|| ended(&status.plan, status.state, status.finished_at?)),
             warnings: status.notices.iter().map(MigrationWarning::from).collect(),
@@ -191,10 +188,10 @@ impl CycleStep {
     pub const FIELDS: &[&str] = &["startTime", "endTime", "initializingReplication", "replicating", "postProcessing"];
 
     /// That step, once it has begun; none of those of other jobs.
-    fn of(status: &JobStatus, step: &StepStatus, pace: Pace<'_>, now: Timestamp) -> Option<Self> {
+    fn of(status: &JobStatus, step: &StepStatus, pace: Pace<'_>) -> Option<Self> {
         let kind = match step.kind {
             StepKind::Prepare => CycleStepKind::InitializingReplication(Empty {}),
-            StepKind::CopyDisks => CycleStepKind::Replicating(ReplicatingStep::of(status, step, pace, now)),
+            StepKind::CopyDisks => CycleStepKind::Replicating(ReplicatingStep::of(status, step, pace)),
             StepKind::Commit => CycleStepKind::PostProcessing(Empty {}),
             _ => return None,
         };
@@ -207,7 +204,7 @@ impl CycleStep {
 }
 
 impl ReplicatingStep {
-    fn of(status: &JobStatus, step: &StepStatus, pace: Pace<'_>, now: Timestamp) -> Self {
+    fn of(status: &JobStatus, step: &StepStatus, pace: Pace<'_>) -> Self {
         // What was to be carried, what of it is done, and when that was so.
         let volume = match step.state {
             StepState::Finished => Some((step.figures.bytes_total, step.figures.bytes_total, step.finished_at)),
@@ -221,16 +218,14 @@ impl ReplicatingStep {
             let microseconds = at?.unix_microseconds().saturating_sub(step.started_at?.unix_microseconds());
             averages::rate(done, microseconds)
         });
-        let until = step.finished_at.unwrap_or(now);
-        let average = |seconds| {
-            let of_late = pace.averages.and_then(|averages| averages.rate(seconds, until));
-            of_late.or(whole).map(Int64)
-        };
+        // Rates are of now: of a step that is over the whole of it tells more.
+        let is_of_late = step.state == StepState::Running && volume.is_some();
+        let average = |rate: Option<u64>| rate.filter(|_| is_of_late).or(whole).map(Int64);
         Self {
             total_bytes: volume.map(|(total, _, _)| Int64(total)),
             replicated_bytes: volume.map(|(_, done, _)| Int64(done)),
-            last_two_minutes_average_bytes_per_second: average(TWO_MINUTES),
-            last_thirty_minutes_average_bytes_per_second: average(THIRTY_MINUTES),
+            last_two_minutes_average_bytes_per_second: average(pace.rates.two_minutes),
+            last_thirty_minutes_average_bytes_per_second: average(pace.rates.thirty_minutes),
         }
     }
 }

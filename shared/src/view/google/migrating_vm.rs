@@ -230,6 +230,13 @@ impl<'a> Replication<'a> {
         }
     }
 
+    /// All cycles that are remembered, the newest first.
+    #[must_use]
+    pub fn replication_cycles(&self) -> Vec<ReplicationCycle> {
+        let name = MigratingVmName::of(self.job);
+        self.cycles().into_iter().rev().filter_map(|cycle| self.cycle(&name, cycle)).collect()
+    }
+
     fn error(&self, cycles: &[Cycle<'a>]) -> Option<RpcStatus> {
         let job = self.job;
         let of_cycle = || {

@@ -1,5 +1,5 @@
 //! The face of Google's Migrate to VMs: the replication of a VM as a `MigratingVm`, its cycles, and its clones as `CloneJob`s; JSON,
-//! read only.
+//! read only. (A clone may also be asked for in that form: the command line reads it.)
 //!
 //! ```text
 //!   a recurring replication ─▶ MigratingVm                 its state: one table over job, cycles and replica
@@ -11,6 +11,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `migrating_vm`, `cycle`, `clone_job` | every field of the resource, where each comes from, and the table of its states |
+//! | `lists` | all that coordinators tell, as Google's lists |
 //! | `target` | what is made of a replica |
 //! | `error` | what an error is in Google's terms: one row a code |
 //! | `name` | resource names, made and read |
@@ -25,23 +26,26 @@ mod averages;
 mod clone_job;
 mod cycle;
 mod error;
+mod lists;
 mod migrating_vm;
 mod name;
 mod target;
 mod values;
 mod wellknown;
 
-pub use averages::{Averages, SAMPLES_MAX};
+pub use averages::{Averages, Rates, SAMPLES_MAX};
 pub use clone_job::{CloneJob, CloneStep, CloneStepKind};
 pub use cycle::{CycleStep, CycleStepKind, Pace, ReplicatingStep, ReplicationCycle};
 pub use error::{
     ERROR_DOMAIN, ErrorDetail, ErrorInfo, HelpLink, LOCALE, LocalizedMessage, MigrationError, MigrationWarning,
     RpcCode, RpcStatus,
 };
+pub use lists::{CLONE_JOBS_MAX, CloneJobList, Known, MigratingVmList, ReplicationCycleList};
 pub use migrating_vm::{MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing};
 pub use name::{CloneJobName, GroupName, InvalidName, MigratingVmName, PROJECT, ReplicationCycleName};
 pub use target::{
-    ComputeEngineTargetDefaults, ComputeEngineTargetDetails, MachineType, NetworkInterface, TargetVmDetails,
+    ComputeEngineTargetDefaults, ComputeEngineTargetDetails, InvalidMachineType, MachineType, NetworkInterface,
+    TargetVmDetails,
 };
 pub use values::{
     BootOption, CloneJobState, ComputeEngineBootOption, MigratingVmState, MigrationErrorCode, MigrationWarningCode,

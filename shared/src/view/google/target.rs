@@ -87,6 +87,31 @@ impl std::fmt::Display for MachineType {
     }
 }
 
+/// A text that names no machine type which Sterna could make.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no machine type here; give custom-VCPUS-MEBIBYTES, such as custom-2-4096")]
+pub struct InvalidMachineType {
+    /// The first characters of it.
+    text: String,
+}
+
+impl std::str::FromStr for MachineType {
+    type Err = InvalidMachineType;
+    fn from_str(text: &str) -> Result<Self, InvalidMachineType> {
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        let numbers = || {
+            let (vcpus, memory) = text.strip_prefix("custom-")?.split_once('-')?;
+            if !digits(vcpus) || !digits(memory) {
+                return None;
+            }
+            let (vcpus, memory_mib): (u16, u64) = (vcpus.parse().ok()?, memory.parse().ok()?);
+            let fits = vcpus > 0 && memory_mib > 0 && memory_mib <= u64::MAX >> 20;
+            fits.then_some(Self { vcpus, memory_mib })
+        };
+        numbers().ok_or_else(|| InvalidMachineType { text: text.chars().take(48).collect() })
+    }
+}
+
 impl From<&VmSpec> for MachineType {
     fn from(vm: &VmSpec) -> Self {
         Self { vcpus: vm.vcpus, memory_mib: vm.memory.0.div_ceil(1 << 20) }

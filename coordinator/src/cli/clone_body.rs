@@ -1,0 +1,404 @@
+//! A clone that is asked for in Google's form: a `CloneJob` in JSON, as it is the body of `cloneJobs.create`.
+//!
+//! What has a meaning here becomes a part of the wish. What Google has and Sterna does not is left aside with a warning that
+//! names it; anything else is an error that names it. The text is anybody's: its length and its depth have bounds.
+
+mod json;
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use sterna_shared::id::{BridgeName, HostId, InvalidId, JobId, VmName};
+use sterna_shared::replica::NetworkWish;
+use sterna_shared::view::google::{MachineType, PROJECT};
+
+use json::{Kind, Node, shown};
+
+/// What a `CloneJob` asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct CloneBody {
+    /// `vmName`.
+    pub(super) name: Option<VmName>,
+    /// `zone`: the host with the replica, where the clone is made.
+    pub(super) host: Option<HostId>,
+    /// `machineType`.
+    pub(super) machine: Option<MachineType>,
+    /// `networkInterfaces`; none where there are none.
+    pub(super) network: Option<NetworkWish>,
+    /// `requestId`: the job's id.
+    pub(super) request: Option<JobId>,
+    /// What is left aside, and why.
+    pub(super) warnings: Vec<String>,
+}
+
+/// What is wrong with a body, with the field's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {what}")]
+pub(super) struct BodyFault {
+    /// Where it is: names with points between.
+    field: String,
+    /// What is wrong, and what to give.
+    what: String,
+}
+
+/// A field that Google has.
+struct Field {
+    name: &'static str,
+    /// What kind of value it has.
+    kind: Kind,
+    /// Why it is left aside; none of those that have a meaning here.
+    aside: Option<&'static str>,
+}
+
+const fn taken(name: &'static str, kind: Kind) -> Field {
+    Field { name, kind, aside: None }
+}
+
+const fn aside(name: &'static str, kind: Kind, why: &'static str) -> Field {
+    Field { name, kind, aside: Some(why) }
+}
+
+const NEWER: &str = "computeEngineTargetDetails";
+const OF_DISKS: &str = "computeEngineDisksTargetDetails";
+const REQUEST: &str = "requestId";
+/// The deprecated names of the same; the newer of them first.
+const OLDER: [&str; 2] = ["computeEngineVmDetails", "targetDetails"];
+const TOLD: &str = "a job tells it, and nobody asks for it";
+
+/// Those of a body.
+const OF_BODY: &[Field] = &[
+    taken(NEWER, Kind::Object),
+    taken(OLDER[0], Kind::Object),
+    taken(OLDER[1], Kind::Object),
+    taken(OF_DISKS, Kind::Object),
+    taken(REQUEST, Kind::Text),
+    aside("name", Kind::Text, TOLD),
+    aside("createTime", Kind::Text, TOLD),
+    aside("endTime", Kind::Text, TOLD),
+    aside("state", Kind::Text, TOLD),
+    aside("stateTime", Kind::Text, TOLD),
+    aside("error", Kind::Object, TOLD),
+    aside("steps", Kind::List, TOLD),
+];
+
+const ADAPTS: &str = "clones are not adapted: not built yet";
+const NO_LABELS: &str = "neither VMs nor jobs have labels: not built yet";
+const NO_LICENCE: &str = "Sterna sells no licences";
+const AS_THE_VM: &str = "a clone has the firmware of the replicated VM";
+
+/// Those of a VM that is to be made, beside its name and its project, which the older form calls otherwise.
+const OF_VM: &[Field] = &[
+    taken("zone", Kind::Text),
+    taken("machineType", Kind::Text),
+    taken("networkInterfaces", Kind::List),
+    aside("machineTypeSeries", Kind::Text, "a host has one kind of processors"),
+    aside("networkTags", Kind::List, "Sterna has no firewall"),
+    aside("serviceAccount", Kind::Text, "a guest has no rights with Sterna"),
+    aside("diskType", Kind::Text, "a pool is what its directory or volume group is; give --pool"),
+    aside("labels", Kind::Object, NO_LABELS),
+    aside("licenseType", Kind::Text, NO_LICENCE),
+    aside("appliedLicense", Kind::Object, NO_LICENCE),
+    aside("additionalLicenses", Kind::List, NO_LICENCE),
+    aside("computeScheduling", Kind::Object, "guests are not preempted"),
+    aside("secureBoot", Kind::Flag, AS_THE_VM),
+    aside("bootOption", Kind::Text, AS_THE_VM),
+    aside("enableVtpm", Kind::Flag, "a specification has no TPM: not built yet"),
+    aside("enableIntegrityMonitoring", Kind::Flag, "Sterna does not look into guests"),
+    aside("metadata", Kind::Object, "there is no metadata server"),
+    aside("hostname", Kind::Text, ADAPTS),
+    aside("bootConversion", Kind::Text, ADAPTS),
+    aside("encryption", Kind::Object, "images are not encrypted: not built yet"),
+    aside("diskReplicaZones", Kind::List, "a disk is at one host"),
+];
+
+const ITS_OWN_ADDRESS: &str = "a guest gets its address by itself";
+
+/// Those of an interface.
+const OF_INTERFACE: &[Field] = &[
+    taken("network", Kind::Text),
+    aside("subnetwork", Kind::Text, "a bridge has none"),
+    aside("internalIp", Kind::Text, ITS_OWN_ADDRESS),
+    aside("externalIp", Kind::Text, ITS_OWN_ADDRESS),
+    aside("networkTier", Kind::Text, ITS_OWN_ADDRESS),
+];
+
+impl FromStr for CloneBody {
+    type Err = BodyFault;
+    fn from_str(text: &str) -> Result<Self, BodyFault> {
+        let root = json::read(text)?;
+        let mut body = Self::default();
+        let root = Fields::of(&root, String::new(), &[OF_BODY], &mut body.warnings)?;
+        if root.get(OF_DISKS).is_some() {
+            return Err(fault(OF_DISKS, format!("a clone is a VM; disks without one are not built yet. Give {NEWER}")));
+        }
+        if let Some(text) = root.text(REQUEST) {
+            body.request = Some(parse_request(text).map_err(|what| fault(REQUEST, what))?);
+        }
+        // The newest counts; what a job tells of itself has all of them.
+        let mut details = [NEWER, OLDER[0], OLDER[1]].into_iter().filter(|name| root.get(name).is_some());
+        let Some(chosen) = details.next() else {
+            return Err(fault(NEWER, "it is missing, and says what VM is to be made".to_owned()));
+        };
+        if chosen != NEWER {
+            body.warnings.push(format!("{chosen} is deprecated; give {NEWER}"));
+        }
+        body.warnings.extend(
+            details.map(|older| format!("{older} is left aside: {chosen} counts, of which it is an older form")),
+        );
+        body.describe(root.get(chosen), chosen)?;
+        Ok(body)
+    }
+}
+
+impl CloneBody {
+    /// Takes in what VM is to be made.
+    fn describe(&mut self, details: Option<&Node>, of: &str) -> Result<(), BodyFault> {
+        let Some(details) = details else { return Ok(()) };
+        let (name, project) = if of == NEWER { ("vmName", "project") } else { ("name", "targetProject") };
+        let named = [taken(name, Kind::Text), taken(project, Kind::Text)];
+        let fields = Fields::of(details, of.to_owned(), &[&named[..], OF_VM], &mut self.warnings)?;
+        if fields.text(project).is_some_and(|text| text != PROJECT) {
+            self.warnings.push(format!("{} is left aside: there is one project, {PROJECT}", fields.path(project)));
+        }
+        self.name = fields.parsed(name)?;
+        self.host = fields.parsed("zone")?;
+        self.machine = fields.parsed("machineType")?;
+        if let Some(Node::List(interfaces)) = fields.get("networkInterfaces") {
+            self.network = self.connect(interfaces, &fields.path("networkInterfaces"))?;
+        }
+        Ok(())
+    }
+
+    /// What all its interfaces are connected to.
+    fn connect(&mut self, interfaces: &[Node], of: &str) -> Result<Option<NetworkWish>, BodyFault> {
+        let mut bridges: BTreeSet<Option<BridgeName>> = BTreeSet::new();
+        for (place, interface) in interfaces.iter().enumerate() {
+            let fields = Fields::of(interface, format!("{of}[{place}]"), &[OF_INTERFACE], &mut self.warnings)?;
+            bridges.insert(fields.parsed("network")?);
+        }
+        let mut bridges = bridges.into_iter();
+        let first = bridges.next();
+        if bridges.next().is_some() {
+            let what = "the interfaces of a clone are connected to one bridge, or all to nothing; give one network, \
+                        or leave them out for --network same";
+            return Err(fault(of, what.to_owned()));
+        }
+        Ok(first.map(|bridge| bridge.map_or(NetworkWish::Isolated, NetworkWish::Bridge)))
+    }
+}
+
+/// The id of a job as Google's `requestId` has to be: a UUID, and not all zeroes.
+pub(super) fn parse_request(text: &str) -> Result<JobId, String> {
+    let job: JobId = text.parse().map_err(|error: InvalidId| error.to_string())?;
+    if job.uuid().is_nil() {
+        Err("a UUID of zeroes tells no two requests apart; give another".to_owned())
+    } else {
+        Ok(job)
+    }
+}
+
+/// The fields of an object that were found to be Google's, and of the right kinds.
+struct Fields<'a> {
+    path: String,
+    found: Vec<(&'a str, &'a Node)>,
+}
+
+impl<'a> Fields<'a> {
+    /// Holds an object against the fields that it may have, and tells of those that are left aside.
+    fn of(node: &'a Node, path: String, may: &[&[Field]], warnings: &mut Vec<String>) -> Result<Self, BodyFault> {
+        let Node::Object(members) = node else { return Err(fault(&path, Kind::Object.wanted(node))) };
+        let mut fields = Self { path, found: Vec::new() };
+        for (name, value) in members {
+            let path = fields.path(name);
+            let Some(field) = may.iter().copied().flatten().find(|field| field.name == name) else {
+                let names: Vec<&str> = may.iter().copied().flatten().map(|field| field.name).collect();
+                return Err(fault(&path, format!("there is no such field; there are {}", names.join(", "))));
+            };
+            // As Google reads it, null is what is not there.
+            if *value == Node::Null {
+                continue;
+            }
+            if !field.kind.holds(value) {
+                return Err(fault(&path, field.kind.wanted(value)));
+            }
+            match field.aside {
+                Some(why) => warnings.push(format!("{path} is left aside: {why}")),
+                None => fields.found.push((name, value)),
+            }
+        }
+        Ok(fields)
+    }
+
+    fn path(&self, name: &str) -> String {
+        json::path(&self.path, name)
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Node> {
+        self.found.iter().find(|(found, _)| *found == name).map(|(_, value)| *value)
+    }
+
+    /// A text; none where it is empty, which is what is not there.
+    fn text(&self, name: &str) -> Option<&'a str> {
+        match self.get(name)? {
+            Node::Text(text) if !text.is_empty() => Some(text),
+            _ => None,
+        }
+    }
+
+    fn parsed<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, BodyFault> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|error: T::Err| fault(&self.path(name), error.to_string()))
+    }
+}
+
+fn fault(field: &str, what: String) -> BodyFault {
+    BodyFault { field: if field.is_empty() { "the body".to_owned() } else { shown(field) }, what }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(body: &serde_json::Value) -> CloneBody {
+        body.to_string().parse().expect("a body")
+    }
+
+    #[track_caller]
+    fn fails(text: &str, field: &str, what: &str) {
+        let fault = text.parse::<CloneBody>().expect_err(text).to_string();
+        assert!(fault.starts_with(&format!("{field}: ")) && fault.contains(what), "{fault}");
+        assert!(fault.len() < 1024, "{} bytes", fault.len());
+    }
+
+    #[test]
+    fn what_has_a_meaning_here_is_taken() {
+        let body = read(&serde_json::json!({
+            "requestId": "0197c0de-0000-7000-8000-000000000101",
+            "computeEngineTargetDetails": {
+                "vmName": "trial",
+                "project": "sterna",
+                "zone": "beta",
+                "machineType": "custom-2-1024",
+                "networkInterfaces": [{ "network": "lan" }, { "network": "lan", "subnetwork": null }],
+            },
+        }));
+        assert_eq!(
+            body,
+            CloneBody {
+                name: Some("trial".parse().expect("a name")),
+                host: Some("beta".parse().expect("a name")),
+                machine: Some(MachineType { vcpus: 2, memory_mib: 1024 }),
+                network: Some(NetworkWish::Bridge("lan".parse().expect("a name"))),
+                request: Some("0197c0de-0000-7000-8000-000000000101".parse().expect("a UUID")),
+                warnings: vec![],
+            }
+        );
+        let empty =
+            read(&serde_json::json!({ "computeEngineTargetDetails": { "vmName": "", "networkInterfaces": [] } }));
+        assert_eq!(empty, CloneBody::default(), "what is empty is not set");
+        let apart = read(&serde_json::json!({ "computeEngineTargetDetails": { "networkInterfaces": [{}, {}] } }));
+        assert_eq!(apart.network, Some(NetworkWish::Isolated));
+    }
+
+    #[test]
+    fn what_is_deprecated_is_taken_with_a_warning() {
+        let older = serde_json::json!({
+            "name": "trial", "targetProject": "sterna", "zone": "beta", "machineType": "custom-1-512",
+        });
+        for name in OLDER {
+            let body = read(&serde_json::json!({ name: older }));
+            assert_eq!(body.name.as_ref().map(VmName::as_str), Some("trial"), "{name}");
+            assert_eq!(body.warnings, [format!("{name} is deprecated; give {NEWER}")]);
+        }
+        // As a job tells of itself.
+        let all = read(&serde_json::json!({
+            "targetDetails": older,
+            "state": "SUCCEEDED",
+            "computeEngineVmDetails": older,
+            "computeEngineTargetDetails": { "vmName": "newer", "bootOption": "COMPUTE_ENGINE_BOOT_OPTION_EFI" },
+        }));
+        assert_eq!((all.name.as_ref().map(VmName::as_str), all.host), (Some("newer"), None));
+        let named: Vec<&str> =
+            all.warnings.iter().filter_map(|text| text.split_once(" is left aside")).map(|of| of.0).collect();
+        assert_eq!(named, ["state", OLDER[0], OLDER[1], "computeEngineTargetDetails.bootOption"]);
+        fails(
+            r#"{ "targetDetails": { "vmName": "trial" } }"#,
+            "targetDetails.vmName",
+            "there are name, targetProject, zone",
+        );
+    }
+
+    #[test]
+    fn what_has_no_meaning_here_is_named() {
+        let body = read(&serde_json::json!({ "computeEngineTargetDetails": {
+            "vmName": "trial",
+            "project": "projects/shop/locations/global/targetProjects/web",
+            "labels": { "for": "tests" },
+            "secureBoot": true,
+            "networkInterfaces": [{ "externalIp": "ephemeral" }],
+        } }));
+        let expected = [
+            ("labels", "neither VMs nor jobs have labels: not built yet"),
+            ("secureBoot", "a clone has the firmware of the replicated VM"),
+            ("project", "there is one project, sterna"),
+            ("networkInterfaces[0].externalIp", "a guest gets its address by itself"),
+        ];
+        let expected = expected.map(|(name, why)| format!("{NEWER}.{name} is left aside: {why}"));
+        assert_eq!(body.warnings, expected);
+    }
+
+    #[test]
+    fn what_nobody_knows_is_an_error_that_names_it() {
+        fails(r#"{ "cloneJobId": "a" }"#, "cloneJobId", "there is no such field");
+        fails(r#"{ "computeEngineTargetDetails": { "vmname": "a" } }"#, "computeEngineTargetDetails.vmname", "vmName");
+        let interface = r#"{ "computeEngineTargetDetails": { "networkInterfaces": [{}, { "mac": "a" }] } }"#;
+        fails(interface, "computeEngineTargetDetails.networkInterfaces[1].mac", "network, subnetwork");
+        fails(r#"{ "computeEngineDisksTargetDetails": {} }"#, OF_DISKS, "not built yet");
+        fails("{}", NEWER, "is missing");
+        let long = format!("{{ \"{}\": 1 }}", "\\u0007x".repeat(5000));
+        fails(&long, &shown(&"\u{7}x".repeat(5000)), "there is no such field");
+    }
+
+    #[test]
+    fn hostile_bodies_are_told_by_field() {
+        fails("[]", "the body", "give an object, and not a list");
+        fails("", "the body", "EOF");
+        fails(r#"{ "computeEngineTargetDetails": {} } {}"#, "the body", "trailing characters");
+        fails(r#"{ "computeEngineTargetDetails": 7 }"#, NEWER, "give an object, and not a number");
+        for (member, field, what) in [
+            (r#""vmName": 5"#, "vmName", "give a text, and not a number"),
+            (r#""vmName": "../../etc""#, "vmName", "../../etc"),
+            (r#""vmName": "a", "vmName": "b""#, "vmName", "it is there twice"),
+            (r#""zone": ["beta"]"#, "zone", "give a text, and not a list"),
+            (r#""zone": "no zone""#, "zone", "no zone"),
+            (r#""labels": "none""#, "labels", "give an object, and not a text"),
+            (r#""secureBoot": "yes""#, "secureBoot", "give true or false, and not a text"),
+            (r#""machineType": "n1-standard-4""#, "machineType", "custom-VCPUS-MEBIBYTES"),
+            (r#""machineType": "custom-99999999999-1""#, "machineType", "custom-VCPUS-MEBIBYTES"),
+            (r#""machineType": "custom-1-18446744073709551615""#, "machineType", "custom-VCPUS-MEBIBYTES"),
+            (r#""metadata": { "a": { "b": 1e999 } }"#, "metadata.a.b", "number out of range"),
+            (r#""metadata": { "a": 18446744073709551616, "b" }"#, "metadata.b", "expected `:`"),
+            (r#""networkInterfaces": {}"#, "networkInterfaces", "give a list, and not an object"),
+            (r#""networkInterfaces": [{}, null]"#, "networkInterfaces[1]", "give an object, and not null"),
+            (r#""networkInterfaces": [{ "network": 1e300 }]"#, "networkInterfaces[0].network", "not a number"),
+            (r#""networkInterfaces": [{ "network": "lan" }, {}]"#, "networkInterfaces", "--network same"),
+        ] {
+            fails(&format!("{{ \"{NEWER}\": {{ {member} }} }}"), &format!("{NEWER}.{field}"), what);
+        }
+        for wrong in ["00000000-0000-0000-0000-000000000000", "7", ""] {
+            let body = format!("{{ \"{REQUEST}\": \"{wrong}\", \"{NEWER}\": {{}} }}");
+            assert_eq!(body.parse::<CloneBody>().is_ok(), wrong.is_empty(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn depth_has_a_bound_and_a_place() {
+        let nested =
+            |depth: usize| format!("{{ \"{NEWER}\": {{ \"metadata\": {}{} }} }}", "{\"a\":".repeat(depth), "1");
+        let text = nested(100_000 / 5);
+        fails(&text, &format!("{NEWER}.metadata{}", ".a".repeat(14)), "more than 16 values lie in each other");
+        let lists = format!("{{ \"{NEWER}\": {{ \"networkTags\": {} }} }}", "[".repeat(60_000));
+        fails(&lists, &format!("{NEWER}.networkTags{}", "[0]".repeat(14)), "more than 16 values");
+    }
+}

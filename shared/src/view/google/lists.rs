@@ -1,0 +1,166 @@
+//! All that coordinators tell, as Google's lists have it: the replicated VMs, the cycles of one, and the latest clone jobs.
+
+use std::collections::BTreeMap;
+
+use crate::id::{HostId, JobId, VmId};
+use crate::job::{JobKind, JobStatus, Progress};
+use crate::replica::ReplicaView;
+use crate::time::Timestamp;
+
+use super::averages::Rates;
+use super::clone_job::CloneJob;
+use super::cycle::{Pace, ReplicationCycle};
+use super::migrating_vm::{MigratingVm, Replication};
+use super::name::MigratingVmName;
+use super::wellknown::resource;
+
+/// The most clone jobs of a list. Google's has as many.
+pub const CLONE_JOBS_MAX: usize = 25;
+
+resource! {
+    /// Clone jobs.
+    CloneJobList {
+        /// The newest first, [`CLONE_JOBS_MAX`] at most.
+        clone_jobs: Vec<CloneJob> = "cloneJobs",
+    }
+}
+
+resource! {
+    /// Replicated VMs.
+    MigratingVmList {
+        /// By name, then by the host that has the replica.
+        migrating_vms: Vec<MigratingVm> = "migratingVms",
+    }
+}
+
+resource! {
+    /// Cycles of the replication of a VM.
+    ReplicationCycleList {
+        /// The newest first.
+        replication_cycles: Vec<ReplicationCycle> = "replicationCycles",
+    }
+}
+
+/// What the coordinators have told.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// All jobs that are listed.
+    pub jobs: &'a [JobStatus],
+    /// All replicas.
+    pub replicas: &'a [ReplicaView],
+    /// How far cycles are, and how fast of late; those of [`Known::under_way`] are of use.
+    pub progress: &'a [(Progress, Rates)],
+    /// For how long things have been paused.
+    pub now: Timestamp,
+}
+
+impl<'a> Known<'a> {
+    /// The cycles that are under way.
+    #[must_use]
+    pub fn under_way(&self) -> Vec<JobId> {
+        self.replications().into_iter().filter_map(current).collect()
+    }
+
+    /// All replications with their clones; or those of one VM, by its name or id.
+    #[must_use]
+    pub fn migrating_vms(&self, vm: Option<&str>) -> MigratingVmList {
+        let ours = self.replications().into_iter().filter(|job| vm.is_none_or(|vm| is_of(job, vm)));
+        MigratingVmList { migrating_vms: ours.map(|job| self.look_at(job, MigratingVm::of)).collect() }
+    }
+
+    /// The cycles of a VM, by its name or id, that its replications remember.
+    #[must_use]
+    pub fn replication_cycles(&self, vm: &str) -> ReplicationCycleList {
+        let ours = self.replications().into_iter().filter(|job| is_of(job, vm));
+        let cycles = ours.flat_map(|job| self.look_at(job, |all| all.replication_cycles()));
+        ReplicationCycleList { replication_cycles: cycles.collect() }
+    }
+
+    /// The latest clone jobs.
+    #[must_use]
+    pub fn clone_jobs(&self) -> CloneJobList {
+        let mut jobs: Vec<&JobStatus> = self.jobs.iter().filter(|job| job.plan.kind == JobKind::Clone).collect();
+        jobs.sort_by_key(|job| std::cmp::Reverse((job.submitted_at, job.job)));
+        let named = jobs.into_iter().filter_map(|job| self.named(job));
+        CloneJobList { clone_jobs: named.take(CLONE_JOBS_MAX).collect() }
+    }
+
+    /// One clone job; none where there is no such job, or nobody knows any more what it is a clone of.
+    #[must_use]
+    pub fn clone_job(&self, job: JobId) -> Option<CloneJob> {
+        let is_it = |status: &&JobStatus| status.job == job && status.plan.kind == JobKind::Clone;
+        self.named(self.jobs.iter().find(is_it)?)
+    }
+
+    fn named(&self, clone: &JobStatus) -> Option<CloneJob> {
+        Some(CloneJob::of(&self.replicated(clone)?, clone))
+    }
+
+    /// The name of what a clone is one of: that of the replication; where that is listed no more, of the replica; where that is
+    /// gone too, the name that the clone was asked for by, at the host where it was made.
+    fn replicated(&self, clone: &JobStatus) -> Option<MigratingVmName> {
+        let (vm, host) = (clone.plan.clone.as_ref()?.replica, &clone.plan.target.id);
+        if let Some(job) = self.replications().into_iter().find(|job| place(job) == (vm, host)) {
+            return Some(MigratingVmName::of(job));
+        }
+        let location = host.clone();
+        if let Some(view) = self.replica(vm, host) {
+            return Some(MigratingVmName { location, source: view.source.clone(), vm: view.name.clone() });
+        }
+        let vm = clone.request.vm.parse().ok()?;
+        Some(MigratingVmName { source: location.clone(), location, vm })
+    }
+
+    /// Of each VM and host the replication that is not over, or the newest: those that recur, and cycles that are no runs of such.
+    fn replications(&self) -> Vec<&'a JobStatus> {
+        let recurs = |id: JobId| self.jobs.iter().any(|job| job.job == id && job.policy.recurs());
+        let is_one = |job: &&JobStatus| job.plan.kind == JobKind::Replicate && !job.parent.is_some_and(recurs);
+        let rank = |job: &JobStatus| (!job.state.is_final(), job.submitted_at, job.job);
+        let mut found: BTreeMap<(VmId, &HostId), &JobStatus> = BTreeMap::new();
+        for job in self.jobs.iter().filter(is_one) {
+            let known = found.entry(place(job)).or_insert(job);
+            if rank(job) > rank(known) {
+                *known = job;
+            }
+        }
+        let mut found: Vec<&JobStatus> = found.into_values().collect();
+        found.sort_by(|a, b| (&a.plan.vm.name, &a.plan.target.id).cmp(&(&b.plan.vm.name, &b.plan.target.id)));
+        found
+    }
+
+    fn replica(&self, vm: VmId, host: &HostId) -> Option<&'a ReplicaView> {
+        self.replicas.iter().find(|view| view.vm == vm && view.host == *host)
+    }
+
+    /// All that is known of a replication.
+    fn look_at<T>(&self, job: &JobStatus, see: impl FnOnce(&Replication<'_>) -> T) -> T {
+        let (vm, host) = place(job);
+        let runs: Vec<&JobStatus> = self.jobs.iter().filter(|run| run.parent == Some(job.job)).collect();
+        let clones: Vec<&JobStatus> = self.jobs.iter().filter(|job| job.plan.kind == JobKind::Clone).collect();
+        let progress = current(job).and_then(|cycle| self.progress.iter().find(|told| told.0.job == cycle));
+        let pace =
+            progress.map_or_else(Pace::default, |(progress, rates)| Pace { progress: Some(progress), rates: *rates });
+        see(&Replication {
+            job,
+            runs: &runs,
+            clones: &clones,
+            replica: self.replica(vm, host).and_then(|view| view.replica.as_ref()),
+            pace,
+            now: self.now,
+        })
+    }
+}
+
+fn place(job: &JobStatus) -> (VmId, &HostId) {
+    let plan = &job.plan;
+    (plan.clone.as_ref().map_or(plan.vm.id, |clone| clone.replica), &plan.target.id)
+}
+
+fn is_of(job: &JobStatus, vm: &str) -> bool {
+    job.plan.vm.name.as_str() == vm || job.plan.vm.id.to_string() == vm
+}
+
+/// The cycle that is under way.
+fn current(job: &JobStatus) -> Option<JobId> {
+    if job.policy.recurs() { job.runs.current() } else { Some(job.job).filter(|_| !job.state.is_final()) }
+}
