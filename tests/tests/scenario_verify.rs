@@ -87,7 +87,7 @@ async fn expect_repair(fleet: &Fleet, wish: &WitnessWish, snapshot: u64, before:
     let figure = |name: &str| step(&job, "copy_disks").and_then(|step| step[name].as_u64()).context("a figure");
     let (sent, resumed) = (figure("bytes_sent")?, figure("bytes_resumed")?);
     eprintln!("repaired with {} KiB; {} KiB were there", sent >> 10, resumed >> 10);
-    ensure!(sent < 32 * MIB && resumed >= (STONES_MIB - 1) * MIB, "{job:#}");
+    ensure!(sent <= (64 + 1) * MIB && resumed >= (STONES_MIB - 1) * MIB, "{job:#}");
     let job = verified(fleet, &["--at", "bravo"]).await?;
     ensure!(job["state"] == "completed", "{job:#}");
     let found = replica(fleet, "web").await?.context("there is a replica")?;
