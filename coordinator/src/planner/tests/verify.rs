@@ -56,10 +56,10 @@ fn a_cycle_to_that_host_waits_for_it() {
     world.target.replicas = vec![example::replica()];
     assert_eq!(world.codes(), BTreeSet::new());
     let plan = sound().plan().expect("a plan");
-    let elsewhere = Plan { target: plan.target.clone(), ..plan.clone() };
+    let mut elsewhere = plan.clone();
     world.jobs.push(begun(plan));
     assert_eq!(world.codes(), BTreeSet::from([RefusalCode::VmInJob]));
-    let source = world.source.host.clone();
-    world.jobs[0] = begun(Plan { target: Host { id: source, ..elsewhere.target.clone() }, ..elsewhere });
+    elsewhere.target.id = world.source.host.clone();
+    world.jobs[0] = begun(elsewhere);
     assert_eq!(world.codes(), BTreeSet::new(), "a replica at another host is no hindrance");
 }
