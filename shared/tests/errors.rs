@@ -79,6 +79,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R045", "replica_unknown", 9, 73, 2, 6),
     ("STERNA-R046", "replica_mismatch", 10, 122, 2, 4),
     ("STERNA-R047", "snapshot_unknown", 9, 73, 2, 6),
+    ("STERNA-R048", "snapshot_damaged", 5, 10, 4, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

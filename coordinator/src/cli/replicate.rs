@@ -495,6 +495,20 @@ mod tests {
     }
 
     #[test]
+    fn a_verification_is_asked_for() {
+        let args = |arguments: &[&str]| match line(&[&["verify", "web"], arguments].concat()).expect("a command") {
+            ReplicateCommand::Verify(args) => verification(&args),
+            other => panic!("{other:?}"),
+        };
+        let request = args(&["--at", "beta", "--bandwidth", "1MiB/s"]);
+        assert_eq!((request.kind, request.vm.as_str()), (JobKind::Verify, "web"));
+        assert_eq!(request.target.map(|host| host.to_string()), Some("beta".to_owned()));
+        assert_eq!(request.bandwidth, Some(Bandwidth(1 << 20)));
+        assert_eq!(args(&[]).target, None, "that with the latest snapshot");
+        assert!(line(&["verify"]).is_err());
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         let wrong: [&[&str]; 8] = [
             &["--once", "--idle", "5m"],

@@ -1,6 +1,7 @@
 mod clone;
 mod planned;
 mod replicate;
+mod verify;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

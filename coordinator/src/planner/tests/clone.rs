@@ -94,7 +94,7 @@ fn a_clone_that_goes_on_is_made_from_the_same_snapshot() {
 
 #[test]
 fn every_reason_why_there_is_no_clone_is_told() {
-    let faults: [(RefusalCode, Plant); 22] = [
+    let faults: [(RefusalCode, Plant); 23] = [
         (RefusalCode::InvalidValue, |world| world.request.clone = None),
         (RefusalCode::ReplicaUnknown, |world| world.target.replicas.clear()),
         (RefusalCode::ReplicaUnknown, |world| world.request.target = Some("alpha".parse().expect("a name"))),
@@ -107,6 +107,7 @@ fn every_reason_why_there_is_no_clone_is_told() {
         (RefusalCode::HostOffline, |world| world.target_silent = true),
         (RefusalCode::SnapshotUnknown, |world| world.target.replicas[0].layers.clear()),
         (RefusalCode::SnapshotUnknown, |world| wish(world).snapshot = Some(7)),
+        (RefusalCode::SnapshotDamaged, |world| world.target.replicas[0].mark_damaged(&BTreeSet::from([2]))),
         (RefusalCode::NameTaken, |world| wish(world).id = example::vm("web").id),
         (RefusalCode::NameTaken, |world| {
             let mut other = example::vm("trial");

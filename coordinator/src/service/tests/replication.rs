@@ -147,6 +147,29 @@ fn a_move_waits_for_the_cycle_under_way_and_goes_before_the_next() {
 }
 
 #[test]
+fn a_verification_waits_for_the_cycle_under_way_and_the_next_for_it() {
+    let (mut world, _) = World::replicating();
+    world.accept();
+    world.end_cycle();
+    world.wait(u64::from(IDLE) + 1);
+    world.accept();
+    let request = MoveRequest { kind: JobKind::Verify, vm: "vm0".into(), target: None, ..example::request() };
+    let (job, policy) = (example::job(90), Box::new(Policy::default()));
+    let verifying = started(&world.ask(ApiRequest::Migrate { request, dry_run: false, job, policy }));
+    world.wait(20);
+    assert_eq!(world.begun.len(), 2, "the cycle has the replica");
+    world.end_cycle();
+    world.wait(1);
+    assert_eq!(world.begun.last(), Some(&verifying));
+    world.accept();
+    world.wait(60);
+    assert_eq!(world.begun.len(), 3, "no cycle meanwhile");
+    world.end(verifying, DONE);
+    world.wait(1);
+    assert_eq!(world.begun.len(), 4);
+}
+
+#[test]
 fn no_cycle_begins_while_a_host_is_offline() {
     let (mut world, job) = World::replicating();
     world.accept();
