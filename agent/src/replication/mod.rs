@@ -3,11 +3,12 @@
 //! ```text
 //!   source ═ conversation ═ target            the steps of a cycle at either host
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
-//!                                 └─ clone    a VM of its own, of a snapshot
+//!          └─ rest                └─ clone    its file systems frozen for that · a VM of its own, of a snapshot
 //! ```
 
 pub mod clone;
 pub mod frozen;
 pub mod layers;
+pub mod rest;
 pub mod source;
 pub mod target;

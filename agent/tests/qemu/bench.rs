@@ -104,7 +104,7 @@ impl Bench {
         if !path.exists() {
             create_image(&path, disk.format.as_str(), disk.size.0);
         }
-        Image { path, kind: ImageKind::File }
+        Image { path, kind: ImageKind::File, layers: Vec::new() }
     }
 
     /// Firmware for a VM that wants it, with a variable store of its own.
