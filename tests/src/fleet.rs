@@ -495,8 +495,8 @@ pub struct WitnessWish {
     pub lockstep: bool,
     /// Whether it is said to run a guest agent.
     pub guest_agent: bool,
-    /// Whether that answers.
-    pub agent_answers: bool,
+    /// How long that takes to freeze the guest, in milliseconds; nothing where it does not answer at all.
+    pub freeze_ms: Option<u64>,
     /// Likewise: disks full of random bytes, which the witness leaves alone.
     pub ballast: Vec<(&'static str, &'static str, &'static str, u64)>,
 }
@@ -514,7 +514,7 @@ impl WitnessWish {
             disks: vec![("root", "fast", "raw", 64), ("data", "bulk", "qcow2", 64)],
             lockstep: false,
             guest_agent: false,
-            agent_answers: true,
+            freeze_ms: Some(0),
             ballast: Vec::new(),
         }
     }
@@ -528,7 +528,7 @@ impl WitnessWish {
             "name = \"{name}\"\nid = \"{id}\"\nmemory = \"{memory} MiB\"\nvcpus = {vcpus}\nguest_agent = {guest_agent}\n\n[kernel]\n\
              image = \"{kernel}\"\ninitrd = \"{initrd}\"\nappend = \"console=ttyS0 quiet panic=-1 witness.seed=7 \
              witness.memory={fill} witness.rewrite={rewrite} witness.disks={disks} witness.records={records} \
-             witness.lockstep={lockstep} witness.agent={agent} witness.ip={address}/24\"\n\n[[nic]]\nmac = \"52:54:00:00:{c:02x}:{d:02x}\"\nbridge = \"br0\"\n",
+             witness.lockstep={lockstep} witness.agent={agent} witness.freeze={freeze} witness.ip={address}/24\"\n\n[[nic]]\nmac = \"52:54:00:00:{c:02x}:{d:02x}\"\nbridge = \"br0\"\n",
             name = self.name,
             id = uuid::Uuid::new_v4(),
             memory = self.memory_mib,
@@ -541,7 +541,8 @@ impl WitnessWish {
             disks = self.disks.len(),
             records = self.records,
             lockstep = u8::from(self.lockstep),
-            agent = u8::from(self.guest_agent && self.agent_answers),
+            agent = u8::from(self.guest_agent && self.freeze_ms.is_some()),
+            freeze = self.freeze_ms.unwrap_or(0),
         );
         for (name, pool, format, size) in self.disks.iter().chain(&self.ballast) {
             text += &format!(

@@ -1,5 +1,7 @@
 //! Snapshots of a guest whose file systems are frozen for them; of one whose agent says nothing; and no guest that is left frozen.
 
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -13,8 +15,12 @@ const WAIT: Duration = Duration::from_secs(120);
 const CYCLES: u64 = 5;
 /// How soon a guest must write again whose agent's host was killed while it was frozen.
 const GOES_ON: Duration = Duration::from_secs(15);
-/// When the agent is killed after the step prepare has begun. The point in time is taken some tens of milliseconds after that.
-const KILLED_AFTER_MS: [u64; 6] = [0, 10, 20, 40, 80, 160];
+/// How long the guest takes to freeze where something is to happen meanwhile.
+const FREEZE_MS: u64 = 400;
+/// When it happens, after the step prepare has begun: before, while and after the guest is frozen.
+const CUT_AFTER_MS: [u64; 6] = [0, 100, 200, 300, 400, 600];
+/// What an agent says that finds a guest frozen.
+const FOUND_FROZEN: &str = "a guest that was left frozen is thawed";
 
 fn wish() -> WitnessWish {
     WitnessWish {
@@ -31,9 +37,11 @@ fn consistencies(replica: &Value) -> Vec<&str> {
     layers.filter_map(|layer| layer["snapshot"]["consistency"].as_str()).collect()
 }
 
-fn notices(job: &Value) -> Vec<&str> {
+/// What a cycle says of why the guest was not at rest.
+fn crash_consistent(job: &Value) -> Vec<&str> {
     let notices = job["notices"].as_array().into_iter().flatten();
-    notices.filter_map(|notice| notice["text"].as_str()).collect()
+    let said = notices.filter_map(|notice| notice["text"].as_str());
+    said.filter(|text| text.contains("crash-consistent")).collect()
 }
 
 /// What the disks of a snapshot hold is whole, and goes exactly as far on each.
@@ -58,7 +66,7 @@ async fn at_rest(fleet: &mut Fleet) -> anyhow::Result<()> {
     for number in 1..=CYCLES {
         before.push(web.acknowledged());
         let job = cycle(fleet, "web", "bravo", &["--keep", "last=30"]).await?;
-        ensure!(notices(&job).is_empty(), "cycle {number}: {job:#}");
+        ensure!(crash_consistent(&job).is_empty(), "cycle {number}: {job:#}");
         web.more_records().await.with_context(|| format!("after cycle {number}"))?;
     }
     web.prove().await?;
@@ -77,15 +85,12 @@ async fn an_agent_that_says_nothing_costs_the_consistency_and_not_the_cycle() {
 }
 
 async fn silent(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let wish = WitnessWish { agent_answers: false, ..wish() };
+    let wish = WitnessWish { freeze_ms: None, ..wish() };
     let mut web = Watched::start(fleet, "alpha", &wish).await?;
     for _ in 0..2 {
         let job = cycle(fleet, "web", "bravo", &[]).await?;
-        let said = notices(&job);
-        ensure!(
-            said.len() == 1 && said[0].contains("did not answer") && said[0].contains("crash-consistent"),
-            "{job:#}"
-        );
+        let said = crash_consistent(&job);
+        ensure!(said.len() == 1 && said[0].contains("did not answer"), "{job:#}");
         web.more_records().await?;
     }
     let found = replica(fleet, "web").await?.context("there is a replica")?;
@@ -99,10 +104,11 @@ async fn no_guest_stays_frozen_whose_hosts_agent_is_killed_or_whose_cycle_is_can
 }
 
 async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
-    let mut web = Watched::start(fleet, "alpha", &wish()).await?;
+    let wish = WitnessWish { freeze_ms: Some(FREEZE_MS), ..wish() };
+    let mut web = Watched::start(fleet, "alpha", &wish).await?;
     cycle(fleet, "web", "bravo", &[]).await?;
     for fault in ["kill", "cancel"] {
-        for after_ms in KILLED_AFTER_MS {
+        for after_ms in CUT_AFTER_MS {
             let at = format!("{fault} after {after_ms} ms");
             let job = fleet.sterna(&["replicate", "add", "web", "--to", "bravo", "--once", "--detach"]).await?;
             let job = job["job"].as_str().context("an id")?.to_owned();
@@ -125,6 +131,10 @@ async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
             web.more_records().await.with_context(|| at.clone())?;
         }
     }
+    let log = std::fs::read_to_string(fleet.agent("alpha")?.log())?;
+    let found = log.matches(FOUND_FROZEN).count();
+    eprintln!("{found} times the guest was found frozen");
+    ensure!(found > 0, "nothing happened while the guest was frozen: another time must be chosen");
     // The agent in the guest is of use to the next one.
     let before = web.acknowledged();
     let job = cycle(fleet, "web", "bravo", &[]).await?;

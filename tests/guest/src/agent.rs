@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::config::Config;
 use crate::{boot, console, disk};
 
 /// The port's name, which QEMU's own agent listens on too.
@@ -23,11 +24,12 @@ const DELIMITER: u8 = 0xff;
 const ALONE_POLL: Duration = Duration::from_millis(20);
 
 /// Answers on the port, in a thread of its own.
-pub(crate) fn spawn(disks: Vec<SyncSender<disk::Request>>, lockstep: bool) -> Result<(), boot::BootError> {
+pub(crate) fn spawn(config: &Config, disks: Vec<SyncSender<disk::Request>>) -> Result<(), boot::BootError> {
     let path = boot::find(port).ok_or(boot::BootError::NoPort(PORT))?;
     let failed = |error| boot::BootError::Read(path.clone(), error);
     let port = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
-    let writers = Writers { disks, lockstep, frozen: false };
+    let freezing = Duration::from_millis(config.freeze_ms);
+    let writers = Writers { disks, lockstep: config.lockstep, freezing, frozen: false };
     std::thread::Builder::new().name("agent".into()).spawn(move || serve(port, writers)).map_err(failed)?;
     Ok(())
 }
@@ -112,6 +114,8 @@ fn answer(request: &[u8], writers: &mut impl Freezes) -> Vec<u8> {
 struct Writers {
     disks: Vec<SyncSender<disk::Request>>,
     lockstep: bool,
+    /// How long it takes beyond what it takes.
+    freezing: Duration,
     frozen: bool,
 }
 
@@ -147,6 +151,7 @@ impl Freezes for Writers {
             Ok(numbers) if !self.lockstep || numbers.iter().all(|number| Some(number) == numbers.first()) => {
                 self.frozen = true;
                 console(format_args!("AGENT frozen at {numbers:?}"));
+                std::thread::sleep(self.freezing);
                 Ok(numbers.len())
             }
             held => {

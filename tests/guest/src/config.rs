@@ -16,6 +16,7 @@ pub(crate) struct Config {
     pub(crate) continues: bool,
     pub(crate) lockstep: bool,
     pub(crate) agent: bool,
+    pub(crate) freeze_ms: u64,
     pub(crate) network: Option<Network>,
     pub(crate) port: u16,
 }
@@ -50,6 +51,7 @@ impl Config {
             continues: false,
             lockstep: false,
             agent: false,
+            freeze_ms: 0,
             network: None,
             port: DEFAULT_PORT,
         };
@@ -65,6 +67,7 @@ impl Config {
                 "continue" => config.continues = parse::<u8>(name, value, "0 or 1")? != 0,
                 "lockstep" => config.lockstep = parse::<u8>(name, value, "0 or 1")? != 0,
                 "agent" => config.agent = parse::<u8>(name, value, "0 or 1")? != 0,
+                "freeze" => config.freeze_ms = parse(name, value, "milliseconds")?,
                 "port" => config.port = parse(name, value, "a port")?,
                 "gateway" => gateway = Some(parse(name, value, "an address such as 10.0.0.1")?),
                 "ip" => {

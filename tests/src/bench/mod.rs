@@ -129,7 +129,7 @@ impl Bench {
         let guest = WitnessWish {
             lockstep: false,
             guest_agent: false,
-            agent_answers: false,
+            freeze_ms: None,
             name: "memory",
             memory_mib: MEMORY_MIB + MEMORY_BESIDES_MIB,
             fill_mib: MEMORY_MIB,
@@ -154,7 +154,7 @@ impl Bench {
         let peer = WitnessWish {
             lockstep: false,
             guest_agent: false,
-            agent_answers: false,
+            freeze_ms: None,
             name: if busy { "busy" } else { "idle" },
             memory_mib: BLACKOUT_MEMORY_MIB,
             fill_mib: BLACKOUT_FILL_MIB,
@@ -250,7 +250,7 @@ impl Bench {
         let wish = WitnessWish {
             lockstep: false,
             guest_agent: false,
-            agent_answers: false,
+            freeze_ms: None,
             name: "disk",
             memory_mib: BLACKOUT_MEMORY_MIB,
             fill_mib: 0,

@@ -55,7 +55,7 @@ impl Demo {
         let wish = WitnessWish {
             lockstep: false,
             guest_agent: false,
-            agent_answers: false,
+            freeze_ms: None,
             name: VM,
             memory_mib: 512,
             fill_mib: 256,
