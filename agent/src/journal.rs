@@ -48,7 +48,7 @@ use self::planned::PLANNED;
 #[cfg(test)]
 pub(crate) use self::planned::tests as planned_tests;
 use self::replica::REPLICAS;
-pub use self::replica::{ReplicaChange, ReplicaRecord};
+pub use self::replica::{Part, ReplicaChange, ReplicaRecord};
 
 const VMS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("vms");
 const JOBS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("jobs");
@@ -121,6 +121,8 @@ pub enum Role {
     Replica,
     /// It makes a clone of a replica.
     Cloner,
+    /// It has the replica, which is read through.
+    Verifier,
 }
 
 /// How far a job is at this host.

@@ -74,6 +74,9 @@ pub struct Snapshot {
     pub consistency: Consistency,
     /// What the cycle wrote.
     pub written: ByteCount,
+    /// Whether some of what it holds is no longer what was written, as a verification has found: no clone is made of it.
+    #[serde(default)]
+    pub damaged: bool,
 }
 
 /// What state a guest had its disks in at a point in time.
@@ -221,6 +224,13 @@ impl Replica {
         self.snapshots().next_back()
     }
 
+    /// Notes that snapshots do not hold what was written. The next cycle compares all, and makes one that does.
+    pub fn mark_damaged(&mut self, snapshots: &BTreeSet<u32>) {
+        for snapshot in self.layers.iter_mut().filter_map(|layer| layer.snapshot.as_mut()) {
+            snapshot.damaged |= snapshots.contains(&snapshot.number);
+        }
+    }
+
     /// The layer that a snapshot is of.
     #[must_use]
     pub fn layer_of(&self, snapshot: u32) -> Option<u32> {
@@ -313,6 +323,7 @@ mod tests {
                 complete_at: at,
                 consistency: Consistency::Crash,
                 written: ByteCount(0),
+                damaged: false,
             });
         }
         replica
@@ -364,6 +375,19 @@ mod tests {
         }
         assert_eq!(replica.layers.len(), 1);
         assert_eq!((replica.layer_of(3), replica.latest().map(|latest| latest.number)), (Some(1), Some(3)));
+    }
+
+    #[test]
+    fn what_is_damaged_stays_so_wherever_its_layer_goes() {
+        let mut replica = replica(&[1, 2, 3]);
+        replica.mark_damaged(&BTreeSet::from([2, 7]));
+        replica.mark_damaged(&BTreeSet::new());
+        let damaged =
+            |replica: &Replica| replica.snapshots().filter(|one| one.damaged).map(|one| one.number).collect::<Vec<_>>();
+        assert_eq!(damaged(&replica), [2]);
+        replica.layers[0].snapshot = None;
+        replica.merged(2);
+        assert_eq!((damaged(&replica), replica.layer_of(2)), (vec![2], Some(1)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde::de::DeserializeOwned;
-use sterna_witness::protocol::{DATAGRAM_LEASE_MS, DiskVerification, Hello, Status, Verification};
+use sterna_witness::protocol::{DATAGRAM_LEASE_MS, DiskVerification, Hello, Latency, Status, Verification};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpStream, UdpSocket};
@@ -73,6 +73,11 @@ impl Witness {
     /// Proves that a disk is an exact prefix of what was written, and says how far it goes.
     pub async fn survey(&mut self, disk: usize) -> anyhow::Result<DiskVerification> {
         self.ask(&format!("survey {disk}")).await
+    }
+
+    /// How long the writes of a disk took since this was last asked.
+    pub async fn latency(&mut self, disk: usize) -> anyhow::Result<Latency> {
+        self.ask(&format!("latency {disk}")).await
     }
 
     /// Sends a request that is answered by `{"ok":true}`: `pause-writes`, `resume-writes`, `rate …`, `poke …`,

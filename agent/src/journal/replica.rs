@@ -9,7 +9,9 @@ use sterna_shared::bus::{decode, encode};
 use sterna_shared::id::VmId;
 use sterna_shared::replica::{Replica, Retention, Snapshot};
 
-use super::{JOBS, JobRecord, Journal, JournalError, Stage, VMS, VmRecord, read_error, write_error};
+use super::partial::PartialDisk;
+use super::{JOBS, JobRecord, Journal, JournalError, Role, Stage, VMS, VmRecord, read_error, write_error};
+use crate::disk::extent::ExtentSet;
 
 pub(super) const REPLICAS: TableDefinition<'_, [u8; 16], &[u8]> = TableDefinition::new("replicas");
 
@@ -20,11 +22,29 @@ pub struct ReplicaRecord {
     pub replica: Replica,
     /// Whether an operator wants it no more: what no clone stands on goes.
     pub dropped: bool,
+    /// The layer that a cycle has begun, and is not in the replica yet. One that was cut leaves it to the next.
+    #[serde(default)]
+    pub part: Option<Part>,
+}
+
+/// A layer that is being filled, or was when a cycle was cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its number.
+    pub number: u32,
+    /// What was received of each disk, in the replica's order.
+    pub disks: Vec<PartialDisk>,
 }
 
 /// What becomes of a replica when a layer is added or taken away.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReplicaChange {
+    /// A cycle begins a new layer of this replica, on those that there are.
+    Begin(Box<Replica>),
+    /// That much of each disk of the new layer is on stable storage.
+    Received(Vec<ExtentSet>),
+    /// The new layer is wanted no more.
+    GiveUp,
     /// A cycle is over: the replica as it is to be without that cycle's layer, and its snapshot.
     Add(Box<Replica>, Snapshot),
     /// Nothing.
@@ -38,6 +58,8 @@ pub enum ReplicaChange {
         /// The one that was merged.
         upper: u32,
     },
+    /// Snapshots do not hold what was written to them.
+    Damaged(BTreeSet<u32>),
     /// It is wanted no more.
     Drop,
     /// Nothing of it is left.
@@ -75,15 +97,22 @@ impl Journal {
             let used = used_layers(tables, vm)?;
             let mut table = tables.open_table(REPLICAS).map_err(write_error)?;
             let key = vm.uuid().into_bytes();
-            let known =
+            let known: Option<ReplicaRecord> =
                 table.get(key).map_err(read_error)?.map(|bytes| decode("replica", bytes.value())).transpose()?;
             let record = match (known, change) {
                 (_, ReplicaChange::Add(replica, snapshot)) => {
                     let mut replica = *replica;
                     replica.add(snapshot);
-                    Some(ReplicaRecord { replica, dropped: false })
+                    Some(ReplicaRecord { replica, dropped: false, part: None })
+                }
+                (_, ReplicaChange::Begin(replica)) => {
+                    let disks = replica.disks.iter().map(|disk| PartialDisk::new(disk.clone(), &ExtentSet::new()));
+                    let part = Part { number: replica.next, disks: disks.collect() };
+                    Some(ReplicaRecord { replica: *replica, dropped: false, part: Some(part) })
                 }
                 (_, ReplicaChange::Forget) | (None, _) => None,
+                // Of one that has no layer yet nothing is left then.
+                (Some(record), ReplicaChange::GiveUp) if record.replica.layers.is_empty() => None,
                 (Some(record), change) => Some(changed(record, &change, &used)),
             };
             match &record {
@@ -104,13 +133,23 @@ fn changed(mut record: ReplicaRecord, change: &ReplicaChange, used: &BTreeSet<u3
         ReplicaChange::Merged { lower, upper } if !used.contains(lower) && !used.contains(upper) => {
             record.replica.merged(*upper);
         }
+        ReplicaChange::Damaged(snapshots) => record.replica.mark_damaged(snapshots),
         ReplicaChange::Drop => record.dropped = true,
-        ReplicaChange::Add(..) | ReplicaChange::Merged { .. } | ReplicaChange::Keep | ReplicaChange::Forget => {}
+        ReplicaChange::GiveUp => record.part = None,
+        ReplicaChange::Received(received) => {
+            let disks = record.part.iter_mut().flat_map(|part| &mut part.disks);
+            disks.zip(received).for_each(|(disk, set)| *disk = PartialDisk::new(disk.spec.clone(), set));
+        }
+        ReplicaChange::Begin(_)
+        | ReplicaChange::Add(..)
+        | ReplicaChange::Merged { .. }
+        | ReplicaChange::Keep
+        | ReplicaChange::Forget => {}
     }
     record
 }
 
-/// The layers that disks of VMs here stand on, and those that clones are being made of.
+/// The layers that disks of VMs here stand on, those that clones are being made of, and those that are read through.
 fn used_layers(tables: &WriteTransaction, vm: VmId) -> Result<BTreeSet<u32>, JournalError> {
     let mut used = BTreeSet::new();
     let vms = tables.open_table(VMS).map_err(write_error)?;
@@ -124,17 +163,23 @@ fn used_layers(tables: &WriteTransaction, vm: VmId) -> Result<BTreeSet<u32>, Jou
     let jobs = tables.open_table(JOBS).map_err(write_error)?;
     for row in jobs.iter().map_err(read_error)? {
         let record: JobRecord = decode("job", row.map_err(read_error)?.1.value())?;
-        let Some(clone) =
-            record.plan.clone.as_ref().filter(|clone| record.stage == Stage::InHand && clone.replica == vm)
-        else {
+        if record.stage != Stage::InHand {
             continue;
-        };
-        used.extend(layers_of(&record.plan.vm, vm));
+        }
+        let clone = record.plan.clone.as_ref().filter(|clone| clone.replica == vm);
+        let verifies = record.role == Role::Verifier && record.plan.vm.id == vm;
+        if clone.is_none() && !verifies {
+            continue;
+        }
         let table = tables.open_table(REPLICAS).map_err(write_error)?;
         let key = vm.uuid().into_bytes();
-        if let Some(bytes) = table.get(key).map_err(read_error)? {
-            let replica: ReplicaRecord = decode("replica", bytes.value())?;
-            used.extend(replica.replica.layer_of(clone.snapshot));
+        let Some(bytes) = table.get(key).map_err(read_error)? else { continue };
+        let ReplicaRecord { replica, .. } = decode("replica", bytes.value())?;
+        if let Some(clone) = clone {
+            used.extend(layers_of(&record.plan.vm, vm).chain(replica.layer_of(clone.snapshot)));
+        }
+        if verifies {
+            used.extend(replica.layers.iter().map(|layer| layer.number));
         }
     }
     Ok(used)

@@ -140,7 +140,8 @@ fn forgettable(jobs: Vec<JobRecord>, vms: &[VmRecord], retention: Retention, now
             | Role::Reader
             | Role::CycleSource
             | Role::Replica
-            | Role::Cloner => false,
+            | Role::Cloner
+            | Role::Verifier => false,
             Role::Target => {
                 !record.settled && last_led.get(&led(&record.plan)).is_none_or(|last| *last <= record.plan.planned_at)
             }

@@ -33,7 +33,7 @@ use crate::migration::gate::Wish;
 use crate::migration::images;
 use crate::migration::partial;
 use crate::migration::source::settings;
-use crate::migration::target_disks::{Images, Ledger, TargetDiskError, TargetDisks, export_name};
+use crate::migration::target_disks::{Images, Ledger, Place, TargetDiskError, TargetDisks, export_name};
 
 /// How long the source may take to come after the plan did.
 const SOURCE_WAIT: Duration = Duration::from_secs(120);
@@ -302,7 +302,8 @@ impl Target {
             machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
         }
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
-        let ledger = Ledger { journal: context.host.journal.clone(), vm: plan.vm.id, job: plan.job };
+        let ledger =
+            Ledger { journal: context.host.journal.clone(), vm: plan.vm.id, job: plan.job, place: Place::Partial };
         // A QEMU that waits for its guest caches images as the guest will have it.
         let through = |disk: &DiskMove| context.host.page_cache(plan.vm.id, &disk.target).filter(|_| !runs);
         let page_caches = plan.disks.iter().map(through).collect();

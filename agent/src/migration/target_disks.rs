@@ -32,7 +32,7 @@ use crate::disk::digest::{Chunk, Digest, DigestTable};
 use crate::disk::extent::ExtentSet;
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError};
 use crate::disk::page_cache::PageCache;
-use crate::journal::Journal;
+use crate::journal::{Journal, ReplicaChange};
 use crate::link::{BlockFrame, Content, LinkError, Receiver};
 
 /// NBD connections to one export.
@@ -98,6 +98,17 @@ pub struct Ledger {
     pub vm: VmId,
     /// The job.
     pub job: JobId,
+    /// Where in the journal.
+    pub place: Place,
+}
+
+/// Of what the images are that are filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Of a move into this host.
+    Partial,
+    /// Of a replica here: a layer.
+    Replica,
 }
 
 /// Why the target's disks are not whole.
@@ -394,14 +405,18 @@ fn received_bytes(writers: &[Writer]) -> u64 {
 /// Flushes what was received, and journals it. A failure costs the next move what it would have spared, and is not this
 /// one's end: a disk that cannot be written is told by its writes.
 async fn save(ledger: Ledger, received: Vec<ExtentSet>, clients: Vec<Client>) {
-    let Ledger { journal, vm, job } = ledger;
+    let Ledger { journal, vm, job, place } = ledger;
     for client in clients {
         if let Err(error) = client.flush().await {
             debug!(%job, %error, "what was received is not written down");
             return;
         }
     }
-    if let Err(error) = journal.note_received(vm, job, received).await {
+    let noted = match place {
+        Place::Partial => journal.note_received(vm, job, received).await,
+        Place::Replica => journal.change_replica(vm, ReplicaChange::Received(received)).await.map(drop),
+    };
+    if let Err(error) = noted {
         warn!(%job, error = &error as &dyn std::error::Error, "what was received is not written down");
     }
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use sterna_shared::job::{StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Record};
 use sterna_shared::replica::CloneOf;
+use sterna_shared::vm::VmSpec;
 use tracing::{info, warn};
 
 use super::layers;
@@ -62,10 +63,10 @@ impl Cloner {
     async fn make(&self) -> Result<(), MoveError> {
         let context = &self.context;
         let step = context.begin(StepKind::CloneDisks).await?;
-        self.clone_disks().await?;
+        let spec = self.clone_disks().await?;
         context.end(step, StepFigures::default()).await?;
         let step = context.begin(StepKind::Instantiate).await?;
-        context.keeper.respecify(context.plan.vm.clone()).await?;
+        context.keeper.respecify(spec).await?;
         context.keeper.feed(Input::Create).await?;
         if context.plan.clone.as_ref().is_some_and(|clone| clone.start) {
             context.keeper.start().await?;
@@ -73,9 +74,10 @@ impl Cloner {
         context.end(step, StepFigures::default()).await
     }
 
-    async fn clone_disks(&self) -> Result<(), MoveError> {
+    /// Makes its disks; what it is then. Layers may have been merged since it was planned.
+    async fn clone_disks(&self) -> Result<VmSpec, MoveError> {
         let (host, plan) = (&self.context.host, &self.context.plan);
-        let Some(CloneOf { replica, snapshot, full, .. }) = &plan.clone else {
+        let Some(CloneOf { replica, snapshot, .. }) = &plan.clone else {
             return Err(MoveError::Stale { what: "the plan does not say what the clone is made of" });
         };
         // The plan is in the journal: from here on no layer goes that this snapshot needs.
@@ -85,21 +87,21 @@ impl Cloner {
         let layer = replica.layer_of(*snapshot).ok_or(MoveError::Stale { what: "the snapshot is no longer there" })?;
         images::expect_free(host, plan.vm.id, &plan.vm.disks)?;
         host.journal.note_images_made(plan.job, true).await?;
-        for disk in &plan.vm.disks {
+        let mut spec = plan.vm.clone();
+        for disk in &mut spec.disks {
             let pool = host.pool(disk).map_err(ImageError::from)?;
             let image = pool.create(plan.vm.id, &disk.name, disk.format, disk.size).await.map_err(ImageError::from)?;
             let origin = replica.disks.iter().find(|origin| origin.name == disk.name);
             let origin = origin.ok_or(MoveError::Stale { what: "the replica has no such disk" })?;
-            match &disk.base {
-                None if *full => {
+            match &mut disk.base {
+                Some(base) => base.layer = layer,
+                None => {
                     let files = layers::files_of(host, &replica, origin, layer)?;
                     pool.copy_layers(&files, &image).await.map_err(ImageError::from)?;
                 }
-                Some(base) if base.layer == layer && !*full => {}
-                _ => return Err(MoveError::Stale { what: "the snapshot is no longer in the layer that was planned" }),
             }
         }
-        Ok(())
+        Ok(spec)
     }
 
     async fn undo(&self, error: MoveError) -> Outcome {

@@ -26,8 +26,8 @@ use super::rest::Rest;
 use crate::clock;
 use crate::disk::copy::Block;
 use crate::disk::copy::changes::send_changes;
-use crate::disk::copy::source::{Known, dirty, send_pass, whole_disk};
-use crate::disk::digest::{Digest, DigestTable};
+use crate::disk::copy::source::{Content, Known, Span, dirty, send_pass, whole_disk};
+use crate::disk::digest::{Chunk, Digest, DigestTable};
 use crate::disk::extent::ExtentSet;
 use crate::disk::nbd::{BASE_ALLOCATION, Client, dirty_bitmap};
 use crate::disk::pool::LayerFile;
@@ -55,6 +55,8 @@ pub struct FrozenDisks {
     socket: PathBuf,
     /// The bitmap that says what has changed; none where everything is read.
     changes: Option<String>,
+    /// Whether the target has a part of that already: then digests are compared, and not only what was sent.
+    part: bool,
     taken_at: Timestamp,
     consistency: Consistency,
     volume: watch::Sender<Volume>,
@@ -66,11 +68,12 @@ fn bitmap_of(cycle: JobId) -> String {
 }
 
 impl FrozenDisks {
-    /// Takes the point in time, and serves it. `latest` is the cycle of the latest snapshot that the target has.
+    /// Takes the point in time, and serves it. `latest` is the cycle of the latest snapshot that the target has; `part` whether it
+    /// has something of a later one too.
     ///
     /// # Errors
     /// It cannot be taken; what was put up goes with [`put_away`].
-    pub async fn take(context: &Arc<Context>, latest: Option<JobId>) -> Result<Self, MoveError> {
+    pub async fn take(context: &Arc<Context>, latest: Option<JobId>, part: bool) -> Result<Self, MoveError> {
         let (host, plan) = (&context.host, &context.plan);
         let volume = watch::Sender::new(Volume::default());
         let Some(machine) = context.keeper.machine().await? else {
@@ -79,29 +82,27 @@ impl FrozenDisks {
             machine.nbd_server_start(&socket).await?;
             let (context, consistency, taken_at) = (Arc::clone(context), Consistency::Stopped, clock::now());
             let daemon = Some(daemon);
-            return Ok(Self { context, machine, daemon, socket, changes: None, taken_at, consistency, volume });
+            return Ok(Self { context, machine, daemon, socket, changes: None, part, taken_at, consistency, volume });
         };
         clear(&machine, context).await?;
         let socket = host.runtime(plan.vm.id).map_err(MoveError::Runtime)?.nbd_socket();
         let _ = std::fs::remove_file(&socket);
         machine.nbd_server_start(&socket).await?;
-        let disks = frozen_disks(&machine, context).await;
-        let taken = match &disks {
-            Ok(disks) => Some(take_of_guest(&machine, context, disks, latest).await),
-            Err(_) => None,
+        let taken = match frozen_disks(&machine, context).await {
+            Ok(disks) => take_of_guest(&machine, context, &disks, latest).await,
+            Err(error) => Err(error),
         };
         // QEMU has them open, and nobody else needs them: nothing of them is left, whoever falls out.
         remove_scratch(context);
-        disks?;
-        let Taken { changes, taken_at, consistency } = taken.ok_or(MoveError::NotConnected)??;
+        let Taken { changes, taken_at, consistency } = taken?;
         let context = Arc::clone(context);
-        Ok(Self { context, machine, daemon: None, socket, changes, taken_at, consistency, volume })
+        Ok(Self { context, machine, daemon: None, socket, changes, part, taken_at, consistency, volume })
     }
 
-    /// Whether only what has changed since the latest snapshot is read.
+    /// Whether only what has changed since the latest snapshot is sent, and proven by itself.
     #[must_use]
     pub fn reads_changes(&self) -> bool {
-        self.changes.is_some()
+        self.changes.is_some() && !self.part
     }
 
     /// When the point in time was, and what state the guest had its disks in.
@@ -172,8 +173,9 @@ impl FrozenDisks {
         blocks: &mpsc::Sender<Block>,
     ) -> Result<(u64, Digest), MoveError> {
         let open = |source| DiskError::Open { disk: index, source };
-        let wanted = self.changes.as_deref().map_or_else(|| BASE_ALLOCATION.to_owned(), dirty_bitmap);
-        let client = Client::connect(&self.socket, export, &[&wanted], CONNECTIONS).await.map_err(open)?;
+        let bitmap = self.changes.as_deref().map(dirty_bitmap);
+        let wanted: Vec<&str> = std::iter::once(BASE_ALLOCATION).chain(bitmap.as_deref()).collect();
+        let client = Client::connect(&self.socket, export, &wanted, CONNECTIONS).await.map_err(open)?;
         let (counted, counting) = mpsc::channel::<Block>(1);
         let skipped = |bytes: u64| {
             self.volume.send_modify(|volume| {
@@ -183,18 +185,23 @@ impl FrozenDisks {
         };
         let more = |bytes: u64| self.volume.send_modify(|volume| volume.total += bytes);
         let read = async {
-            let read = match &self.changes {
-                Some(changes) => {
-                    let mut extents = ExtentSet::new();
-                    let spans = dirty(&client, changes).await.map_err(open)?;
-                    spans.iter().for_each(|span| extents.insert(span.extent));
-                    more(extents.total());
-                    send_changes(&client, index, &extents, &counted).await?
+            let mut changed = ExtentSet::new();
+            if let Some(changes) = &self.changes {
+                let spans = dirty(&client, changes).await.map_err(open)?;
+                spans.iter().for_each(|span| changed.insert(span.extent));
+            }
+            let read = match known.and_then(|known| beyond(known, &changed)) {
+                _ if self.reads_changes() => {
+                    more(changed.total());
+                    send_changes(&client, index, &changed, &counted).await?
                 }
-                None => {
-                    let spans = whole_disk(&client).await.map_err(open)?;
-                    more(size);
-                    let mut table = DigestTable::new(size);
+                rest => {
+                    // What has not changed is as the target has proven it before.
+                    let (spans, mut table) = match rest.filter(|_| self.changes.is_some()) {
+                        Some(table) => (unread(&changed), table),
+                        None => (whole_disk(&client).await.map_err(open)?, DigestTable::new(size)),
+                    };
+                    more(spans.iter().map(|span| span.extent.length()).sum());
                     let known = known.map(|table| Known { table, skipped: &skipped });
                     let never = std::future::pending();
                     let pass = send_pass(&client, index, spans, &mut table, known, &counted, never).await?;
@@ -260,6 +267,21 @@ pub async fn forget_bitmaps(machine: &Machine, disks: &[DiskSpec], but: Option<J
         }
     }
     Ok(())
+}
+
+/// What is known of a disk beside its changes; none where that is not all the rest.
+fn beyond(known: &DigestTable, changed: &ExtentSet) -> Option<DigestTable> {
+    let mut table = known.clone();
+    for extent in changed.iter() {
+        table.touched(extent).for_each(|index| table.set(index, Chunk::Zero));
+    }
+    let whole = table.unknown() == 0;
+    changed.iter().for_each(|extent| table.mark_stale(extent));
+    whole.then_some(table)
+}
+
+fn unread(changed: &ExtentSet) -> Vec<Span> {
+    changed.iter().map(|extent| Span { extent, content: Content::Unread }).collect()
 }
 
 fn of_cycles<'a>(nodes: &'a [Node], node: &'a str) -> impl Iterator<Item = &'a Bitmap> {

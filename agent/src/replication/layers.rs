@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use sterna_shared::id::VmId;
 use sterna_shared::job::Plan;
 use sterna_shared::replica::{Replica, Retention};
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{CacheMode, DiskSpec};
 use tracing::{info, warn};
 
 use crate::disk::digest::{DigestTable, unpack};
@@ -18,7 +18,7 @@ use crate::guest::launcher::Launched;
 use crate::guest::storage_daemon::{self, Access};
 use crate::host::{Host, PlacementError};
 use crate::hypervisor::qemu::command_line::Image;
-use crate::journal::{JournalError, ReplicaChange, ReplicaRecord};
+use crate::journal::{JournalError, Part, ReplicaChange, ReplicaRecord};
 use crate::migration::images::{DAEMON_WAIT, ImageError, REPLICA, STORAGE_DAEMON};
 
 /// Makes the files of a new layer.
@@ -34,6 +34,15 @@ pub async fn make(host: &Host, replica: &Replica, layer: u32) -> Result<(), Imag
         }
     }
     Ok(())
+}
+
+/// Whether a layer has all of its files.
+#[must_use]
+pub fn is_there(host: &Host, replica: &Replica, layer: u32) -> bool {
+    replica.disks.iter().all(|disk| {
+        let path = host.pool(disk).map(|pool| pool.layer_path(replica.vm.id, &disk.name, LayerFile::Layer(layer)));
+        matches!(path, Ok(Ok(path)) if path.is_file())
+    })
 }
 
 /// Removes the files of a layer; what does not go is told in the log, and is nobody's.
@@ -64,11 +73,34 @@ pub async fn serve(host: &Host, plan: &Plan, replica: &Replica, layer: u32) -> R
     Ok(storage_daemon::serve(Path::new(STORAGE_DAEMON), &images, access, &runtime, unit, DAEMON_WAIT).await?)
 }
 
+/// Serves a layer and those below it, to be read from the medium.
+///
+/// # Errors
+/// [`ImageError`].
+pub async fn serve_to_read(host: &Host, plan: &Plan, replica: &Replica, layer: u32) -> Result<Launched, ImageError> {
+    let disks: Vec<DiskSpec> =
+        replica.disks.iter().map(|disk| DiskSpec { cache: CacheMode::None, ..disk.clone() }).collect();
+    let mut images = Vec::new();
+    for disk in &disks {
+        let mut layers = files_of(host, replica, disk, layer)?;
+        let path = layers.pop().unwrap_or_default();
+        images.push((disk, Image { path, kind: host.pool(disk)?.kind(), layers }));
+    }
+    let runtime = host.storage_runtime(plan.job, REPLICA).map_err(PlacementError::from)?;
+    let unit = format!("sterna-job-{}-{REPLICA}", plan.job);
+    Ok(storage_daemon::serve(Path::new(STORAGE_DAEMON), &images, Access::Read, &runtime, unit, DAEMON_WAIT).await?)
+}
+
 /// What a disk of a replica holds, as far as was noted when its latest layer was made.
 #[must_use]
 pub fn table(host: &Host, replica: &Replica, disk: &DiskSpec) -> Option<DigestTable> {
-    let latest = replica.layers.last()?.number;
-    let read = host.pool(disk).ok()?.read_digests(replica.vm.id, &disk.name, latest);
+    table_of(host, replica, disk, replica.layers.last()?.number)
+}
+
+/// As [`table`], of a layer with those below it.
+#[must_use]
+pub fn table_of(host: &Host, replica: &Replica, disk: &DiskSpec, layer: u32) -> Option<DigestTable> {
+    let read = host.pool(disk).ok()?.read_digests(replica.vm.id, &disk.name, layer);
     let chunks = read.ok().and_then(|bytes| unpack(&bytes))?;
     let mut table = DigestTable::new(disk.size.0);
     if chunks.len() != table.count() {
@@ -84,7 +116,7 @@ pub fn table(host: &Host, replica: &Replica, disk: &DiskSpec) -> Option<DigestTa
 /// The journal cannot be written, or layers cannot be merged: what is left is merged the next time.
 pub async fn tidy(host: &Host, vm: VmId, retention: Option<Retention>) -> Result<(), ImageError> {
     let Some(record) = host.journal.replica(vm)? else { return Ok(()) };
-    remove_orphans(host, &record.replica);
+    remove_orphans(host, &record.replica, record.part.as_ref());
     let change = retention.map_or(ReplicaChange::Keep, ReplicaChange::Prune);
     let mut state = host.journal.change_replica(vm, change).await?;
     while let Some((record, used)) = state {
@@ -123,14 +155,16 @@ async fn merge(host: &Host, replica: &Replica, lower: u32, upper: u32) -> Result
 async fn forget(host: &Host, record: &ReplicaRecord) -> Result<(), JournalError> {
     let replica = &record.replica;
     host.journal.change_replica(replica.vm.id, ReplicaChange::Forget).await?;
-    replica.layers.iter().for_each(|layer| remove(host, replica, layer.number));
+    let part = record.part.iter().map(|part| part.number);
+    replica.layers.iter().map(|layer| layer.number).chain(part).for_each(|layer| remove(host, replica, layer));
     info!(vm = %replica.vm.id, "replica removed");
     Ok(())
 }
 
 /// Removes the files of layers that the record does not name: an agent fell out between the two.
-pub fn remove_orphans(host: &Host, replica: &Replica) {
-    let known: BTreeSet<u32> = replica.layers.iter().map(|layer| layer.number).collect();
+pub fn remove_orphans(host: &Host, replica: &Replica, part: Option<&Part>) {
+    let numbers = replica.layers.iter().map(|layer| layer.number);
+    let known: BTreeSet<u32> = numbers.chain(part.map(|part| part.number)).collect();
     for disk in &replica.disks {
         let Ok(pool) = host.pool(disk) else { continue };
         for layer in pool.layers_there(replica.vm.id, &disk.name).into_iter().filter(|layer| !known.contains(layer)) {

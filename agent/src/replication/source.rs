@@ -120,11 +120,11 @@ impl CycleSource {
         self.connect().await?;
         let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
         let latest = |answer: &Message| match answer {
-            Message::CycleOpened { latest } => Some(*latest),
+            Message::CycleOpened { latest, part } => Some((*latest, *part)),
             _ => None,
         };
-        let latest = conversation.ask(&Message::CycleOpen, "cycle opened", BEGIN_WAIT, latest).await?;
-        let disks = FrozenDisks::take(&context, latest).await?;
+        let (latest, part) = conversation.ask(&Message::CycleOpen, "cycle opened", BEGIN_WAIT, latest).await?;
+        let disks = FrozenDisks::take(&context, latest, part).await?;
         context.progress.disks(disks.volume());
         self.volume = Some(disks.volume());
         let ((taken_at, consistency), changes) = (disks.point(), disks.reads_changes());

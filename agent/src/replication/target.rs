@@ -4,14 +4,13 @@
 //!   CycleOpen ─▶ CycleBegin ─▶ [Held …] ─▶ blocks ─▶ PassEnd ─▶ CycleCommit ─▶ Finished
 //!                a new layer                                     digests equal: one write to the journal, and the snapshot
 //!                on those there                                  is there, of all disks
-//!   any end before that write: the layer goes, and nobody has ever seen it
+//!   any end before that write: nobody has ever seen the layer, and the next cycle goes on with it
 //! ```
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::id::JobId;
-use sterna_shared::job::Plan;
+use sterna_shared::job::{FailureCode, Plan};
 use sterna_shared::peer::message::Message;
 use sterna_shared::replica::{Consistency, LAYERS_MAX, Replica, Snapshot};
 use sterna_shared::time::Timestamp;
@@ -24,6 +23,7 @@ use super::layers;
 use crate::clock;
 use crate::disk::copy::target::Origin;
 use crate::disk::digest::{DigestTable, pack};
+use crate::disk::extent::ExtentSet;
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::Export;
 use crate::hypervisor::qemu::command_line::format_node;
@@ -32,10 +32,13 @@ use crate::link::Session;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
 use crate::migration::images::{self, ImageError};
-use crate::migration::target_disks::{Images, Proof, TargetDiskError, TargetDisks, export_name};
+use crate::migration::partial;
+use crate::migration::target_disks::{Images, Ledger, Place, Proof, TargetDiskError, TargetDisks, export_name};
 
 /// How long the source may take to come after the plan did.
 const SOURCE_WAIT: Duration = Duration::from_secs(120);
+/// How long it may take to write down what was received, before the layer is let go.
+const SAVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the lanes may take to deliver the end.
 const FINISH_WAIT: Duration = Duration::from_secs(10);
 
@@ -46,6 +49,8 @@ pub struct CycleTarget {
     layer: Option<NewLayer>,
     daemon: Option<Launched>,
     disks: Option<TargetDisks>,
+    /// Why the cycle is given up, as far as that was said.
+    cause: Option<FailureCode>,
 }
 
 /// A layer that is being filled.
@@ -64,7 +69,7 @@ impl CycleTarget {
     /// A cycle that has just been accepted, or is taken up after a restart of the agent.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
-        Self { context, layer: None, daemon: None, disks: None }
+        Self { context, layer: None, daemon: None, disks: None, cause: None }
     }
 
     /// Follows the source, to whatever end.
@@ -89,7 +94,11 @@ impl CycleTarget {
         let (host, plan) = (&self.context.host, &self.context.plan);
         images::end_leftover_daemons(host, plan).await;
         if let Ok(None) = host.journal.replica(plan.vm.id) {
-            layers::remove_orphans(host, &Replica::new(plan.vm.clone(), disks_here(plan), plan.source.id.clone()));
+            layers::remove_orphans(
+                host,
+                &Replica::new(plan.vm.clone(), disks_here(plan), plan.source.id.clone()),
+                None,
+            );
         }
         self.tidy().await;
         Outcome::Followed
@@ -148,15 +157,17 @@ impl CycleTarget {
         }
     }
 
-    fn cannot_go_on(&self, what: &str, error: &MoveError) -> Message {
+    fn cannot_go_on(&mut self, what: &str, error: &MoveError) -> Message {
         warn!(job = %self.context.plan.job, what, error = error as &dyn std::error::Error, "the cycle cannot go on here");
-        Message::Failed { failure: error.report(&self.context.host) }
+        let failure = error.report(&self.context.host);
+        self.cause = Some(failure.code);
+        Message::Failed { failure }
     }
 
     /// Does what the source asks; nothing is answered to what ends the cycle.
     async fn obey(&mut self, message: Message, session: &mut Session) -> Result<Option<Message>, MoveError> {
         Ok(Some(match message {
-            Message::CycleOpen => Message::CycleOpened { latest: self.latest()? },
+            Message::CycleOpen => self.open()?,
             Message::CycleBegin { taken_at, consistency, changes } => {
                 let held = self.begin(session, taken_at, consistency, changes).await?;
                 Message::Prepared { held }
@@ -177,6 +188,7 @@ impl CycleTarget {
             }
             Message::Abort { failure } => {
                 info!(job = %self.context.plan.job, reason = %failure, "the source gives the cycle up");
+                self.cause = self.cause.or(Some(failure.code));
                 Message::Aborted
             }
             Message::Finished => return Ok(None),
@@ -184,10 +196,16 @@ impl CycleTarget {
         }))
     }
 
-    /// The cycle of the latest snapshot here; none where there is none on which changes can be laid.
-    fn latest(&self) -> Result<Option<JobId>, MoveError> {
-        let record = self.context.host.journal.replica(self.context.plan.vm.id)?;
-        Ok(record.and_then(|record| record.replica.latest().map(|latest| latest.cycle)))
+    /// What is here of earlier cycles. A latest snapshot of which the digests are not there, or that a verification has found
+    /// damaged, is none on which changes can be laid: everything is compared, or sent.
+    fn open(&self) -> Result<Message, MoveError> {
+        let host = &self.context.host;
+        let record = host.journal.replica(self.context.plan.vm.id)?;
+        let part = record.as_ref().is_some_and(|record| record.part.is_some());
+        let replica = record.map(|record| record.replica);
+        let known = |replica: &Replica| replica.disks.iter().all(|disk| layers::table(host, replica, disk).is_some());
+        let latest = replica.filter(known).and_then(|replica| replica.latest().cloned());
+        Ok(Message::CycleOpened { latest: latest.filter(|latest| !latest.damaged).map(|latest| latest.cycle), part })
     }
 
     async fn begin(
@@ -203,7 +221,9 @@ impl CycleTarget {
             return Err(MoveError::OutOfOrder { message: "cycle begin" });
         }
         let disks = disks_here(plan);
-        let replica = match host.journal.replica(plan.vm.id)? {
+        let record = host.journal.replica(plan.vm.id)?;
+        let part = record.as_ref().and_then(|record| record.part.clone());
+        let replica = match record {
             None => Replica::new(plan.vm.clone(), disks, plan.source.id.clone()),
             Some(record) if record.dropped => {
                 return Err(MoveError::Stale {
@@ -224,7 +244,11 @@ impl CycleTarget {
         let number = replica.next;
         // Known to be made from here on, so that it goes however this ends.
         self.layer = Some(NewLayer { replica: replica.clone(), number, taken_at, consistency, changes });
-        layers::make(host, &replica, number).await?;
+        let part = part.filter(|part| part.number == number && layers::is_there(host, &replica, number));
+        if part.is_none() {
+            layers::make(host, &replica, number).await?;
+            host.journal.change_replica(plan.vm.id, ReplicaChange::Begin(Box::new(replica.clone()))).await?;
+        }
         let daemon = layers::serve(host, plan, &replica, number).await?;
         let (machine, socket) = (daemon.machine.clone(), daemon.runtime.nbd_socket());
         self.daemon = Some(daemon);
@@ -234,17 +258,29 @@ impl CycleTarget {
             machine.export_add(&Export { id: name.clone(), node, name, writable: true, bitmaps: Vec::new() }).await?;
         }
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
-        let tables: Vec<Option<DigestTable>> =
+        let mut tables: Vec<Option<DigestTable>> =
             replica.disks.iter().map(|disk| layers::table(host, &replica, disk)).collect();
-        let held = replica.disks.iter().zip(&tables).map(|(disk, table)| table.as_ref().map_or(0, |_| disk.size.0));
-        let held = held.collect();
+        let received: Vec<Option<ExtentSet>> = match &part {
+            Some(part) => part.disks.iter().map(|disk| Some(disk.received())).collect(),
+            None => vec![None; replica.disks.len()],
+        };
+        let mut held = Vec::new();
+        for ((disk, table), received) in replica.disks.iter().zip(&mut tables).zip(&received) {
+            let of_part = received.as_ref().map_or(0, ExtentSet::total);
+            held.push(table.as_ref().map_or(of_part, |_| disk.size.0));
+            // What the cycle that was cut has written is not what the latest snapshot holds.
+            for extent in received.iter().flat_map(ExtentSet::iter) {
+                table.iter_mut().for_each(|table| table.mark_stale(extent));
+            }
+        }
+        let ledger = Ledger { journal: host.journal.clone(), vm: plan.vm.id, job: plan.job, place: Place::Replica };
         let origin = if replica.layers.is_empty() { Origin::Fresh } else { Origin::Used };
         let images = Images {
-            held: vec![None; replica.disks.len()],
+            held: received,
             origin: |_: &DiskSpec| origin,
             page_caches: Vec::new(),
             tables,
-            ledger: None,
+            ledger: Some(ledger),
         };
         self.disks = Some(TargetDisks::open(&socket, &plan.disks, images, blocks).await?);
         Ok(held)
@@ -276,7 +312,8 @@ impl CycleTarget {
             pool.write_digests(replica.vm.id, &disk.name, number, &pack(&chunks)).map_err(ImageError::from)?;
         }
         let written = ByteCount(proofs.iter().map(|proof| proof.received).sum());
-        let snapshot = Snapshot { number, cycle: plan.job, taken_at, complete_at: clock::now(), consistency, written };
+        let (cycle, complete_at, damaged) = (plan.job, clock::now(), false);
+        let snapshot = Snapshot { number, cycle, taken_at, complete_at, consistency, written, damaged };
         (replica.vm, replica.source) = (plan.vm.clone(), plan.source.id.clone());
         let add = ReplicaChange::Add(Box::new(replica), snapshot);
         host.journal.change_replica(plan.vm.id, add).await?;
@@ -285,14 +322,22 @@ impl CycleTarget {
         Ok(())
     }
 
-    /// Ends what serves the layer, and removes it where it did not come to be a snapshot.
+    /// Ends what serves the layer. One that did not come to be a snapshot stays for the next cycle, unless it is no good.
     async fn put_away(&mut self) {
+        let (host, vm) = (&self.context.host, self.context.plan.vm.id);
+        let wanted = self.cause == Some(FailureCode::Cancelled) || partial::worth_keeping(self.cause);
+        if let Some(disks) = self.disks.as_ref().filter(|_| wanted) {
+            // In vain where the disk does not do; then what was written down before is what there is.
+            let _ = tokio::time::timeout(SAVE_WAIT, disks.save()).await;
+        }
         self.disks = None;
         if let Some(daemon) = self.daemon.take() {
             images::end_daemon(daemon).await;
         }
-        if let Some(layer) = self.layer.take() {
-            layers::remove(&self.context.host, &layer.replica, layer.number);
+        let Some(layer) = self.layer.take().filter(|_| !wanted) else { return };
+        match host.journal.change_replica(vm, ReplicaChange::GiveUp).await {
+            Ok(_) => layers::remove(host, &layer.replica, layer.number),
+            Err(error) => warn!(%vm, %error, "the next cycle goes on with a layer that is no good, and compares it"),
         }
     }
 

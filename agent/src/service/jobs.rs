@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use sterna_shared::id::{HostId, JobId, TOKEN_LENGTH, Token};
+use sterna_shared::id::{HostId, JobId, TOKEN_LENGTH, Token, VmId};
 use sterna_shared::job::{EventBody, FailureCode, FailureReport, JobKind, Plan};
 use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::{Admitted, Attach, Refusal, RefusalCode, SessionId};
@@ -29,6 +29,7 @@ use crate::migration::target::Target;
 use crate::replication::clone::Cloner;
 use crate::replication::source::CycleSource;
 use crate::replication::target::CycleTarget;
+use crate::replication::verify::Verifier;
 
 /// Sessions that wait for their job.
 const SESSIONS_MAX: usize = 4;
@@ -52,6 +53,7 @@ impl Service {
             _ if plan.kind == JobKind::Stage => Role::Staging,
             _ if plan.kind == JobKind::DeepCheck => Role::Reader,
             _ if plan.kind == JobKind::Clone => Role::Cloner,
+            _ if plan.kind == JobKind::Verify => Role::Verifier,
             (true, _) if plan.kind == JobKind::Replicate => Role::CycleSource,
             _ if plan.kind == JobKind::Replicate => Role::Replica,
             (true, true) => Role::Storage,
@@ -100,6 +102,8 @@ impl Service {
         }
         let record = self.keepers.get(&vm).map(|keeper| keeper.record());
         match (role, record) {
+            // Whether the VM itself is here does not matter.
+            (Role::Verifier, _) => self.cloning(vm).map(|job| format!("job {job} makes a clone of the replica")),
             (Role::Cloner, None | Some(VmRecord { ownership: Record::Absent { .. }, .. })) => self.name_taken(&plan.vm),
             (Role::Target | Role::Staging | Role::Replica, None) => None,
             (Role::Target | Role::Staging | Role::Replica, Some(VmRecord { ownership: Record::Absent { .. }, .. })) => {
@@ -116,6 +120,12 @@ impl Service {
             (_, Some(_)) => Some(format!("VM {} is not what it was when the job was planned", plan.vm.name)),
             (_, None) => Some(format!("VM {} is not on this host", plan.vm.name)),
         }
+    }
+
+    /// The job that makes a clone of the replica of a VM.
+    fn cloning(&self, vm: VmId) -> Option<JobId> {
+        let of = |job: &Job| job.context.plan.clone.as_ref().is_some_and(|clone| clone.replica == vm);
+        self.jobs.iter().find(|(_, job)| of(job)).map(|(job, _)| *job)
     }
 
     /// Starts the task of a job.
@@ -192,6 +202,9 @@ impl Service {
             (true, Wish::Kill) => EventBody::Killed,
             (false, _) if *role == Role::Reader => {
                 EventBody::CancelRefused { reason: "the disks are read, and the check is over in a moment".to_owned() }
+            }
+            (false, _) if *role == Role::Verifier => {
+                EventBody::CancelRefused { reason: "the replica is read, and what was found is told".to_owned() }
             }
             (false, _) if *role == Role::Cloner => {
                 EventBody::CancelRefused { reason: "the clone is made; delete it with `sterna vm delete`".to_owned() }
@@ -292,6 +305,8 @@ async fn run_job(
         (Role::Replica, true) => CycleTarget::new(context).recover().await,
         (Role::Cloner, false) => Cloner::new(context).run().await,
         (Role::Cloner, true) => Cloner::new(context).recover().await,
+        (Role::Verifier, false) => Verifier::new(context).run().await,
+        (Role::Verifier, true) => Verifier::new(context).recover().await,
         // The loop itself carries it out, and makes no task of it.
         (Role::Staging, _) => Outcome::Stopping,
         (Role::Reader, false) => Reader::new(context).run().await,

@@ -13,6 +13,7 @@ use sterna_shared::bus::{HostView, NATS_VERSION_ADVISED, SystemView, VmView, ver
 use sterna_shared::host::{Accelerator, VmState};
 use sterna_shared::id::HostId;
 use sterna_shared::job::{JobState, JobStatus};
+use sterna_shared::replica::{ReplicaState, ReplicaView};
 use sterna_shared::time::Timestamp;
 
 use super::error::{CliError, Exit};
@@ -109,6 +110,10 @@ async fn examine(global: &Global) -> Vec<Check> {
     match client.jobs().await {
         Ok(all) => checks.extend(jobs(&all)),
         Err(error) => checks.push(Check::error("jobs", &error.into())),
+    }
+    match client.replicas().await {
+        Ok(views) => checks.extend(replicas(&views)),
+        Err(error) => checks.push(Check::error("replicas", &error.into())),
     }
     checks
 }
@@ -334,6 +339,23 @@ fn jobs(jobs: &[JobStatus]) -> Vec<Check> {
     checks
 }
 
+fn replicas(views: &[ReplicaView]) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for view in views.iter().filter(|view| view.late || view.state == ReplicaState::Error) {
+        let found = match (view.late, view.age_seconds) {
+            (true, Some(age)) => format!("its latest snapshot is {age} s old, longer than its cycles should take"),
+            (true, None) => "it has no snapshot yet, longer than its first cycle should take".to_owned(),
+            (false, _) => "its latest cycle failed".to_owned(),
+        };
+        let remedy = format!("sterna replicate show {} tells why", view.name);
+        checks.push(Check::new(Verdict::Warn, format!("replica of {} at {}", view.name, view.host), found, remedy));
+    }
+    if checks.is_empty() && !views.is_empty() {
+        checks.push(Check::ok("replicas", format!("{} known, none late", views.len())));
+    }
+    checks
+}
+
 fn text(checks: &[Check]) -> String {
     let lines = checks.iter().map(|check| {
         let word = match check.verdict {
@@ -354,6 +376,7 @@ mod tests {
     use sterna_shared::units::ByteCount;
 
     use super::*;
+    use crate::planner::example;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_unix_microseconds((1_795_300_000 + second) * 1_000_000)
@@ -455,6 +478,23 @@ mod tests {
         assert_eq!(verdict("authority", |host| host.inventory.certificate.authority = "b".into()), Verdict::Fail);
         assert_eq!(verdict("machine types", |host| host.inventory.hypervisor.machines.clear()), Verdict::Fail);
         assert_eq!(verdict("fleet", |host| host.online = false), Verdict::Warn);
+    }
+
+    #[test]
+    fn a_replica_that_is_late_or_whose_cycle_failed_is_warned_of() {
+        let host = "beta".parse().expect("a name");
+        let sound = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
+        assert!(replicas(&[]).is_empty());
+        assert_eq!(replicas(std::slice::from_ref(&sound))[0].verdict, Verdict::Ok);
+        for faulty in [
+            ReplicaView { late: true, ..sound.clone() },
+            ReplicaView { late: true, age_seconds: None, ..sound.clone() },
+            ReplicaView { state: ReplicaState::Error, ..sound.clone() },
+        ] {
+            let checks = replicas(&[sound.clone(), faulty]);
+            assert_eq!((checks.len(), checks[0].verdict), (1, Verdict::Warn));
+            assert!(checks[0].remedy.contains("sterna replicate show web"));
+        }
     }
 
     #[test]

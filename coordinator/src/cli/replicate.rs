@@ -12,7 +12,9 @@ use sterna_shared::job::{
     DiskPlacement, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState, ReturnCode, Run,
     Schedule, StorageWish,
 };
-use sterna_shared::replica::{IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, ReplicaView, ReplicationWish, Retention};
+use sterna_shared::replica::{
+    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaView, ReplicationWish, Retention,
+};
 use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
@@ -25,12 +27,15 @@ use crate::client::Client;
 /// How long a cycle that was cancelled may take to put everything back before the removal gives up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is asked for what a host says with its next heartbeat.
+const HEARTBEAT_POLLS: u32 = 10;
 
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:\n  \
     sterna replicate add web --to beta --idle 10m --keep last=3,hourly=24\n  \
     sterna replicate list\n  \
     sterna replicate show web\n  \
+    sterna replicate verify web --bandwidth 100MiB/s\n  \
     sterna clone create web --name web-trial --start")]
 pub(super) enum ReplicateCommand {
     /// Replicate a VM to another host, again and again
@@ -58,6 +63,8 @@ pub(super) enum ReplicateCommand {
         /// The VM's name or id
         vm: String,
     },
+    /// Read a VM's replica through, and compare it with what was written; what is damaged, the next cycle repairs
+    Verify(VerifyArgs),
     /// End a VM's replication and remove its replica with all snapshots
     Remove {
         /// The VM's name or id
@@ -98,6 +105,24 @@ pub(super) struct AddArgs {
     job: Option<JobId>,
 }
 
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// The replicated VM's name or id
+    vm: String,
+    /// The host whose replica it is; where it is left out, that with the latest snapshot
+    #[arg(long, value_name = "HOST")]
+    at: Option<HostId>,
+    /// A rate that the reading stays under, such as 100MiB/s
+    #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
+    bandwidth: Option<Bandwidth>,
+    /// Do not watch the job; print its id
+    #[arg(long)]
+    detach: bool,
+    /// Id of the job, a UUID: asking twice with one id makes one job
+    #[arg(long, value_name = "UUID")]
+    job: Option<JobId>,
+}
+
 pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         ReplicateCommand::Add(args) => add(args, client, output).await,
@@ -122,6 +147,7 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
             ask_for(&status, RequestedState::Start, client).await?;
             done(Ok(()), format!("{vm}: replication goes on; see it with sterna replicate show {vm}"), output)
         }
+        ReplicateCommand::Verify(args) => verify(args, client, output).await,
         ReplicateCommand::Remove { vm, yes } => remove(vm, *yes, client, output).await,
     }
 }
@@ -132,25 +158,61 @@ async fn add(args: &AddArgs, client: &Client, output: Output) -> Result<Exit, Cl
     if !args.once {
         output.remark(&format!("see how it stands: sterna replicate show {}", args.vm));
     }
-    submit(id, &request, &policy, args.detach, client, output).await
+    let exit = submit(id, &request, &policy, args.detach, client, output).await?;
+    if args.once && !args.detach && matches!(exit, Exit::Ok) {
+        tell_snapshot(id, client, output).await?;
+    }
+    Ok(exit)
+}
+
+/// Tells which snapshot a cycle has made. Its host says so with its next heartbeat.
+async fn tell_snapshot(cycle: JobId, client: &Client, output: Output) -> Result<(), CliError> {
+    for _ in 0..HEARTBEAT_POLLS {
+        let views = client.replicas().await?;
+        let mut snapshots = views.iter().filter_map(|view| view.replica.as_ref()).flat_map(Replica::snapshots);
+        if let Some(snapshot) = snapshots.find(|snapshot| snapshot.cycle == cycle) {
+            output.remark(&format!("snapshot {}, taken at {}", snapshot.number, moment(snapshot.taken_at)));
+            break;
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
+async fn verify(args: &VerifyArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let policy = Policy { owner: Some(client.sender().to_owned()), ..Policy::default() };
+    let id = args.job.unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
+    submit(id, &verification(args), &policy, args.detach, client, output).await
 }
 
 fn request(args: &AddArgs) -> MoveRequest {
     MoveRequest {
-        kind: JobKind::Replicate,
-        vm: args.vm.clone(),
-        target: Some(args.to.clone()),
+        disks: args.disks.clone(),
+        replication: Some(ReplicationWish { retention: args.keep.unwrap_or_default() }),
+        ..wish(JobKind::Replicate, &args.vm, Some(&args.to), args.bandwidth)
+    }
+}
+
+fn verification(args: &VerifyArgs) -> MoveRequest {
+    wish(JobKind::Verify, &args.vm, args.at.as_ref(), args.bandwidth)
+}
+
+fn wish(kind: JobKind, vm: &str, host: Option<&HostId>, bandwidth: Option<Bandwidth>) -> MoveRequest {
+    MoveRequest {
+        kind,
+        vm: vm.to_owned(),
+        target: host.cloned(),
         mode: ModeWish::Auto,
         storage: StorageWish::All,
-        disks: args.disks.clone(),
+        disks: Vec::new(),
         storage_only: false,
-        bandwidth: args.bandwidth,
+        bandwidth,
         blackout_max_ms: None,
         lanes: None,
         settings: MoveSettings::default(),
         planned: None,
         hold_seconds: None,
-        replication: Some(ReplicationWish { retention: args.keep.unwrap_or_default() }),
+        replication: None,
         clone: None,
     }
 }
@@ -287,12 +349,13 @@ fn show(view: &ReplicaView) -> String {
         ("late", yes_or_no(view.late).to_owned()),
     ]);
     let snapshots = table(
-        ["SNAPSHOT", "TAKEN", "CONSISTENCY", "WRITTEN", "CYCLE"],
+        ["SNAPSHOT", "TAKEN", "CONSISTENCY", "DAMAGED", "WRITTEN", "CYCLE"],
         replica.into_iter().flat_map(|replica| replica.snapshots().rev()).map(|snapshot| {
             [
                 snapshot.number.to_string(),
                 moment(snapshot.taken_at),
                 format!("{:?}", snapshot.consistency).to_lowercase(),
+                yes_or_no(snapshot.damaged).to_owned(),
                 snapshot.written.to_string(),
                 snapshot.cycle.to_string(),
             ]

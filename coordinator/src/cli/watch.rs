@@ -147,6 +147,8 @@ impl Watch {
                 && let Some(failure) = &view.failure
             {
                 let head = match view.kind {
+                    // What is wrong with the replica says itself whose it is.
+                    JobKind::Verify => String::new(),
                     kind if kind.only_looks() => String::new(),
                     JobKind::Replicate => format!("{} was not replicated: ", view.vm.name),
                     JobKind::Clone => format!("{} was not made: ", view.vm.name),
@@ -201,6 +203,7 @@ fn news(before: Option<&JobView>, view: &JobView) -> Vec<String> {
         let of = if view.kind == JobKind::Move { String::new() } else { format!("{} of ", job::kind_name(view.kind)) };
         match view.kind {
             JobKind::Clone => format!("job {job}: clone {} at {target}", vm.name),
+            JobKind::Verify => format!("job {job}: {of}the replica of {} at {target}", vm.name),
             JobKind::Replicate => format!("job {job}: {of}{} from {source} to {target}", vm.name),
             _ => format!("job {job}: {of}{} from {source} to {target} ({})", vm.name, job::mode_name(view.mode)),
         }
@@ -218,13 +221,17 @@ fn summary(view: &JobView) -> String {
         return format!("{}{took}", check::told(report));
     }
     match view.state {
-        JobState::Terminated | JobState::Killed if view.kind.only_looks() => format!("{name}: cancelled{took}"),
+        JobState::Terminated | JobState::Killed if view.kind.only_looks() || view.kind == JobKind::Verify => {
+            format!("{name}: cancelled{took}")
+        }
         JobState::Completed => {
             let blackout = view.blackout_ms.map_or_else(String::new, |ms| format!(", blackout {ms:.1} ms"));
             if view.kind == JobKind::Replicate {
                 format!("{name}: replicated to {}{took}; its snapshots: sterna replicate show {name}", view.target)
             } else if view.kind == JobKind::Clone {
                 format!("{name}: made at {}{took}", view.target)
+            } else if view.kind == JobKind::Verify {
+                format!("{name}: its replica at {} holds what was written to it{took}", view.target)
             } else if view.kind == JobKind::Stage {
                 format!(
                     "{name}: {} is prepared for it{took}; the planned VM has the job's id, see `sterna plan list`",

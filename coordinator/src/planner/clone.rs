@@ -31,6 +31,7 @@ type Check = fn(&Making, &mut Vec<Refusal>);
 const CHECKS: &[Check] = &[
     host_is_online,
     snapshot_is_there,
+    snapshot_is_sound,
     id_and_name_are_free,
     specification_is_sound,
     memory_suffices,
@@ -94,8 +95,8 @@ fn wished(request: &MoveRequest) -> Result<&CloneWish, Refusal> {
     })
 }
 
-/// The replica that is meant; where several hosts have one, that with the latest snapshot.
-fn find<'a>(fleet: &'a Fleet, request: &MoveRequest) -> Result<(&'a Member, &'a Replica), Refusal> {
+/// The replica that a request means; where several hosts have one, that with the latest snapshot.
+pub(super) fn find<'a>(fleet: &'a Fleet, request: &MoveRequest) -> Result<(&'a Member, &'a Replica), Refusal> {
     let text = request.vm.as_str();
     let id: Option<VmId> = text.parse().ok();
     let at = |member: &&Member| request.target.as_ref().is_none_or(|host| *host == member.inventory.host);
@@ -237,6 +238,21 @@ fn snapshot_is_there(making: &Making, out: &mut Vec<Refusal>) {
             format!("wait until its first cycle is over: `sterna replicate show {name}`"),
         ),
     });
+}
+
+fn snapshot_is_sound(making: &Making, out: &mut Vec<Refusal>) {
+    let Some(snapshot) = making.snapshot().filter(|snapshot| snapshot.damaged) else { return };
+    let (replica, host) = (making.replica, &making.member.inventory.host);
+    let (name, number) = (&replica.vm.name, snapshot.number);
+    let sound = replica.snapshots().rev().find(|snapshot| !snapshot.damaged).map(|snapshot| snapshot.number);
+    out.push(refusal(
+        RefusalCode::SnapshotDamaged,
+        format!("snapshot {number} of the replica of VM {name} at {host} does not hold what was written to it"),
+        match sound {
+            Some(sound) => format!("give the latest that is not damaged: --snapshot {sound}"),
+            None => format!("wait for the next cycle, whose snapshot is right: `sterna replicate show {name}`"),
+        },
+    ));
 }
 
 fn id_and_name_are_free(making: &Making, out: &mut Vec<Refusal>) {

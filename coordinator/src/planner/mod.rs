@@ -25,6 +25,7 @@ mod settings;
 mod slots;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{JobId, PlannedVmId, Token};
@@ -101,6 +102,9 @@ pub fn draft<'a>(
     if request.kind == JobKind::Clone {
         return clone::draft(fleet, jobs, request, seeds);
     }
+    if request.kind == JobKind::Verify {
+        return verify::draft(fleet, jobs, request, seeds);
+    }
     let case = Case::new(fleet, jobs, request, &seeds);
     let mut refusals = Vec::new();
     for check in if case.replicates() { replicate::CHECKS } else { check::CHECKS } {
@@ -135,10 +139,15 @@ impl<'a> Case<'a> {
         request: &'a MoveRequest,
         seeds: &Seeds,
     ) -> Self {
-        let counts =
-            |status: &&JobStatus| !status.state.is_final() && status.job != seeds.job && status.plan.kind.holds_vm();
+        let found = fleet.find(&request.vm);
+        // Where the VM's replica is read through, its host takes no other job of the VM.
+        let replica = found.as_ref().ok().map(|(_, report)| report.id()).zip(request.target.as_ref());
+        let counts = |status: &&JobStatus| {
+            let holds = status.plan.kind.holds_vm() || replica.is_some_and(|(vm, host)| status.holds_replica(vm, host));
+            !status.state.is_final() && status.job != seeds.job && holds
+        };
         let jobs = jobs.into_iter().filter(counts).collect();
-        Self { request, fleet, jobs, now: seeds.now, job: seeds.job, found: fleet.find(&request.vm) }
+        Self { request, fleet, jobs, now: seeds.now, job: seeds.job, found }
     }
 
     fn vm(&self) -> Option<&'a VmReport> {

@@ -77,7 +77,7 @@ impl State {
             let attempt = status.plan.attempt + u32::from(status.has_begun());
             let seeds = Seeds { job, token: token.clone(), attempt, now: now.at };
             let others = self.jobs.values().map(|job| &job.status);
-            let others = others.filter(|other| other.has_begun() && other.holds_vm(now.at));
+            let others = others.filter(|other| other.has_begun() && other.is_in_the_way(now.at));
             match planner::plan(&self.fleet, others, &status.request, seeds) {
                 Ok(plan) => return self.begin(plan, now, out, messages),
                 Err(refusals) => self.refused(job, &refusals, now, out, messages),

@@ -40,11 +40,15 @@ impl State {
 
     /// The jobs that operators know as replications, the newest first: those that recur, and cycles that are no runs of such.
     fn replications(&self) -> impl Iterator<Item = &JobStatus> {
-        let parent_recurs = |status: &JobStatus| {
-            status.parent.and_then(|parent| self.jobs.get(&parent)).is_some_and(|parent| parent.status.policy.recurs())
-        };
         let jobs = self.jobs.values().rev().map(|job| &job.status);
-        jobs.filter(move |status| status.plan.kind == JobKind::Replicate && !parent_recurs(status))
+        jobs.filter(|status| status.plan.kind == JobKind::Replicate && !self.comes_of_a_recurring_job(status))
+    }
+
+    /// Whether a job is a run of one that recurs, or the recovery of such a run.
+    fn comes_of_a_recurring_job(&self, status: &JobStatus) -> bool {
+        let parent =
+            |status: &JobStatus| status.parent.and_then(|parent| self.jobs.get(&parent)).map(|job| &job.status);
+        std::iter::successors(parent(status), |status| parent(status)).any(|status| status.policy.recurs())
     }
 
     /// Why a VM is not replicated a second time.
@@ -67,8 +71,13 @@ impl State {
         self.jobs.values().any(|job| holds(&job.status))
     }
 
-    /// Whether a cycle of a replication may begin: both hosts are there, and no other job holds the VM. Where one does, what
-    /// it does may change where the VM is.
+    /// Whether the replica of a VM at a host is read through.
+    pub(super) fn is_verified(&self, vm: VmId, host: &HostId) -> bool {
+        self.jobs.values().any(|job| job.status.holds_replica(vm, host))
+    }
+
+    /// Whether a cycle of a replication may begin: both hosts are there, and no other job holds the VM or its replica. Where one
+    /// does, what it does may change where the VM is.
     pub(super) fn may_replicate(&self, status: &JobStatus, now: Now) -> bool {
         let online = |host: &HostId| self.fleet.host(host).is_some_and(|member| member.online);
         let vm = status.plan.vm.id;
@@ -76,6 +85,7 @@ impl State {
         self.fleet.vm(vm).is_some_and(|(member, _)| member.online)
             && status.request.target.as_ref().is_none_or(online)
             && !self.jobs.values().any(|other| held(&other.status))
+            && !status.request.target.as_ref().is_some_and(|host| self.is_verified(vm, host))
     }
 
     /// Has a host remove what it has of a replication.
@@ -90,7 +100,7 @@ impl State {
         };
         let uses = |status: &JobStatus| match &status.plan.clone {
             Some(clone) => clone.replica == id && status.plan.target.id == *host,
-            None => status.plan.kind == JobKind::Replicate && status.plan.vm.id == id,
+            None => matches!(status.plan.kind, JobKind::Replicate | JobKind::Verify) && status.plan.vm.id == id,
         };
         let jobs = self.jobs.values().map(|job| &job.status);
         if let Some(status) = jobs.into_iter().find(|status| !status.state.is_final() && uses(status)) {

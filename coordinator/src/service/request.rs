@@ -254,7 +254,7 @@ impl State {
             let message = format!("{} like that", cannot(&request));
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
         }
-        let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.holds_vm(now.at));
+        let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.is_in_the_way(now.at));
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
         // What is so now may not be so when the job's time has come; then it is looked at again.
         // And what speaks against a move is what a check is for. What runs after pauses runs at once for the first time.
@@ -262,7 +262,9 @@ impl State {
         let scheduled = policy.schedule.is_some() && !pauses;
         let later = scheduled || policy.group.is_some() || request.kind.only_looks();
         // A cycle of a replication is over soon, and the next does not begin before what waits.
-        let cycle = plan.as_ref().is_some_and(|plan| self.is_in_a_cycle(plan.vm.id, now));
+        let in_a_cycle =
+            |plan: &Plan| self.is_in_a_cycle(plan.vm.id, now) || self.is_verified(plan.vm.id, &plan.target.id);
+        let cycle = plan.as_ref().is_some_and(in_a_cycle) || request.kind == JobKind::Verify;
         let waits = |code| later || planner::passes(code) || ((pauses || cycle) && code == RefusalCode::VmInJob);
         let (waits_for, mut refusals): (Vec<_>, Vec<_>) = refusals.into_iter().partition(|refusal| waits(refusal.code));
         let cannot = cannot(&request);
@@ -332,6 +334,7 @@ fn cannot(request: &MoveRequest) -> String {
     let what = match request.kind {
         JobKind::Replicate => "replicated",
         JobKind::Clone => "cloned",
+        JobKind::Verify => "verified",
         JobKind::Move | JobKind::Check | JobKind::DeepCheck | JobKind::Stage => "moved",
     };
     format!("VM {} cannot be {what}", request.vm)

@@ -33,12 +33,15 @@ impl JobStatus {
         let share = |kind, volume: Option<Volume>| {
             if finished(kind) { 1.0 } else { volume.map_or(0.0, |volume| ratio(volume.done, volume.total)) }
         };
-        let disk_step = if self.plan.kind == JobKind::DeepCheck { StepKind::ReadDisks } else { StepKind::CopyDisks };
+        let disk_step = match self.plan.kind {
+            JobKind::DeepCheck | JobKind::Verify => StepKind::ReadDisks,
+            _ => StepKind::CopyDisks,
+        };
         let disk = share(disk_step, progress.map(|progress| progress.disk));
         let memory = share(StepKind::CopyMemory, progress.map(|progress| progress.memory));
         let (disk_weight, memory_weight) = match self.plan.kind {
             JobKind::Check => (0, 0),
-            JobKind::DeepCheck => (self.plan.vm.disks.iter().map(|disk| disk.size.0).sum(), 0),
+            JobKind::DeepCheck | JobKind::Verify => (self.plan.vm.disks.iter().map(|disk| disk.size.0).sum(), 0),
             JobKind::Move | JobKind::Stage | JobKind::Replicate | JobKind::Clone => {
                 (self.plan.disk_bytes().0, self.plan.memory_bytes().0)
             }

@@ -118,6 +118,7 @@ impl Plan {
             (JobKind::Stage, _) => &[Prepare],
             (JobKind::Replicate, _) => &[Prepare, CopyDisks, Commit],
             (JobKind::Clone, _) => &[CloneDisks, Instantiate],
+            (JobKind::Verify, _) => &[ReadDisks],
             (JobKind::Move, MoveMode::Live) => &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release],
             (JobKind::Move, MoveMode::Cold) => &[Prepare, CopyDisks, Prove, Handover, Release],
             (JobKind::Move, MoveMode::Storage) => &[Prepare, CopyDisks, Switchover, Prove, Release],
@@ -132,13 +133,14 @@ impl Plan {
     }
 
     /// The hosts whose agents have a part in it, each once, in the order in which they are told. None of a check, which the
-    /// coordinator makes; of a deep one that which has the disks; of a planned VM and of a clone that which will have it.
+    /// coordinator makes; of a deep one that which has the disks; of a planned VM and of a clone that which will have it; where a
+    /// replica is verified, that which has it.
     #[must_use]
     pub fn parties(&self) -> Vec<&HostId> {
         match self.kind {
             JobKind::Check => Vec::new(),
             JobKind::DeepCheck => vec![&self.source.id],
-            JobKind::Stage | JobKind::Clone => vec![&self.target.id],
+            JobKind::Stage | JobKind::Clone | JobKind::Verify => vec![&self.target.id],
             // The target comes first: it has the plan when the source, which leads, comes.
             JobKind::Move | JobKind::Replicate if self.source.id != self.target.id => {
                 vec![&self.target.id, &self.source.id]

@@ -26,6 +26,8 @@ pub enum JobKind {
     Replicate,
     /// It is made, of a replica; the replicated VM is left alone.
     Clone,
+    /// A replica of it is read through, and compared with what was written; the VM is left alone.
+    Verify,
 }
 
 impl JobKind {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CheckReport, Due, Event, EventBody, FailureReport, Finding, Hands, IllegalTransition, JobState, MoveRequest, Plan,
-    Policy, Reporter, Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
+    CheckReport, Due, Event, EventBody, FailureReport, Finding, Hands, IllegalTransition, JobKind, JobState,
+    MoveRequest, Plan, Policy, Reporter, Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
 };
-use crate::id::{HostId, JobId, Token};
+use crate::id::{HostId, JobId, Token, VmId};
 use crate::time::Timestamp;
 
 /// The most notices a status keeps; the oldest go first.
@@ -199,6 +199,20 @@ impl JobStatus {
     pub fn holds_vm(&self, now: Timestamp) -> bool {
         let holds = self.plan.kind.holds_vm() && !self.policy.recurs();
         holds && !self.state.is_final() && (self.has_begun() || self.is_due(now))
+    }
+
+    /// Whether other jobs may have to wait for it: it holds its VM, or a replica.
+    #[must_use]
+    pub fn is_in_the_way(&self, now: Timestamp) -> bool {
+        self.holds_vm(now) || self.holds_replica(self.plan.vm.id, &self.plan.target.id)
+    }
+
+    /// Whether it has the replica of a VM at a host in hand, and no cycle may change that.
+    #[must_use]
+    pub fn holds_replica(&self, vm: VmId, host: &HostId) -> bool {
+        let Plan { kind, vm: of, target, .. } = &self.plan;
+        let verifies = *kind == JobKind::Verify && of.id == vm && target.id == *host;
+        verifies && !self.state.is_final() && self.has_begun()
     }
 
     /// Whether it is a check whose turn to look has come: it has begun, and the coordinator has it in hand. Where nobody

@@ -102,6 +102,9 @@ pub enum Message {
     CycleOpened {
         /// The cycle of the latest snapshot that is whole and sound; none where everything is to be sent, or compared.
         latest: Option<JobId>,
+        /// Whether an earlier cycle was cut and has left what it had sent: then digests tell what of it is right.
+        #[serde(default)]
+        part: bool,
     },
     /// Source to target: the point in time is taken; make a layer for it. Answered by [`Message::Prepared`], whose `held` are the
     /// bytes of each disk that need not be sent where digests are equal.

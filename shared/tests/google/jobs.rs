@@ -172,6 +172,7 @@ pub(crate) fn replica(snapshots: u32) -> Replica {
             complete_at: at(i64::from(number) * 2 + 1),
             consistency: Consistency::Crash,
             written: ByteCount(MIB),
+            damaged: false,
         });
     }
     replica

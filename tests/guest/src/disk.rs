@@ -13,11 +13,13 @@ use rustix::fs::OFlags;
 
 use crate::config::Config;
 use crate::hub::{Event, Hub};
-use crate::protocol::DiskVerification;
+use crate::protocol::{DiskVerification, Latency};
 use crate::record::{Block, RECORD_BYTES, Records};
 
 /// How often a disk looks whether the others have come as far.
 const PACE: Duration = Duration::from_millis(1);
+/// Writes whose time is remembered; then it begins anew.
+const LATENCIES_MAX: usize = 1 << 16;
 /// Requests that may wait.
 const REQUESTS_MAX: usize = 16;
 /// How long to wait before a write that failed is tried again.
@@ -28,6 +30,8 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(crate) enum Request {
     /// Check the records up to the last acknowledged, or up to another.
     Verify(UpTo, SyncSender<Result<DiskVerification, String>>),
+    /// Say how long the writes took since this was last asked.
+    Latency(SyncSender<Latency>),
     /// Write so many records per second.
     Rate(u64, SyncSender<()>),
     /// Stop or go on writing.
@@ -105,6 +109,8 @@ struct Disk {
     file: File,
     records: Records,
     acknowledged: u64,
+    /// How long writes took, the latest at the end.
+    took_us: Vec<u64>,
     /// Aligned and allocated once: a write must not need memory.
     block: Box<Block>,
 }
@@ -118,7 +124,14 @@ impl Disk {
         let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
         let records = Records::new(config.seed, index as u64, bytes);
         let records = records.ok_or_else(|| DiskError::Small { path: name(), bytes })?;
-        Ok(Self { index, file, records, acknowledged: 0, block: Box::new(Block([0; RECORD_BYTES])) })
+        Ok(Self {
+            index,
+            file,
+            records,
+            acknowledged: 0,
+            took_us: Vec::new(),
+            block: Box::new(Block([0; RECORD_BYTES])),
+        })
     }
 
     fn run(&mut self, mut rate: u64, requests: &Receiver<Request>, hub: &Hub, pace: &Pace) {
@@ -134,6 +147,9 @@ impl Disk {
             match request {
                 Ok(Request::Verify(up_to, answer)) => {
                     let _ = answer.send(self.verify(up_to).map_err(|error| error.to_string()));
+                }
+                Ok(Request::Latency(answer)) => {
+                    let _ = answer.send(Latency::of(std::mem::take(&mut self.took_us)));
                 }
                 Ok(Request::Rate(records, answer)) => {
                     rate = records;
@@ -184,7 +200,12 @@ impl Disk {
     fn write_next(&mut self) -> io::Result<()> {
         let number = self.acknowledged + 1;
         self.records.fill(number, &mut self.block);
+        let began = Instant::now();
         self.file.write_all_at(&self.block.0, self.records.block_of(number) * RECORD_BYTES as u64)?;
+        if self.took_us.len() == LATENCIES_MAX {
+            self.took_us.clear();
+        }
+        self.took_us.push(began.elapsed().as_micros() as u64);
         self.acknowledged = number;
         Ok(())
     }

@@ -10,6 +10,7 @@
 //! | `verify` | [`Verification`]: all memory, and all acknowledged records of every disk |
 //! | `check DISK N` | [`DiskVerification`] as if the records up to `N` had been acknowledged: a guest started anew |
 //! | `survey DISK` | [`DiskVerification`] up to the highest record found: is the disk an exact prefix of the writes? |
+//! | `latency DISK` | [`Latency`] of the records written since it was last asked |
 //! | `pause-writes`, `resume-writes` | `{"ok":true}`; once answered, no memory and no record is being written |
 //! | `rate memory MIB`, `rate disk N` | `{"ok":true}`; MiB per second; records per second and disk |
 //! | `poke memory PAGE` | `{"ok":true}`; damages one word of a page, so that a test can see `verify` fail |
@@ -83,6 +84,29 @@ pub struct DiskStatus {
     pub errors: u64,
     /// What the last of them said.
     pub error_last: Option<String>,
+}
+
+/// How long the writes of records took, from the call to the disk's answer, in microseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How many were measured: of very many the latest.
+    pub count: usize,
+    /// Half of them took less.
+    pub p50_us: u64,
+    /// Of a hundred, one took longer.
+    pub p99_us: u64,
+    /// The longest.
+    pub max_us: u64,
+}
+
+impl Latency {
+    /// Of these.
+    #[must_use]
+    pub fn of(mut took_us: Vec<u64>) -> Self {
+        took_us.sort_unstable();
+        let at = |share: usize| took_us.get(took_us.len() * share / 100).or(took_us.last()).copied().unwrap_or(0);
+        Self { count: took_us.len(), p50_us: at(50), p99_us: at(99), max_us: took_us.last().copied().unwrap_or(0) }
+    }
 }
 
 /// The result of `verify`.

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use crate::hub::{Event, Hub};
 use crate::protocol::{
-    CONNECTIONS_MAX, DiskVerification, Hello, MemoryVerification, REQUEST_BYTES_MAX, SUBSCRIBER_LINES_MAX, Verification,
+    CONNECTIONS_MAX, DiskVerification, Hello, Latency, MemoryVerification, REQUEST_BYTES_MAX, SUBSCRIBER_LINES_MAX,
+    Verification,
 };
 use crate::{boot, disk, memory};
 
@@ -94,6 +95,7 @@ fn answer(words: &[&str], line: &str, owners: &Owners) -> Result<serde_json::Val
             serde_json::to_value(owners.verify_disk(parse(disk)?, up_to)?).map_err(said)
         }
         ["survey", disk] => serde_json::to_value(owners.verify_disk(parse(disk)?, disk::UpTo::Found)?).map_err(said),
+        ["latency", disk] => serde_json::to_value(owners.latency(parse(disk)?)?).map_err(said),
         ["pause-writes"] => owners.pause(true).map(|()| ok),
         ["resume-writes"] => owners.pause(false).map(|()| ok),
         ["rate", "memory", mib] => {
@@ -134,6 +136,11 @@ impl Owners {
             .collect::<Result<Vec<_>, _>>()?;
         let ok = memory.mismatches == 0 && disks.iter().all(|disk| disk.mismatches == 0);
         Ok(Verification { ok, memory, disks })
+    }
+
+    fn latency(&self, disk: usize) -> Result<Latency, String> {
+        let disk = self.disks.get(disk).ok_or_else(|| format!("there is no disk {disk}"))?;
+        ask(|answer| gone(disk.send(disk::Request::Latency(answer))))
     }
 
     fn verify_disk(&self, index: usize, up_to: disk::UpTo) -> Result<DiskVerification, String> {

@@ -256,7 +256,7 @@ impl Writer {
     }
 
     /// What the chunks from `first` on hold, at most [`HELD_CHUNKS_MAX`] of them, read back where an earlier writer had
-    /// received all of them. The others are zeroes where block status says so, and else unknown.
+    /// received some of them. The others are zeroes where block status says so, or as they were known, and else unknown.
     ///
     /// # Errors
     /// As [`Self::apply`].
@@ -267,7 +267,7 @@ impl Writer {
         }
         let range = first..self.table.count().min(first.saturating_add(HELD_CHUNKS_MAX));
         for index in range.clone() {
-            let received = self.table.extent(index).is_some_and(|chunk| self.received.contains(chunk));
+            let received = self.table.extent(index).is_some_and(|chunk| self.received.within(chunk).next().is_some());
             if received && self.table.chunk(index) == Chunk::Unknown {
                 while self.active.len() >= WRITE_WINDOW {
                     self.complete_one().await?;
@@ -466,7 +466,11 @@ impl Writer {
     }
 }
 
-async fn read_back(client: &Client, disk: u16, extent: Extent) -> Result<Chunk, CopyError> {
+/// What a chunk holds now.
+///
+/// # Errors
+/// It cannot be read.
+pub async fn read_back(client: &Client, disk: u16, extent: Extent) -> Result<Chunk, CopyError> {
     let length = u32::try_from(extent.length().min(CHUNK_SIZE)).unwrap_or(u32::MAX);
     let pieces = client.read(extent.offset(), length).await.map_err(|source| CopyError::Read {
         disk,

@@ -55,7 +55,15 @@ impl World {
         }
         let (at, number) = (self.now().at, self.replicas[0].next);
         let (consistency, written) = (Consistency::Crash, sterna_shared::units::ByteCount(0));
-        self.replicas[0].add(Snapshot { number, cycle, taken_at: at, complete_at: at, consistency, written });
+        self.replicas[0].add(Snapshot {
+            number,
+            cycle,
+            taken_at: at,
+            complete_at: at,
+            consistency,
+            written,
+            damaged: false,
+        });
         self.end(cycle, DONE);
         self.beat(1);
     }

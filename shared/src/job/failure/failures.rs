@@ -73,7 +73,8 @@ catalogue!(FailureCode {
             "Or give the disk another pool: `--disk NAME=POOL`.",
         ];
     DigestMismatch = "STERNA-F007", "digest_mismatch",
-        "The copies of a disk at the two hosts are not proven equal, so that the VM stays with the source.",
+        "The copies of a disk at the two hosts are not proven equal, so that the VM stays with the source; or a replica \
+         does not hold what was written to it.",
         causes [
             "A medium, a controller or the memory of one of the hosts alters what passes through it.",
             "Something else than the VM wrote into one of the two images.",
@@ -81,7 +82,7 @@ catalogue!(FailureCode {
         remedies [
             "Check medium and memory of {target} before anything is moved there: `journalctl -k`, `smartctl -a`.",
             "See that nothing but Sterna uses the pool's directory or volume group.",
-            "Move to another host meanwhile.",
+            "Move to another host meanwhile. A replica is repaired by its next cycle: `sterna replicate show {vm}`.",
         ];
     Hypervisor = "STERNA-F008", "hypervisor",
         "QEMU would not start, ended, or refused a command.",

@@ -210,6 +210,8 @@ pub enum RefusalCode {
     ReplicaMismatch,
     /// The replica has no such snapshot.
     SnapshotUnknown,
+    /// The snapshot does not hold what was written to it.
+    SnapshotDamaged,
 }
 
 /// One reason why not, with what to do about it.

@@ -231,4 +231,12 @@ catalogue!(RefusalCode {
         "The replica does not have that snapshot, or has none yet.",
         causes ["No cycle of the replication is over yet.", "The snapshot is no longer kept, or the number is mistyped."],
         remedies ["See `sterna replicate show {vm}`, and leave out `--snapshot` for the latest."];
+    SnapshotDamaged = "STERNA-R048", "snapshot_damaged",
+        "That snapshot of the replica does not hold what was written to it.",
+        causes ["The medium under the replica's pool has altered or lost some of it, which `sterna replicate verify` has found."],
+        remedies [
+            "Wait for the next cycle, whose snapshot is right, or have one made: `sterna replicate resume {vm}`.",
+            "Or give an older snapshot that is not damaged, with `--snapshot`: `sterna replicate show {vm}`.",
+            "Look for errors of the medium: `journalctl -k` on the host that has the replica.",
+        ];
 });

@@ -137,6 +137,7 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::PlannedExpired => Self::new(Type::UnavailableResource, Cause::TimingProblem, Low),
             RefusalCode::PlannedChanged => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),
+            RefusalCode::SnapshotDamaged => Self::new(Type::Hardware, Cause::CorruptData, High),
             // The image that the guest runs from.
             RefusalCode::DiskUnreadable => Self::new(Type::Hardware, Cause::IoDeviceError, High),
             RefusalCode::Accelerator => unsupported(Cause::SoftwareEnvironmentProblem).status(Status::NotSupported),

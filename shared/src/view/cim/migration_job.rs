@@ -235,7 +235,7 @@ fn kind(plan: &Plan) -> (JobType, MigrationType) {
     match (plan.kind, migration) {
         (JobKind::Stage, _) => (JobType::CreatingRemoteVirtualMachine, MigrationType::Staged),
         // Hyper-V has other classes for what comes nearest, and no number here.
-        (JobKind::Replicate | JobKind::Clone, _) => (JobType::Unknown, migration),
+        (JobKind::Replicate | JobKind::Clone | JobKind::Verify, _) => (JobType::Unknown, migration),
         (JobKind::DeepCheck, _) => (JobType::CheckingStorage, MigrationType::StorageDeepCheck),
         (JobKind::Check, MigrationType::Storage) => (JobType::CheckingStorageMigration, migration),
         (JobKind::Check, MigrationType::VirtualSystem) => (JobType::CheckingVirtualMachine, migration),
@@ -250,6 +250,7 @@ fn caption(plan: &Plan, job_type: JobType) -> String {
     let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
     let whole = match job_type {
         JobType::Unknown if plan.kind == JobKind::Clone => format!("Making VM {vm} of a replica at {target}"),
+        JobType::Unknown if plan.kind == JobKind::Verify => format!("Verifying the replica of VM {vm} at {target}"),
         JobType::Unknown => format!("Replicating VM {vm} from {source} to {target}"),
         JobType::CreatingRemoteVirtualMachine => format!("Preparing VM {vm} of {source} at {target}"),
         JobType::CheckingVirtualMachine => format!("Checking a move of VM {vm} from {source} to {target}"),
@@ -269,6 +270,8 @@ fn element_name(plan: &Plan) -> String {
     let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
     if plan.kind == JobKind::Clone {
         format!("{vm}: clone at {target}")
+    } else if plan.kind == JobKind::Verify {
+        format!("{vm}: replica at {target}")
     } else if plan.mode == MoveMode::Storage {
         format!("{vm}: disks on {source}")
     } else {
@@ -302,6 +305,12 @@ fn description(plan: &Plan) -> String {
         let disks = if disks.is_empty() { "no disk".to_owned() } else { disks.join(", ") };
         return format!("deep check of VM {} on {}: {disks} read through; {rate}", plan.vm.name, plan.source.id);
     }
+    if plan.kind == JobKind::Verify {
+        let (vm, target) = (&plan.vm.name, &plan.target.id);
+        return format!(
+            "verification of the replica of VM {vm} at {target}: its disks read through and compared; {rate}"
+        );
+    }
     if plan.kind == JobKind::Replicate {
         let one = |disk: &DiskMove| format!("disk {} to pool {}", disk.source.name, disk.target.pool);
         let disks: Vec<String> = plan.disks.iter().map(one).collect();
@@ -324,7 +333,7 @@ fn description(plan: &Plan) -> String {
     let carried = if parts.is_empty() { "nothing to copy".to_owned() } else { parts.join(", ") };
     let uses = plan.planned.map_or_else(String::new, |planned| format!(", using planned VM {planned}"));
     let what = match plan.kind {
-        JobKind::Move | JobKind::Replicate | JobKind::Clone => "",
+        JobKind::Move | JobKind::Replicate | JobKind::Clone | JobKind::Verify => "",
         JobKind::Check | JobKind::DeepCheck => "check of a ",
         JobKind::Stage => "preparation of a ",
     };

@@ -209,7 +209,9 @@ impl MigrationErrorCode {
             (JobKind::Replicate, FailureCode::TargetRefused | FailureCode::PoolFull) => return Self::TargetReplication,
             (JobKind::Replicate, _) => {}
             // Google has none of these jobs.
-            (JobKind::Move | JobKind::Check | JobKind::DeepCheck | JobKind::Stage, _) => return Self::Unknown,
+            (JobKind::Move | JobKind::Check | JobKind::DeepCheck | JobKind::Stage | JobKind::Verify, _) => {
+                return Self::Unknown;
+            }
         }
         match &failure.host {
             Some(host) if *host == plan.target.id => Self::TargetReplication,

@@ -1,0 +1,156 @@
+//! `sterna replicate` and `sterna clone`: what they ask for, in which order, and what comes of it.
+
+use std::sync::{Arc, Mutex};
+
+use sterna_shared::job::{Policy, ReturnCode, Schedule};
+use sterna_shared::replica::{Consistency, Replica, ReplicaView, Snapshot};
+use sterna_shared::units::ByteCount;
+
+use super::*;
+
+/// The cycle under way in these tests.
+const CYCLE: &str = "0197c0de-0000-7000-8000-00000000000b";
+
+/// A recurring replication with a cycle under way.
+fn replication() -> JobStatus {
+    let mut status = replicating(JOB);
+    let policy = Policy { schedule: Some(Schedule::after_pauses(300)), ..Policy::default() };
+    let request = Box::new(status.request.clone());
+    let draft = Box::new(status.plan.clone());
+    let cycle = CYCLE.parse().expect("a UUID");
+    let bodies = [
+        EventBody::Submitted { draft, request, policy: Box::new(policy), parent: None },
+        EventBody::RunBegun { run: cycle, turn: at(1) },
+    ];
+    for (sequence, body) in (1..).zip(bodies) {
+        let event = Event { job: status.job, reporter: Reporter::Coordinator, sequence, at: at(1), body };
+        status.apply(&event).expect("a legal event");
+    }
+    status
+}
+
+fn replicating(job: &str) -> JobStatus {
+    let mut plan = plan(job.parse().expect("a UUID"));
+    plan.kind = JobKind::Replicate;
+    JobStatus::planned(plan)
+}
+
+fn over() -> JobStatus {
+    let mut status = replicating(CYCLE);
+    let event =
+        Event { job: status.job, reporter: Reporter::Coordinator, sequence: 1, at: at(9), body: EventBody::Terminated };
+    status.apply(&event).expect("a legal event");
+    status
+}
+
+fn view(job: Option<&JobStatus>) -> ReplicaView {
+    let mut replica = Replica::new(plan(JOB.parse().expect("a UUID")).vm, vec![], "alpha".parse().expect("a name"));
+    let cycle = CYCLE.parse().expect("a UUID");
+    let (consistency, written) = (Consistency::Application, ByteCount(4096));
+    replica.add(Snapshot {
+        number: 1,
+        cycle,
+        taken_at: at(2),
+        complete_at: at(3),
+        consistency,
+        written,
+        damaged: false,
+    });
+    ReplicaView::of(&"beta".parse().expect("a name"), Some(&replica), job, at(62)).expect("a view")
+}
+
+/// A coordinator with one replication, and a list of what was asked of it that changes something.
+fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex<Vec<String>>>) {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&asked);
+    let answer = move |request: ApiRequest| {
+        let note = |text: String| told.lock().expect("nobody panicked").push(text);
+        match request {
+            ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![view(Some(&replication()))] },
+            ApiRequest::JobShow { job } if job.to_string() == JOB => {
+                ApiReply::Job { status: Box::new(replication()), progress: None }
+            }
+            ApiRequest::JobShow { .. } => ApiReply::Job { status: Box::new(over()), progress: None },
+            ApiRequest::JobState { job, requested, .. } => {
+                note(format!("state {requested} of {job}"));
+                ApiReply::StateRequested { code: ReturnCode::Completed, reason: None, status: Box::new(replication()) }
+            }
+            ApiRequest::JobCancel { job } => {
+                note(format!("cancel {job}"));
+                ApiReply::Done
+            }
+            ApiRequest::ReplicaDrop { host, .. } => {
+                note(format!("drop at {host}"));
+                ApiReply::Done
+            }
+            ApiRequest::Migrate { request, dry_run, job, policy } => {
+                note(format!("{:?} of {}, dry {dry_run}", request.kind, request.vm));
+                let mut status = replicating(&job.to_string());
+                status.policy = *policy;
+                ApiReply::JobStarted { status: Box::new(status) }
+            }
+            ApiRequest::VmShow { .. } => ApiReply::Vms { vms: vec![] },
+            other => panic!("{other:?} was not expected"),
+        }
+    };
+    (answer, asked)
+}
+
+/// Runs a command; what it printed, and what it asked for that changes something.
+fn ran(arguments: &[&str], code: i32) -> (String, Vec<String>) {
+    let (answer, asked) = coordinator();
+    let mut printed = String::new();
+    with_coordinator(answer, |url| {
+        let ended = sterna(&[&["--server", url], arguments].concat());
+        assert_eq!(ended.status.code(), Some(code), "{}", text(&ended.stderr));
+        printed = text(&ended.stdout);
+    });
+    let asked = asked.lock().expect("nobody panicked").clone();
+    (printed, asked)
+}
+
+#[test]
+fn a_replication_is_begun_and_not_watched() {
+    let (printed, asked) = ran(&["replicate", "add", "web", "--to", "beta", "--idle", "1m", "--job", JOB], 0);
+    assert_eq!(printed.trim(), JOB);
+    assert_eq!(asked, ["Replicate of web, dry false"]);
+}
+
+#[test]
+fn replicas_are_listed_and_shown_for_people_and_for_programs() {
+    let (printed, asked) = ran(&["replicate", "list"], 0);
+    assert!(asked.is_empty());
+    for word in ["web", "alpha → beta", "ACTIVE", "60 s", JOB] {
+        assert!(printed.contains(word), "{word}: {printed}");
+    }
+    let (printed, _) = ran(&["replicate", "show", "web"], 0);
+    assert!(printed.contains("application") && printed.contains("4 KiB"), "{printed}");
+    let (printed, _) = ran(&["replicate", "cycles", "web"], 0);
+    assert!(printed.contains(CYCLE) && printed.contains("running"), "{printed}");
+    let (printed, _) = ran(&["--output", "json", "replicate", "list"], 0);
+    let views: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((&views[0]["state"], &views[0]["age_seconds"]), (&"ACTIVE".into(), &60.into()));
+    ran(&["replicate", "show", "other"], 4);
+}
+
+#[test]
+fn a_pause_stops_the_cycle_too_and_is_ended_by_a_resume() {
+    let (_, asked) = ran(&["replicate", "pause", "web"], 0);
+    assert_eq!(asked, [format!("state 3 of {JOB}"), format!("cancel {CYCLE}")]);
+    let (_, asked) = ran(&["replicate", "resume", "web"], 0);
+    assert_eq!(asked, [format!("state 2 of {JOB}")]);
+}
+
+#[test]
+fn a_replication_is_ended_before_anything_of_it_is_removed() {
+    let (_, asked) = ran(&["replicate", "remove", "web"], 2);
+    assert!(asked.is_empty(), "nobody said yes");
+    let (_, asked) = ran(&["replicate", "remove", "web", "--yes"], 0);
+    assert_eq!(asked, [format!("cancel {JOB}"), "drop at alpha".to_owned(), "drop at beta".to_owned()]);
+}
+
+#[test]
+fn a_clone_is_asked_for() {
+    let (printed, asked) = ran(&["clone", "create", "web", "--detach", "--job", JOB], 0);
+    assert_eq!((printed.trim(), asked), (JOB, vec!["Clone of web, dry false".to_owned()]));
+}

@@ -1,0 +1,155 @@
+//! A replication that goes on by itself: cycle after cycle, paused, resumed, over restarts of all that takes part and beside a
+//! move of the VM; and clones that are ended in the middle of their making.
+
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use serde_json::Value;
+use sterna_tests::fleet::{Fleet, WitnessWish};
+use sterna_tests::moves::{begins, ended};
+use sterna_tests::replicas::{cycle, records, replica, snapshots};
+use sterna_tests::scenario::{Watched, eventually, migrate, on_fleet, on_fleet_of};
+
+const WAIT: Duration = Duration::from_secs(120);
+
+fn wish() -> WitnessWish {
+    WitnessWish {
+        lockstep: true,
+        disks: vec![("root", "fast", "qcow2", 64), ("data", "bulk", "qcow2", 64)],
+        ..WitnessWish::small("web")
+    }
+}
+
+#[tokio::test]
+async fn cycles_follow_each_other_until_they_are_paused_and_whatever_falls_out() {
+    on_fleet_of(&["alpha", "bravo", "charlie"], schedule).await;
+}
+
+async fn schedule(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let mut web = Watched::start(fleet, "alpha", &wish()).await?;
+    fleet.sterna(&["replicate", "add", "web", "--to", "bravo", "--idle", "1s", "--keep", "last=3", "--detach"]).await?;
+    let newest = newer_than(fleet, 2).await?;
+    let second = fleet.try_sterna(&["replicate", "add", "web", "--to", "bravo"]).await?;
+    ensure!(second.status.code() != Some(0), "one replication of a VM is enough");
+
+    fleet.sterna(&["replicate", "pause", "web"]).await?;
+    let paused = eventually("it is paused", WAIT, async || {
+        let view = view(fleet).await?;
+        let free = fleet.sterna(&["vm", "show", "web"]).await?["report"]["job"].is_null();
+        Ok((view["state"] == "PAUSED" && free).then_some(view))
+    })
+    .await?;
+    let at_pause = snapshots(&paused["replica"]);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(snapshots(&view(fleet).await?["replica"]) == at_pause, "no cycle begins while it is paused");
+    fleet.sterna(&["replicate", "resume", "web"]).await?;
+    let newest = newer_than(fleet, newest.max(at_pause.last().copied().unwrap_or(0))).await?;
+
+    // All that takes part falls out, one after the other.
+    fleet.kill_coordinator()?;
+    fleet.start_coordinator().await?;
+    let newest = newer_than(fleet, newest).await?;
+    for host in ["alpha", "bravo"] {
+        fleet.kill_agent(host)?;
+        fleet.start_agent(host).await?;
+    }
+    let newest = newer_than(fleet, newest).await?;
+    web.prove().await?;
+
+    // The VM moves, and is replicated from where it is.
+    migrate(fleet, &["web", "--to", "charlie"]).await?;
+    web.prove().await?;
+    let before = web.acknowledged();
+    newer_than(fleet, newest + 1).await?;
+    let view = view(fleet).await?;
+    ensure!(view["source"] == "charlie", "it comes from where the VM is: {view:#}");
+    let newest = snapshots(&view["replica"]).last().copied().context("a snapshot")?;
+    fleet.sterna(&["replicate", "pause", "web"]).await?;
+    let held = records(fleet, "bravo", &view["replica"], newest, &wish())?;
+    for (disk, before) in held.iter().zip(before) {
+        ensure!(disk.mismatches == 0 && disk.acknowledged >= before, "{before}: {held:?}");
+    }
+    fleet.sterna(&["replicate", "remove", "web", "--yes"]).await?;
+    eventually("the replica is gone", WAIT, async || Ok(replica(fleet, "web").await?.is_none().then_some(()))).await?;
+    web.prove().await
+}
+
+async fn view(fleet: &Fleet) -> anyhow::Result<Value> {
+    let views = fleet.sterna(&["replicate", "list"]).await?;
+    views.as_array().and_then(|views| views.first()).cloned().context("there is a replication")
+}
+
+/// Waits for a snapshot with a higher number, and gives its number back.
+async fn newer_than(fleet: &Fleet, number: u64) -> anyhow::Result<u64> {
+    eventually(&format!("a snapshot after {number}"), WAIT, async || {
+        // A coordinator that has just started does not answer yet.
+        let Ok(view) = view(fleet).await else { return Ok(None) };
+        Ok(snapshots(&view["replica"]).last().copied().filter(|newest| *newest > number))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_clone_that_is_ended_leaves_nothing_and_the_replica_as_it_was() {
+    on_fleet(ended_clones).await;
+}
+
+async fn ended_clones(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let mut web = Watched::start(fleet, "alpha", &wish()).await?;
+    let before = web.acknowledged();
+    cycle(fleet, "web", "bravo", &[]).await?;
+    let untouched = replica(fleet, "web").await?.context("there is a replica")?;
+    for fault in ["cancel", "kill"] {
+        for moment in ["clone_disks", "instantiate"] {
+            let at = format!("{fault} in {moment}");
+            let arguments = ["clone", "create", "web", "--name", "copy", "--full", "--start", "--detach"];
+            let job = fleet.sterna(&arguments).await?;
+            let job = job["job"].as_str().context("an id")?.to_owned();
+            begins(fleet, "bravo", &job, moment).await?;
+            match fault {
+                "cancel" => drop(fleet.try_sterna(&["clone", "cancel", &job]).await?),
+                _ => {
+                    fleet.kill_agent("bravo")?;
+                    fleet.start_agent("bravo").await?;
+                }
+            }
+            let over = ended(fleet, &job, WAIT).await.with_context(|| at.clone())?;
+            eprintln!("{at}: {}", over["state"]);
+            if over["state"] == "completed" {
+                fleet.sterna(&["vm", "stop", "copy", "--force"]).await?;
+                fleet.sterna(&["vm", "delete", "copy", "--delete-disks", "--yes"]).await?;
+            }
+            eventually(&format!("{at}: nothing of the clone is left"), WAIT, async || {
+                let vms = fleet.sterna(&["vm", "list"]).await?;
+                let listed =
+                    vms.as_array().is_some_and(|vms| vms.iter().any(|vm| vm["report"]["spec"]["name"] == "copy"));
+                let files = ["fast", "bulk"].into_iter().map(|pool| anyhow::Ok(fleet.agent("bravo")?.files(pool)));
+                let files = files.collect::<Result<Vec<_>, _>>()?.concat();
+                let others = files.iter().any(|file| !file.display().to_string().contains(".layer-"));
+                Ok((!listed && !others).then_some(()))
+            })
+            .await?;
+            ensure!(replica(fleet, "web").await?.as_ref() == Some(&untouched), "{at}: the replica is as it was");
+        }
+    }
+    // A clone stands on a snapshot that the retention would have given up.
+    fleet.sterna(&["clone", "create", "web", "--name", "copy"]).await?;
+    for _ in 0..3 {
+        cycle(fleet, "web", "bravo", &["--keep", "last=1"]).await?;
+    }
+    let pinned = replica(fleet, "web").await?.context("there is a replica")?;
+    ensure!(snapshots(&pinned).contains(&1), "what a clone stands on stays: {pinned:#}");
+    let held = records(fleet, "bravo", &pinned, 1, &wish())?;
+    ensure!(
+        held.iter().zip(&before).all(|(disk, before)| disk.mismatches == 0 && disk.acknowledged >= *before),
+        "{held:?}"
+    );
+    let refused = fleet.try_sterna(&["replicate", "remove", "web", "--yes"]).await?;
+    ensure!(refused.status.code() != Some(0), "a clone stands on it");
+    fleet.sterna(&["vm", "delete", "copy", "--delete-disks", "--yes"]).await?;
+    fleet.sterna(&["replicate", "remove", "web", "--yes"]).await?;
+    eventually("the replica is gone", WAIT, async || Ok(replica(fleet, "web").await?.is_none().then_some(()))).await?;
+    web.prove().await
+}
