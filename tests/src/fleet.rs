@@ -493,6 +493,10 @@ pub struct WitnessWish {
     pub disks: Vec<(&'static str, &'static str, &'static str, u64)>,
     /// Whether no disk is ever more than one record ahead of another.
     pub lockstep: bool,
+    /// Whether it is said to run a guest agent.
+    pub guest_agent: bool,
+    /// How long that takes to freeze the guest, in milliseconds; nothing where it does not answer at all.
+    pub freeze_ms: Option<u64>,
     /// Likewise: disks full of random bytes, which the witness leaves alone.
     pub ballast: Vec<(&'static str, &'static str, &'static str, u64)>,
 }
@@ -509,6 +513,8 @@ impl WitnessWish {
             records: 50,
             disks: vec![("root", "fast", "raw", 64), ("data", "bulk", "qcow2", 64)],
             lockstep: false,
+            guest_agent: false,
+            freeze_ms: Some(0),
             ballast: Vec::new(),
         }
     }
@@ -519,14 +525,15 @@ impl WitnessWish {
         let file = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let [.., c, d] = address.octets();
         let mut text = format!(
-            "name = \"{name}\"\nid = \"{id}\"\nmemory = \"{memory} MiB\"\nvcpus = {vcpus}\n\n[kernel]\n\
+            "name = \"{name}\"\nid = \"{id}\"\nmemory = \"{memory} MiB\"\nvcpus = {vcpus}\nguest_agent = {guest_agent}\n\n[kernel]\n\
              image = \"{kernel}\"\ninitrd = \"{initrd}\"\nappend = \"console=ttyS0 quiet panic=-1 witness.seed=7 \
              witness.memory={fill} witness.rewrite={rewrite} witness.disks={disks} witness.records={records} \
-             witness.lockstep={lockstep} witness.ip={address}/24\"\n\n[[nic]]\nmac = \"52:54:00:00:{c:02x}:{d:02x}\"\nbridge = \"br0\"\n",
+             witness.lockstep={lockstep} witness.agent={agent} witness.freeze={freeze} witness.ip={address}/24\"\n\n[[nic]]\nmac = \"52:54:00:00:{c:02x}:{d:02x}\"\nbridge = \"br0\"\n",
             name = self.name,
             id = uuid::Uuid::new_v4(),
             memory = self.memory_mib,
             vcpus = self.vcpus,
+            guest_agent = self.guest_agent,
             kernel = file(&image.kernel),
             initrd = file(&image.initrd),
             fill = self.fill_mib,
@@ -534,6 +541,8 @@ impl WitnessWish {
             disks = self.disks.len(),
             records = self.records,
             lockstep = u8::from(self.lockstep),
+            agent = u8::from(self.guest_agent && self.freeze_ms.is_some()),
+            freeze = self.freeze_ms.unwrap_or(0),
         );
         for (name, pool, format, size) in self.disks.iter().chain(&self.ballast) {
             text += &format!(

@@ -22,6 +22,7 @@ use sterna_shared::time::Timestamp;
 use sterna_shared::vm::{DiskFormat, DiskSpec};
 use tokio::sync::{mpsc, watch};
 
+use super::rest::Rest;
 use crate::clock;
 use crate::disk::copy::Block;
 use crate::disk::copy::changes::send_changes;
@@ -87,15 +88,14 @@ impl FrozenDisks {
         let socket = host.runtime(plan.vm.id).map_err(MoveError::Runtime)?.nbd_socket();
         let _ = std::fs::remove_file(&socket);
         machine.nbd_server_start(&socket).await?;
-        let disks = frozen_disks(&machine, context).await;
-        let taken = match &disks {
-            Ok(disks) => take_of_guest(&machine, disks, plan.job, latest).await,
-            Err(_) => Ok(None),
+        let taken = match frozen_disks(&machine, context).await {
+            Ok(disks) => take_of_guest(&machine, context, &disks, latest).await,
+            Err(error) => Err(error),
         };
         // QEMU has them open, and nobody else needs them: nothing of them is left, whoever falls out.
         remove_scratch(context);
-        let (_, changes) = (disks?, taken?);
-        let (context, taken_at, consistency) = (Arc::clone(context), clock::now(), Consistency::Crash);
+        let Taken { changes, taken_at, consistency } = taken?;
+        let context = Arc::clone(context);
         Ok(Self { context, machine, daemon: None, socket, changes, part, taken_at, consistency, volume })
     }
 
@@ -316,13 +316,21 @@ pub fn remove_scratch(context: &Context) {
     }
 }
 
-/// Takes the point in time of a running guest; the bitmap that says what has changed, where there is one on every disk.
+/// A point in time of a running guest.
+struct Taken {
+    /// The bitmap that says what has changed, where there is one on every disk.
+    changes: Option<String>,
+    taken_at: Timestamp,
+    consistency: Consistency,
+}
+
+/// Takes the point in time of a running guest. The guest is at rest for no longer than the one command takes that makes it.
 async fn take_of_guest(
     machine: &Machine,
+    context: &Context,
     disks: &[FrozenDisk],
-    job: JobId,
     latest: Option<JobId>,
-) -> Result<Option<String>, MoveError> {
+) -> Result<Taken, MoveError> {
     let nodes = machine.nodes().await?;
     let mut older = Vec::new();
     for disk in disks {
@@ -342,7 +350,14 @@ async fn take_of_guest(
             since && sound().any(|bitmap| bitmap.recording)
         })
     });
-    machine.take_point_in_time(disks, &bitmap_of(job), GRANULARITY, &older).await?;
+    machine.prepare_point_in_time(disks, &bitmap_of(context.plan.job), GRANULARITY).await?;
+    let rest = Rest::begin(context).await?;
+    let taken = machine.take_point_in_time(disks).await;
+    let taken_at = clock::now();
+    // Whatever came of it.
+    let consistency = rest.end(context).await;
+    taken?;
+    machine.serve_point_in_time(disks, &older).await?;
     for disk in disks {
         let here =
             of_cycles(&nodes, &disk.node).filter(|bitmap| !bitmap.inconsistent).map(|bitmap| bitmap.name.clone());
@@ -357,5 +372,5 @@ async fn take_of_guest(
             }
         }
     }
-    Ok(changes)
+    Ok(Taken { changes, taken_at, consistency })
 }

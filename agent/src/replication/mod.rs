@@ -3,13 +3,14 @@
 //! ```text
 //!   source ═ conversation ═ target            the steps of a cycle at either host
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
-//!                                 ├─ clone    a VM of its own, of a snapshot
+//!          └─ rest                ├─ clone    its file systems frozen for that · a VM of its own, of a snapshot
 //!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
 pub mod clone;
 pub mod frozen;
 pub mod layers;
+pub mod rest;
 pub mod source;
 pub mod target;
 pub mod verify;

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::frozen::{FrozenDisks, clear, remove_scratch};
+use super::rest;
 use crate::link::Session;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
@@ -91,6 +92,8 @@ impl CycleSource {
 
     /// After a restart of the agent: the next cycle does better.
     pub async fn recover(mut self) -> Outcome {
+        // Before anything else: it may stand still.
+        rest::end_left_over(&self.context).await;
         // The target still knows the session of the agent that was.
         let reached = tokio::time::timeout(ADMISSION_WAIT, self.connect()).await;
         if !matches!(reached, Ok(Ok(()))) {

@@ -21,12 +21,12 @@ use crate::packages;
 const KERNEL: &str = "linux-image-cloud-amd64";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Drivers of the devices that a guest may be given. What the kernel has built in or does not know is left out.
-const MODULES: [&str; 8] =
-    ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci", "virtio_net", "failover"];
+const MODULES: [&str; 9] =
+    ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci", "virtio_net", "failover", "virtio_console"];
 /// Without these no test can run.
-const MODULES_NEEDED: [&str; 3] = ["virtio_pci", "virtio_blk", "virtio_net"];
+const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console"];
 /// Goes up when the initramfs is put together in another way.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// The folder with `vmlinuz` and `initrd`, made where it is missing or older than the witness.
 pub(crate) fn ensure() -> anyhow::Result<PathBuf> {

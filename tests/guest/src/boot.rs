@@ -29,6 +29,10 @@ pub(crate) enum BootError {
     Read(PathBuf, #[source] io::Error),
     #[error("{found} of {wanted} disks appeared within {DEVICE_WAIT:?}: give QEMU as many as witness.disks says")]
     Disks { wanted: usize, found: usize },
+    #[error(
+        "no virtio-serial port {0} appeared within {DEVICE_WAIT:?}: say guest_agent = true, or leave witness.agent out"
+    )]
+    NoPort(&'static str),
     #[error("no {DEVICE} appeared within {DEVICE_WAIT:?}: give QEMU a virtio-net device, or leave witness.ip out")]
     NoNetwork,
     #[error("cannot {step}")]
@@ -79,6 +83,16 @@ fn disks_of_kind(prefix: &str) -> Vec<PathBuf> {
     names.retain(|name| name.starts_with(prefix) && Path::new("/dev").join(name).exists());
     names.sort_by_key(|name| (name.len(), name.clone()));
     names.into_iter().map(|name| Path::new("/dev").join(name)).collect()
+}
+
+/// Looks for something until it is there, for as long as a device may take to appear.
+pub(crate) fn find<T>(look: impl Fn() -> Option<T>) -> Option<T> {
+    let mut found = None;
+    wait_until(|| {
+        found = look();
+        found.is_some()
+    });
+    found
 }
 
 /// Gives `eth0` its address and brings it up.

@@ -15,6 +15,8 @@ pub(crate) struct Config {
     pub(crate) records: u64,
     pub(crate) continues: bool,
     pub(crate) lockstep: bool,
+    pub(crate) agent: bool,
+    pub(crate) freeze_ms: u64,
     pub(crate) network: Option<Network>,
     pub(crate) port: u16,
 }
@@ -48,6 +50,8 @@ impl Config {
             records: 20,
             continues: false,
             lockstep: false,
+            agent: false,
+            freeze_ms: 0,
             network: None,
             port: DEFAULT_PORT,
         };
@@ -62,6 +66,8 @@ impl Config {
                 "records" => config.records = parse(name, value, "records per second")?,
                 "continue" => config.continues = parse::<u8>(name, value, "0 or 1")? != 0,
                 "lockstep" => config.lockstep = parse::<u8>(name, value, "0 or 1")? != 0,
+                "agent" => config.agent = parse::<u8>(name, value, "0 or 1")? != 0,
+                "freeze" => config.freeze_ms = parse(name, value, "milliseconds")?,
                 "port" => config.port = parse(name, value, "a port")?,
                 "gateway" => gateway = Some(parse(name, value, "an address such as 10.0.0.1")?),
                 "ip" => {

@@ -36,6 +36,10 @@ pub(crate) enum Request {
     Rate(u64, SyncSender<()>),
     /// Stop or go on writing.
     Pause(bool, SyncSender<()>),
+    /// Stop writing, once the record of this number is written where one is named: the last that is.
+    Freeze(Option<u64>, SyncSender<u64>),
+    /// Go on after that.
+    Thaw,
 }
 
 /// How far records are expected.
@@ -131,10 +135,10 @@ impl Disk {
     }
 
     fn run(&mut self, mut rate: u64, requests: &Receiver<Request>, hub: &Hub, pace: &Pace) {
-        let mut paused = false;
+        let (mut paused, mut frozen) = (false, false);
         let mut due = Instant::now();
         loop {
-            let idle = paused || rate == 0;
+            let idle = paused || frozen || rate == 0;
             let request = if idle {
                 requests.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
@@ -155,19 +159,20 @@ impl Disk {
                     paused = pause;
                     let _ = answer.send(());
                 }
+                Ok(Request::Freeze(up_to, answer)) => {
+                    frozen = true;
+                    // Where a record cannot be written the answer tells.
+                    while up_to.is_some_and(|number| self.acknowledged < number)
+                        && self.write_and_tell(rate, hub, pace).is_ok()
+                    {}
+                    let _ = answer.send(self.acknowledged);
+                }
+                Ok(Request::Thaw) => frozen = false,
                 Err(RecvTimeoutError::Timeout) if pace.holds_back(self.acknowledged) => due = Instant::now() + PACE,
                 Err(RecvTimeoutError::Timeout) => {
-                    let wait = match self.write_next() {
-                        Ok(()) => {
-                            pace.acknowledged(self.index, self.acknowledged);
-                            hub.tell(Event::Acknowledged { disk: self.index, number: self.acknowledged, rate });
-                            Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX)
-                        }
-                        Err(error) => {
-                            let reason = format!("record {}: {error}", self.acknowledged + 1);
-                            hub.tell(Event::DiskError { disk: self.index, reason });
-                            RETRY
-                        }
+                    let wait = match self.write_and_tell(rate, hub, pace) {
+                        Ok(()) => Duration::from_secs(1) / u32::try_from(rate).unwrap_or(u32::MAX),
+                        Err(_) => RETRY,
                     };
                     // No bursts after a pause: what was not written then is not owed.
                     due = (due + wait).max(Instant::now());
@@ -175,6 +180,21 @@ impl Disk {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
+    }
+
+    fn write_and_tell(&mut self, rate: u64, hub: &Hub, pace: &Pace) -> io::Result<()> {
+        let written = self.write_next();
+        match &written {
+            Ok(()) => {
+                pace.acknowledged(self.index, self.acknowledged);
+                hub.tell(Event::Acknowledged { disk: self.index, number: self.acknowledged, rate });
+            }
+            Err(error) => {
+                let reason = format!("record {}: {error}", self.acknowledged + 1);
+                hub.tell(Event::DiskError { disk: self.index, reason });
+            }
+        }
+        written
     }
 
     fn write_next(&mut self) -> io::Result<()> {

@@ -31,6 +31,8 @@
 //! | `witness.records=N` | 20 | records per second and disk |
 //! | `witness.continue=0\|1` | 0 | go on after the last record found on each disk (a guest started anew from a copy) |
 //! | `witness.lockstep=0\|1` | 0 | write a record only once all disks have the one before: at every instant they are one apart at most |
+//! | `witness.agent=0\|1` | 0 | answer as the guest agent does, on its virtio-serial port: freezing is pausing all writers between two records, in lockstep at the same one |
+//! | `witness.freeze=MS` | 0 | how long it then takes until it says so, as a guest does that has much to write out |
 //! | `witness.ip=A.B.C.D/P` | none | address of `eth0`; without it there is no network, and the console tells everything |
 //! | `witness.gateway=A.B.C.D` | none | default route |
 //! | `witness.port=N` | 7007 | TCP port of the protocol and UDP port of the ticks |
@@ -49,6 +51,7 @@ pub mod pattern;
 pub mod protocol;
 pub mod record;
 
+mod agent;
 mod boot;
 mod config;
 mod disk;
@@ -91,6 +94,9 @@ fn start() -> Result<(), Box<dyn std::error::Error>> {
         .enumerate()
         .map(|(index, path)| disk::spawn(&config, index, &path, hub.clone(), pace.clone()))
         .collect::<Result<Vec<_>, _>>()?;
+    if config.agent {
+        agent::spawn(&config, disks.clone())?;
+    }
     let hello = protocol::Hello {
         version: protocol::VERSION,
         boot_id,

@@ -160,7 +160,7 @@ impl Owners {
 }
 
 /// Sends a request with a channel for its answer, and waits for that.
-fn ask<T>(send: impl FnOnce(SyncSender<T>) -> Result<(), String>) -> Result<T, String> {
+pub(crate) fn ask<T>(send: impl FnOnce(SyncSender<T>) -> Result<(), String>) -> Result<T, String> {
     let (sender, answer) = sync_channel(1);
     send(sender)?;
     gone(answer.recv())

@@ -128,6 +128,8 @@ impl Bench {
     async fn memory(&mut self, report: &mut Report, say: impl Fn(&str)) -> anyhow::Result<()> {
         let guest = WitnessWish {
             lockstep: false,
+            guest_agent: false,
+            freeze_ms: None,
             name: "memory",
             memory_mib: MEMORY_MIB + MEMORY_BESIDES_MIB,
             fill_mib: MEMORY_MIB,
@@ -151,6 +153,8 @@ impl Bench {
     ) -> anyhow::Result<()> {
         let peer = WitnessWish {
             lockstep: false,
+            guest_agent: false,
+            freeze_ms: None,
             name: if busy { "busy" } else { "idle" },
             memory_mib: BLACKOUT_MEMORY_MIB,
             fill_mib: BLACKOUT_FILL_MIB,
@@ -245,6 +249,8 @@ impl Bench {
     async fn disk(&mut self, report: &mut Report, say: impl Fn(&str)) -> anyhow::Result<()> {
         let wish = WitnessWish {
             lockstep: false,
+            guest_agent: false,
+            freeze_ms: None,
             name: "disk",
             memory_mib: BLACKOUT_MEMORY_MIB,
             fill_mib: 0,

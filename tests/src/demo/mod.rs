@@ -54,6 +54,8 @@ impl Demo {
         let mut fleet = Fleet::start(&["alpha", "bravo"]).await?;
         let wish = WitnessWish {
             lockstep: false,
+            guest_agent: false,
+            freeze_ms: None,
             name: VM,
             memory_mib: 512,
             fill_mib: 256,

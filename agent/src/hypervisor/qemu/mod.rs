@@ -6,6 +6,7 @@
 //!   qmp ─▶ Machine  blocks     exports, bitmaps, passes           ─▶ disk, migration
 //!                   migration  capabilities, phases, figures      ─▶ migration, memory
 //!                   measure    what the guest dirties             ─▶ probe
+//!   guest_agent     file systems frozen and thawed            ─▶ replication
 //! ```
 //!
 //! [`Machine`] adds no state to the connection: QEMU is asked, and never remembered, so that an agent that starts anew
@@ -14,6 +15,7 @@
 mod blocks;
 pub mod command_line;
 pub mod extra_arguments;
+pub mod guest_agent;
 mod measure;
 mod migration;
 pub mod probe;

@@ -7,6 +7,8 @@
 //!                         scr-NAME (qcow2, thrown away)          snap-NAME (snapshot-access) reads what was: exported
 //! ```
 //!
+//! Everything but the swap is put up before it or after it: the guest may be held still for it.
+//!
 //! A bitmap that records from just before on is what the next point in time will be read by. It is named after the job, and
 //! overlaps the point in time by a few extents, which are then read twice: so it need not be made at the same instant.
 //!
@@ -53,17 +55,15 @@ fn scratch_node(disk: &DiskName) -> String {
 }
 
 impl Machine {
-    /// Takes a point in time of all `disks` at once, readable through [`frozen_node`] from here on. Writes after it are recorded
-    /// in the bitmap `records`; the bitmaps `stand_still`, where a disk has them, record nothing any more.
+    /// Puts up what a point in time of all `disks` needs. Writes from here on are recorded in the bitmap `records`.
     ///
     /// # Errors
     /// [`MachineError`]; what was put up goes with [`Machine::forget_point_in_time`].
-    pub async fn take_point_in_time(
+    pub async fn prepare_point_in_time(
         &self,
         disks: &[FrozenDisk],
         records: &str,
         granularity: u32,
-        stand_still: &[String],
     ) -> Result<(), MachineError> {
         for FrozenDisk { spec, scratch, .. } in disks {
             self.blockdev_add(json!({
@@ -94,9 +94,25 @@ impl Machine {
             }))
             .await?;
         }
+        Ok(())
+    }
+
+    /// Takes the point in time that is prepared, of all `disks` at once.
+    ///
+    /// # Errors
+    /// [`MachineError`]; what was put up goes with [`Machine::forget_point_in_time`].
+    pub async fn take_point_in_time(&self, disks: &[FrozenDisk]) -> Result<(), MachineError> {
         let filters: Vec<String> = disks.iter().map(|disk| filter_node(&disk.spec.name)).collect();
         let below: Vec<_> = disks.iter().zip(&filters).map(|(disk, filter)| (&disk.spec, filter.as_str())).collect();
-        self.swap_below(&below).await?;
+        self.swap_below(&below).await
+    }
+
+    /// Has the point in time readable through [`frozen_node`]. The bitmaps `stand_still`, where a disk has them, record nothing any
+    /// more.
+    ///
+    /// # Errors
+    /// [`MachineError`]; what was put up goes with [`Machine::forget_point_in_time`].
+    pub async fn serve_point_in_time(&self, disks: &[FrozenDisk], stand_still: &[String]) -> Result<(), MachineError> {
         let nodes = self.nodes().await?;
         let mut still = Vec::new();
         for disk in disks {
