@@ -56,7 +56,8 @@ pub fn records(
         let files = layers[..=last].iter().map(file).collect::<Result<Vec<_>, _>>()?;
         let raw = fleet.folder().join("snapshot.raw");
         let image = format!("json:{}", chain(&files));
-        let read = Command::new("qemu-img").args(["convert", "-U", "-O", "raw", &image]).arg(&raw).output()?;
+        let read =
+            Command::new("qemu-img").args(["convert", "-U", "-f", "qcow2", "-O", "raw", &image]).arg(&raw).output()?;
         ensure!(read.status.success(), "qemu-img: {}", String::from_utf8_lossy(&read.stderr));
         found.push(surveyed(&raw, index, mib << 20)?);
         std::fs::remove_file(raw)?;

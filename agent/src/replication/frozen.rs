@@ -72,7 +72,7 @@ impl FrozenDisks {
     /// has something of a later one too.
     ///
     /// # Errors
-    /// It cannot be taken; what was put up goes with [`put_away`].
+    /// It cannot be taken; what was put up goes with [`clear`].
     pub async fn take(context: &Arc<Context>, latest: Option<JobId>, part: bool) -> Result<Self, MoveError> {
         let (host, plan) = (&context.host, &context.plan);
         let volume = watch::Sender::new(Volume::default());

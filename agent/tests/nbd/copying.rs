@@ -367,7 +367,8 @@ async fn changes_alone_are_read_sent_and_proven() {
     let mut extents = ExtentSet::new();
     for (number, (offset, length)) in (1..).zip(changes) {
         // The second becomes zeroes where there was something.
-        let content = if number == 2 { vec![0; length as usize] } else { random(length as usize, number) };
+        let bytes = usize::try_from(length).expect("small");
+        let content = if number == 2 { vec![0; bytes] } else { random(bytes, number) };
         file.write_all_at(&content, offset).expect("written");
         extents.insert(Extent::new(offset, length).expect("not empty"));
     }

@@ -25,7 +25,11 @@ fn write(layers: &[PathBuf], commands: &[&str]) {
 fn read(layers: &[PathBuf], directory: &Path) -> Vec<u8> {
     let raw = directory.join("read.raw");
     let image = format!("json:{}", chain(layers));
-    let done = Command::new("qemu-img").args(["convert", "-O", "raw", &image]).arg(&raw).output().expect("it runs");
+    let done = Command::new("qemu-img")
+        .args(["convert", "-f", "qcow2", "-O", "raw", &image])
+        .arg(&raw)
+        .output()
+        .expect("it runs");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     std::fs::read(raw).expect("what was read")
 }

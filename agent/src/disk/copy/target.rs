@@ -83,6 +83,8 @@ pub struct Writer {
     unflushed: bool,
     /// Where the image lies in the host's page cache; none where it is written past it.
     page_cache: Option<PageCache>,
+    /// Whether it shows what another image holds where nothing was written to it.
+    stands_on_another: bool,
     statistics: WriteStatistics,
 }
 
@@ -121,6 +123,7 @@ impl Writer {
             broken: false,
             unflushed: false,
             page_cache: None,
+            stands_on_another: false,
             statistics: WriteStatistics::default(),
         })
     }
@@ -134,10 +137,10 @@ impl Writer {
         Ok(Self { received, ..writer })
     }
 
-    /// The same writer, of an image of which that much is known already.
+    /// The same writer, of an image that stands on another, of whose content that much is known.
     #[must_use]
     pub fn knowing(self, table: DigestTable) -> Self {
-        if table.size() == self.table.size() { Self { table, ..self } } else { self }
+        if table.size() == self.table.size() { Self { table, stands_on_another: true, ..self } } else { self }
     }
 
     /// The same writer, of an image that is written through the host's page cache: it is kept from filling it.
@@ -256,7 +259,7 @@ impl Writer {
     }
 
     /// What the chunks from `first` on hold, at most [`HELD_CHUNKS_MAX`] of them, read back where an earlier writer had
-    /// received some of them. The others are zeroes where block status says so, or as they were known, and else unknown.
+    /// received all of them, or some where the image stands on another. The others are zeroes where block status says so, or as they were known, and else unknown.
     ///
     /// # Errors
     /// As [`Self::apply`].
@@ -267,7 +270,10 @@ impl Writer {
         }
         let range = first..self.table.count().min(first.saturating_add(HELD_CHUNKS_MAX));
         for index in range.clone() {
-            let received = self.table.extent(index).is_some_and(|chunk| self.received.within(chunk).next().is_some());
+            let received = self.table.extent(index).is_some_and(|chunk| match self.stands_on_another {
+                true => self.received.within(chunk).next().is_some(),
+                false => self.received.contains(chunk),
+            });
             if received && self.table.chunk(index) == Chunk::Unknown {
                 while self.active.len() >= WRITE_WINDOW {
                     self.complete_one().await?;

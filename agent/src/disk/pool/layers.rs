@@ -152,7 +152,7 @@ impl Pool {
         let image = format!("json:{}", chain(&paths));
         let mut command = Command::new("qemu-img");
         // -d: it is deleted in a moment, and need not be emptied.
-        command.args(["commit", "-q", "-d", &image]).stdin(Stdio::null());
+        command.args(["commit", "-q", "-f", "qcow2", "-d", &image]).stdin(Stdio::null());
         let path = paths.last().cloned().unwrap_or_default();
         let failed = |message| PoolError::QemuImg { verb: "commit", path, message };
         program::run(&mut command, COPY_MAX).await.map(drop).map_err(failed)
@@ -165,7 +165,10 @@ impl Pool {
     pub async fn copy_layers(&self, layers: &[PathBuf], image: &Path) -> Result<(), PoolError> {
         let from = format!("json:{}", chain(layers));
         let mut command = Command::new("qemu-img");
-        command.args(["convert", "-q", "-n", "-W", "-O", "qcow2", &from]).arg(image).stdin(Stdio::null());
+        command
+            .args(["convert", "-q", "-n", "-W", "-f", "qcow2", "-O", "qcow2", &from])
+            .arg(image)
+            .stdin(Stdio::null());
         let failed = |message| PoolError::QemuImg { verb: "convert", path: image.to_owned(), message };
         program::run(&mut command, COPY_MAX).await.map(drop).map_err(failed)
     }
