@@ -270,6 +270,12 @@ async fn slow_move(fleet: &Fleet, guest: &Guest, more: &[&str]) -> anyhow::Resul
     fleet.agent("bravo")?.host.shape(Link::Data, SLOW_MEGABITS)?;
     let job = guest.begin_move(fleet, "bravo", &[&["--max-blackout", "60000"], more].concat()).await?;
     begins(fleet, "alpha", &job, "copy_disks").await?;
+    // What the agent has begun the coordinator hears of a moment later.
+    eventually("the job copies disks", WAIT, async || {
+        let shown = fleet.sterna(&["job", "show", &job]).await?;
+        Ok(step(&shown, "copy_disks").is_some_and(|step| step["state"] == "running").then_some(()))
+    })
+    .await?;
     state_becomes(fleet, &job, "running", WAIT).await?;
     Ok(job)
 }

@@ -37,6 +37,12 @@ async fn a_vm_is_taken_back_from_a_host_that_is_gone_and_the_host_is_told_when_i
                 ended(fleet, &job, WAIT).await?;
                 continue;
             }
+            if guest.owners(fleet).await? > 0 {
+                eprintln!("the target has taken it over before the cut; once more");
+                fleet.agent(target)?.host.restore(Link::Data)?;
+                ended(fleet, &job, WAIT).await?;
+                continue;
+            }
             fleet.power_off(target)?;
             let resolved = fleet.try_sterna(&["vm", "resolve", "witness", "--fenced", target, "--yes"]).await?;
             if !resolved.status.success() {

@@ -61,7 +61,10 @@ async fn schedule(fleet: &mut Fleet) -> anyhow::Result<()> {
     // The VM moves, and is replicated from where it is.
     migrate(fleet, &["web", "--to", "charlie"]).await?;
     web.prove().await?;
+    newer_than(fleet, newest).await?;
     let before = web.acknowledged();
+    // The next but one has certainly begun after that.
+    let newest = snapshots(&view(fleet).await?["replica"]).last().copied().context("a snapshot")?;
     newer_than(fleet, newest + 1).await?;
     let view = view(fleet).await?;
     ensure!(view["source"] == "charlie", "it comes from where the VM is: {view:#}");
