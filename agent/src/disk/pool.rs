@@ -203,7 +203,7 @@ pub enum PoolError {
     },
     /// A volume group holds no files.
     #[error(
-        "pool {pool} is a volume group and holds no UEFI variables; give the VM a first disk in a pool that is a directory"
+        "pool {pool} is a volume group and holds no files, which UEFI variables and replication need; move the disk to a pool that is a directory"
     )]
     NoFiles {
         /// The pool.
