@@ -34,13 +34,7 @@ async fn schedule(fleet: &mut Fleet) -> anyhow::Result<()> {
     let second = fleet.try_sterna(&["replicate", "add", "web", "--to", "bravo"]).await?;
     ensure!(second.status.code() != Some(0), "one replication of a VM is enough");
 
-    fleet.sterna(&["replicate", "pause", "web"]).await?;
-    let paused = eventually("it is paused", WAIT, async || {
-        let view = view(fleet).await?;
-        let free = fleet.sterna(&["vm", "show", "web"]).await?["report"]["job"].is_null();
-        Ok((view["state"] == "PAUSED" && free).then_some(view))
-    })
-    .await?;
+    let paused = pause(fleet).await?;
     let at_pause = snapshots(&paused["replica"]);
     tokio::time::sleep(Duration::from_secs(5)).await;
     ensure!(snapshots(&view(fleet).await?["replica"]) == at_pause, "no cycle begins while it is paused");
@@ -66,10 +60,10 @@ async fn schedule(fleet: &mut Fleet) -> anyhow::Result<()> {
     // The next but one has certainly begun after that.
     let newest = snapshots(&view(fleet).await?["replica"]).last().copied().context("a snapshot")?;
     newer_than(fleet, newest + 1).await?;
-    let view = view(fleet).await?;
+    // Layers of a replication that goes on are merged while they are looked at.
+    let view = pause(fleet).await?;
     ensure!(view["source"] == "charlie", "it comes from where the VM is: {view:#}");
     let newest = snapshots(&view["replica"]).last().copied().context("a snapshot")?;
-    fleet.sterna(&["replicate", "pause", "web"]).await?;
     let held = records(fleet, "bravo", &view["replica"], newest, &wish())?;
     for (disk, before) in held.iter().zip(before) {
         ensure!(disk.mismatches == 0 && disk.acknowledged >= before, "{before}: {held:?}");
@@ -77,6 +71,17 @@ async fn schedule(fleet: &mut Fleet) -> anyhow::Result<()> {
     fleet.sterna(&["replicate", "remove", "web", "--yes"]).await?;
     eventually("the replica is gone", WAIT, async || Ok(replica(fleet, "web").await?.is_none().then_some(()))).await?;
     web.prove().await
+}
+
+/// Pauses the replication, and gives back how it stands once no cycle runs any more.
+async fn pause(fleet: &Fleet) -> anyhow::Result<Value> {
+    fleet.sterna(&["replicate", "pause", "web"]).await?;
+    eventually("it is paused", WAIT, async || {
+        let free = fleet.sterna(&["vm", "show", "web"]).await?["report"]["job"].is_null();
+        let view = view(fleet).await?;
+        Ok((view["state"] == "PAUSED" && free).then_some(view))
+    })
+    .await
 }
 
 async fn view(fleet: &Fleet) -> anyhow::Result<Value> {

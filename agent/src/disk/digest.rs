@@ -10,6 +10,9 @@
 //! bytes for every MiB of it. A chunk of zeroes has a constant digest, so a hole at one end equals written zeroes at the
 //! other, and costs no hashing. A table takes 33 MiB of memory for each TiB of disk.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::sync::LazyLock;
 
 use super::extent::Extent;
@@ -18,6 +21,9 @@ use super::extent::Extent;
 pub const CHUNK_SIZE: u64 = 1 << 20;
 /// The chunks that one cached digest of digests stands for.
 const GROUP_CHUNKS: usize = 1024;
+
+/// Bytes of a file that are read and digested at a time.
+const FILE_PIECE: usize = 64 << 10;
 
 /// A BLAKE3 digest.
 pub type Digest = [u8; 32];
@@ -242,6 +248,22 @@ impl DigestTable {
         }
         *hasher.finalize().as_bytes()
     }
+}
+
+/// What a range of a raw image holds, read in pieces that stay in the processor's cache until they are digested.
+///
+/// # Errors
+/// It cannot be read, or the image ends before.
+pub(super) fn of_file(image: &File, extent: Extent) -> io::Result<Chunk> {
+    let mut piece = vec![0; FILE_PIECE];
+    let (mut hasher, mut zero) = (blake3::Hasher::new(), true);
+    for part in extent.split(FILE_PIECE as u64) {
+        let read = &mut piece[..usize::try_from(part.length()).unwrap_or(FILE_PIECE)];
+        image.read_exact_at(read, part.offset())?;
+        zero &= is_zero(read);
+        hasher.update(read);
+    }
+    Ok(if zero { Chunk::Zero } else { Chunk::Known(*hasher.finalize().as_bytes()) })
 }
 
 /// Whether all bytes are zero.

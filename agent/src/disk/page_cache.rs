@@ -1,8 +1,10 @@
 //! Images that are written through the host's page cache, and leave it to others.
 //!
 //! A copy that goes through the page cache is read back from there: that is as fast as memory, and no reading competes with
-//! the writing for the medium. But a disk is larger than memory, and what is cached of it is of no use to anybody. So what
-//! was read back is sent on to the medium, in steps, and let go of a step later. That also leaves little to the flush.
+//! the writing for the medium. It is read by this process, from the file: over NBD each byte would be copied twice more, by
+//! two processes that wait for each other. But a disk is larger than memory, and what is cached of it is of no use to
+//! anybody. So what was read back is sent on to the medium, in steps, and let go of a step later. That also leaves little to
+//! the flush.
 
 use std::fs::File;
 use std::num::NonZeroU64;
@@ -33,6 +35,11 @@ impl PageCache {
     pub fn of(image: File) -> Self {
         let (now, before) = (ExtentSet::new(), ExtentSet::new());
         Self { image: Arc::new(image), now, before, step: STEP, telling: None }
+    }
+
+    /// The image itself. It is raw: what a disk holds at some offset, it holds there.
+    pub(super) fn image(&self) -> Arc<File> {
+        Arc::clone(&self.image)
     }
 
     /// Notes that nobody has a use any more for what is cached of a range.

@@ -1,5 +1,6 @@
 //! The copy loop, source half to target half over a channel, between images of both formats.
 
+use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +12,7 @@ use sterna_agent::disk::copy::{Block, Body, CopyError};
 use sterna_agent::disk::digest::{Chunk, DigestTable};
 use sterna_agent::disk::extent::{Extent, ExtentSet};
 use sterna_agent::disk::nbd::{BASE_ALLOCATION, Client, ZeroMode, dirty_bitmap};
+use sterna_agent::disk::page_cache::PageCache;
 use tokio::sync::mpsc;
 
 use crate::harness::{Server, directory, equal, image, patchwork, qemu_img, random};
@@ -53,12 +55,18 @@ async fn pass_beyond(
     tokio::join!(sending, writing).0
 }
 
+fn page_cache(image: &Path) -> PageCache {
+    PageCache::of(File::open(image).expect("the image"))
+}
+
 /// Copies a whole image, proves it by roots and by QEMU, and says what the pass did.
 async fn copy(from: (&Path, &str), to: (&Path, &str)) -> PassStatistics {
     let (from_server, to_server) = (Server::start(from.0, from.1, &["-r"]), Server::start(to.0, to.1, &[]));
     let (reader, target) = (from_server.plain_client().await, to_server.plain_client().await);
     let mut table = DigestTable::new(SIZE);
-    let mut writer = Writer::new(target.clone(), 0, SIZE, Origin::Fresh).expect("sizes agree");
+    let writer = Writer::new(target.clone(), 0, SIZE, Origin::Fresh).expect("sizes agree");
+    // As an agent does it where a raw image is filled.
+    let mut writer = writer.through((to.1 == "raw").then(|| page_cache(to.0)));
     let spans = source::whole_disk(&reader).await.expect("a block status");
     let statistics = pass(&reader, spans, &mut table, &mut writer, |block| block).await;
     writer.verify().await.expect("it reads back");
@@ -203,13 +211,20 @@ async fn a_second_pass_sends_what_the_bitmap_says_and_the_roots_agree_again() {
 
 #[tokio::test]
 async fn one_flipped_bit_is_found_on_the_way_and_on_the_medium() {
+    for through in [false, true] {
+        one_flipped_bit_is_found(through).await;
+    }
+}
+
+async fn one_flipped_bit_is_found(through: bool) {
     let directory = directory();
     let from = patchwork(&directory, "from", SIZE);
     let to = image(&directory, "to", "raw", SIZE);
     let (server, target_server) = (Server::start(&from, "raw", &["-r"]), Server::start(&to, "raw", &[]));
     let (reader, target) = (server.plain_client().await, target_server.plain_client().await);
     let mut table = DigestTable::new(SIZE);
-    let mut writer = Writer::new(target.clone(), 0, SIZE, Origin::Fresh).expect("sizes agree");
+    let writer = Writer::new(target.clone(), 0, SIZE, Origin::Fresh).expect("sizes agree");
+    let mut writer = writer.through(through.then(|| page_cache(&to)));
     let spans = source::whole_disk(&reader).await.expect("a block status");
     let flip = |mut block: Block| {
         if let (Body::Data(bytes), true) = (&mut block.body, block.offset == 8 * MIB) {

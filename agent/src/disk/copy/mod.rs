@@ -85,6 +85,17 @@ pub enum CopyError {
         #[source]
         source: NbdError,
     },
+    /// An image of this host could not be read back.
+    #[error("disk {disk} could not be read back at {offset}")]
+    ReadImage {
+        /// The disk.
+        disk: u16,
+        /// Where.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// This host's export could not be written.
     #[error("disk {disk} could not be written ({length} bytes at {offset})")]
     Write {

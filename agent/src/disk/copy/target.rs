@@ -9,10 +9,12 @@
 //! the tasks only carry an operation and bring its outcome.
 
 use std::collections::VecDeque;
+use std::fs::File;
+use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::super::digest::{CHUNK_SIZE, Chunk, DigestTable};
+use super::super::digest::{self, CHUNK_SIZE, Chunk, DigestTable};
 use super::super::extent::{Extent, ExtentSet};
 use super::super::nbd::{BASE_ALLOCATION, Client, NbdError, Piece, ZeroMode};
 use super::super::page_cache::PageCache;
@@ -379,11 +381,15 @@ impl Writer {
     fn start_read_back(&mut self, index: usize) {
         let Some(extent) = self.table.extent(index) else { return };
         let (client, disk) = (self.client.clone(), self.disk);
+        let image = self.page_cache.as_ref().map(PageCache::image);
         self.reading += 1;
         self.active.push(extent);
         self.tasks.spawn(async move {
-            let outcome = read_back(&client, disk, extent).await.map(Outcome::ReadBack);
-            Done { extent, reads_back: true, outcome }
+            let chunk = match image {
+                Some(image) => read_back_image(image, disk, extent).await,
+                None => read_back(&client, disk, extent).await,
+            };
+            Done { extent, reads_back: true, outcome: chunk.map(Outcome::ReadBack) }
         });
     }
 
@@ -488,6 +494,13 @@ pub async fn read_back(client: &Client, disk: u16, extent: Extent) -> Result<Chu
     }
     let digest = tokio::task::spawn_blocking(move || digest_of(&pieces));
     digest.await.map_err(|source| CopyError::Task { disk, source })
+}
+
+/// What a chunk of a raw image holds now that is written through the page cache.
+async fn read_back_image(image: Arc<File>, disk: u16, extent: Extent) -> Result<Chunk, CopyError> {
+    let read = tokio::task::spawn_blocking(move || digest::of_file(&image, extent)).await;
+    let read = read.map_err(|source| CopyError::Task { disk, source })?;
+    read.map_err(|source| CopyError::ReadImage { disk, offset: extent.offset(), source })
 }
 
 fn write_error(disk: u16, extent: Extent, source: NbdError) -> CopyError {
