@@ -462,6 +462,7 @@ pub(crate) mod tests {
             hold_seconds: None,
             retention: None,
             clone: None,
+            cutover: None,
             steps: Plan::steps_of(JobKind::Move, MoveMode::Live, false),
         };
         let accepted_at = plan.planned_at;

@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{BridgeName, HostId, JobId, PoolName, VmId, VmName};
+use crate::job::CutoverForecast;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{DiskSpec, VmSpec};
@@ -192,6 +193,40 @@ pub struct CloneOf {
     pub full: bool,
     /// Whether the clone is started.
     pub start: bool,
+}
+
+/// How long the way back is kept after a cutover where nobody says how long, in seconds: a day.
+pub const REVERT_DEFAULT_SECONDS: u32 = 86_400;
+/// The longest that the way back is kept after a cutover, in seconds: 30 days.
+pub const REVERT_MAX_SECONDS: u32 = 30 * 86_400;
+
+/// What an operator wants of a cutover, beside where to and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(default, deny_unknown_fields)]
+pub struct CutoverWish {
+    /// How long the source keeps its images for the way back, in seconds; not at all where it is 0, and
+    /// [`REVERT_DEFAULT_SECONDS`] where it is left out.
+    pub revert_seconds: Option<u32>,
+    /// Whether a guest that does not obey its power button is stopped as by a power cut, in a cold one.
+    pub force: bool,
+}
+
+/// What a cutover begins with at its target, and what it leaves at its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CutoverOf {
+    /// The snapshot of the replica whose content the images are made with.
+    pub snapshot: u32,
+    /// Whether the guest runs when it is planned, is shut down in the course of it where it is cold, and is to run at the target.
+    pub runs: bool,
+    /// Whether it is stopped as by a power cut where it does not obey its power button.
+    pub force: bool,
+    /// How long the source keeps its images for the way back, in seconds.
+    pub revert_seconds: u32,
+    /// What it was expected to take when it began; none where nothing was measured.
+    #[serde(default)]
+    pub forecast: Option<CutoverForecast>,
 }
 
 /// The snapshot of a replica that a disk of a clone stands on: what was never written to it is read from there.

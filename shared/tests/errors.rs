@@ -30,6 +30,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-F016", "pool_full", 9, 50, 3, 1),
     ("STERNA-F017", "suspended", 1, 1, 2, 1),
     ("STERNA-F018", "not_migratable", 9, 57, 2, 1),
+    ("STERNA-F020", "guest_not_shut_down", 3, 52, 2, 1),
     ("STERNA-J001", "killed", 1, 1, 3, 1),
     ("STERNA-J002", "unresolved", 2, 7, 4, 1),
     ("STERNA-J003", "host_silent", 2, 7, 3, 1),

@@ -37,6 +37,9 @@ pub struct Partial {
     pub disks: Vec<PartialDisk>,
     /// Since that job's end; none while it is in hand.
     pub kept: Option<Kept>,
+    /// Of what a cutover has left for the way back: how long it is kept, in seconds, until an operator drops it.
+    #[serde(default)]
+    pub way_back_seconds: Option<u32>,
 }
 
 /// One of the images.
@@ -100,6 +103,7 @@ impl Partial {
         };
         serde_json::json!({
             "vm": self.vm, "name": self.name, "job": self.job, "kept": self.kept,
+            "way_back_seconds": self.way_back_seconds,
             "disks": self.disks.iter().map(disk).collect::<Vec<_>>(),
         })
     }
@@ -160,14 +164,14 @@ impl Journal {
         .await
     }
 
-    /// Notes that the images kept of a job are not wanted any more. Another job's record, and that of a job in hand, are left
-    /// alone.
+    /// Notes that the images kept of a job are not wanted any more. Another job's record, that of a job in hand, and the way back
+    /// of a cutover are left alone.
     ///
     /// # Errors
     /// The journal cannot be written.
     pub async fn give_up_partial(&self, vm: VmId, job: JobId) -> Result<(), JournalError> {
         self.change_partial(vm, job, |partial| {
-            if let Some(kept) = &mut partial.kept {
+            if let Some(kept) = partial.kept.as_mut().filter(|_| partial.way_back_seconds.is_none()) {
                 kept.given_up = true;
             }
         })
@@ -231,7 +235,7 @@ mod tests {
     fn partial() -> Partial {
         let plan = job_record(Role::Target).plan;
         let disks = vec![PartialDisk::new(disk("root", "raw"), &ExtentSet::new())];
-        Partial { vm: plan.vm.id, name: plan.vm.name, job: plan.job, disks, kept: None }
+        Partial { vm: plan.vm.id, name: plan.vm.name, job: plan.job, disks, kept: None, way_back_seconds: None }
     }
 
     fn journal() -> (tempfile::TempDir, Journal) {

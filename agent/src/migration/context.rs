@@ -235,6 +235,12 @@ pub enum MoveError {
         /// How many it proved.
         found: usize,
     },
+    /// The guest did not obey its power button.
+    #[error("the guest did not shut down within {seconds} s after its power button was pressed")]
+    NotShutDown {
+        /// How long it had.
+        seconds: u64,
+    },
     /// What is free here is held for others.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -327,6 +333,10 @@ impl MoveError {
             Self::Relay(_) | Self::MigrationEnded(_) => (F::MemoryCopy, "start the move again"),
             Self::Journal(_) => (F::Journal, "check the disk that holds the agent's state directory"),
             Self::Blackout { .. } => (F::BlackoutExceeded, "allow more with --max-blackout, or move at a quieter time"),
+            Self::NotShutDown { .. } => (
+                F::GuestNotShutDown,
+                "shut it down from inside and cut it over again, or have it stopped with --force, or move it live",
+            ),
             Self::DigestsDiffer { .. } | Self::ProofIncomplete { .. } => {
                 (F::DigestMismatch, "check the target's disk and memory for faults before moving again")
             }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{HostId, JobId};
-use sterna_shared::job::EventBody;
+use sterna_shared::job::{EventBody, MoveMode};
 use sterna_shared::ownership::{Action, Illegal, Input, Message, Ownership, Record};
 use sterna_shared::vm::{Firmware, VmSpec};
 use tokio::sync::watch;
@@ -210,11 +210,18 @@ impl Handover {
     pub async fn start(&mut self) -> Result<(), HandoverError> {
         self.expect_owner()?;
         if let Some(guest) = &self.guest {
-            // A guest that was paused by a person, or by a move that was cut short, is let go on.
-            if guest.machine.run_state().await? == RunState::Paused {
-                return self.resume().await;
+            match guest.machine.run_state().await? {
+                // A guest that was paused by a person, or by a move that was cut short, is let go on.
+                RunState::Paused => return self.resume().await,
+                // One that was shut down for a cutover which came to nothing starts anew.
+                RunState::Shutdown => self.end_in_good_order().await,
+                _ => {
+                    return Err(HandoverError::State {
+                        state: VmState::Running,
+                        remedy: "it has been started already",
+                    });
+                }
             }
-            return Err(HandoverError::State { state: VmState::Running, remedy: "it has been started already" });
         }
         self.want_running(true).await?;
         let guest = self.launch(&self.record.spec, false).await?;
@@ -375,6 +382,11 @@ impl Handover {
                     return Ran::Nothing(format!("its memory was not loaded: {error}"));
                 }
             }
+            // It was shut down for a cutover that the target would not take.
+            Ok(RunState::Shutdown) => {
+                self.end_in_good_order().await;
+                return self.run_anew().await;
+            }
             Ok(_) => {}
             Err(error) => return Ran::Unknown(error.to_string()),
         }
@@ -397,20 +409,38 @@ impl Handover {
         Ok(())
     }
 
-    /// The guest's process is gone. One that came by a move and never ran is lost with its memory, and the source still
-    /// has it; one that may have run starts from its disks, as after a power cut.
+    /// The guest's process is gone, or there was none. One that came by a move and never ran is lost with its memory, and the
+    /// source still has it; one that may have run starts from its disks, as after a power cut; and so does one that was shut down
+    /// to come here.
     async fn run_anew(&mut self) -> Ran {
-        if let Record::Activating { ceded_by: Some(_), .. } = self.record.ownership {
+        let mut first = false;
+        if let Record::Activating { ceded_by: Some(by), .. } = &self.record.ownership {
             // The machine knows whether this is the first try; if it is not, it refuses and the guest starts anew below.
-            let mut probe = self.ownership.clone();
-            if probe.apply(&Input::CannotRun).is_ok() {
+            first = self.ownership.clone().apply(&Input::CannotRun).is_ok();
+            if first && !self.is_cold_cutover(by.job) {
                 return Ran::Nothing("its QEMU has ended".to_owned());
             }
         }
         match self.start_from_disks().await {
             Ok(()) => Ran::Runs,
+            // It has not come so far that a guest could execute: there is none.
+            Err(error) if first && self.guest.is_none() => Ran::Nothing(error.to_string()),
             Err(error) => Ran::Unknown(error.to_string()),
         }
+    }
+
+    /// Whether a job shuts its guest down, which then starts at the target.
+    fn is_cold_cutover(&self, job: JobId) -> bool {
+        let plan = self.host.journal.job(job).ok().flatten().map(|record| record.plan);
+        plan.is_some_and(|plan| plan.mode == MoveMode::Cold && plan.cutover.is_some_and(|of| of.runs))
+    }
+
+    /// Ends a guest that is off: its QEMU flushes its images and writes persistent bitmaps.
+    async fn end_in_good_order(&mut self) {
+        if let Some(machine) = self.machine() {
+            let _ = machine.quit().await;
+        }
+        self.destroy().await;
     }
 
     async fn start_from_disks(&mut self) -> Result<(), HandoverError> {
@@ -453,8 +483,12 @@ impl Handover {
 
     /// The target's guest runs: this host's guest ends, and the images that were copied go.
     async fn release(&mut self) {
-        self.destroy().await;
-        let Some(job) = job_of(&self.record.ownership) else { return };
+        let Some(job) = job_of(&self.record.ownership) else { return self.destroy().await };
+        match self.is_cold_cutover(job) {
+            // Its images are kept, and what QEMU has not written of them would be amiss.
+            true => self.end_in_good_order().await,
+            false => self.destroy().await,
+        }
         match self.host.journal.job(job) {
             Ok(Some(record)) if record.role == Role::Source => images::remove_moved(&self.host, &record.plan).await,
             Ok(_) => {}

@@ -13,6 +13,7 @@ use crate::guest::launcher::{self, AttachError, LaunchError, Launched};
 use crate::guest::storage_daemon::{self, Access};
 use crate::host::{Host, PlacementError};
 use crate::journal::JournalError;
+use crate::migration::cutover;
 
 /// QEMU's storage daemon.
 pub const STORAGE_DAEMON: &str = "qemu-storage-daemon";
@@ -203,11 +204,13 @@ pub fn remove_incoming_variables(host: &Host, plan: &Plan) {
     }
 }
 
-/// Removes the source's copies of what a move has carried away, or puts them aside where they are to be kept.
+/// Removes the source's copies of what a move has carried away, or puts them aside where they are to be kept. Those of a cutover
+/// stay where they are, for the way back.
 pub async fn remove_moved(host: &Host, plan: &Plan) {
     let disks: Vec<&DiskSpec> = plan.disks.iter().map(|disk| &disk.source).collect();
     match plan.settings.keep_source_images {
         true => keep(host, plan, &disks),
+        false if cutover::keep_way_back(host, plan).await => {}
         false => drop(remove(host, plan.vm.id, &disks).await),
     }
     if carries_variables(plan) {

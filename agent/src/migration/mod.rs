@@ -15,6 +15,7 @@
 pub mod context;
 pub mod convergence;
 pub mod conversation;
+pub mod cutover;
 pub mod dial;
 pub mod disks;
 pub mod gate;

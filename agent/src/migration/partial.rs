@@ -32,9 +32,15 @@ pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
     use FailureCode as F;
     match cause {
         None
-        | Some(F::Suspended | F::LinkLost | F::AgentRestarted | F::MemoryCopy | F::BlackoutExceeded | F::Hypervisor) => {
-            true
-        }
+        | Some(
+            F::GuestNotShutDown
+            | F::Suspended
+            | F::LinkLost
+            | F::AgentRestarted
+            | F::MemoryCopy
+            | F::BlackoutExceeded
+            | F::Hypervisor,
+        ) => true,
         // Nobody wants it, or the room is needed, or the target's disk or its journal is at fault, or one end does not do as it
         // should.
         Some(
@@ -53,6 +59,14 @@ pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
     }
 }
 
+/// Whether what was received of a move that ended this way may still be used on: the target's disk or its journal was not at
+/// fault, and there is room.
+#[must_use]
+pub fn is_sound(cause: Option<FailureCode>) -> bool {
+    use FailureCode as F;
+    !matches!(cause, Some(F::DiskWrite | F::PoolFull | F::DigestMismatch | F::Journal))
+}
+
 /// Makes what the target of a move needs: an image for each disk that comes, and the UEFI variables. An image that an
 /// earlier move has left in the same place is used on: then the answer has, for that disk, what was received of it. On
 /// failure nothing new is left.
@@ -64,7 +78,9 @@ pub async fn prepare(
     plan: &Plan,
     variables: Option<Vec<u8>>,
 ) -> Result<Vec<Option<ExtentSet>>, ImageError> {
-    let mut left = host.journal.partial(plan.vm.id)?.map_or_else(Vec::new, |partial| partial.disks);
+    let found = host.journal.partial(plan.vm.id)?;
+    let way_back_seconds = found.as_ref().and_then(|partial| partial.way_back_seconds);
+    let mut left = found.map_or_else(Vec::new, |partial| partial.disks);
     let mut held = Vec::with_capacity(plan.disks.len());
     for DiskMove { target: disk, .. } in &plan.disks {
         let found = left.iter().position(|left| left.fits(disk));
@@ -89,7 +105,7 @@ pub async fn prepare(
         host.journal.forget_partial(vm).await?; // Of images that are gone now.
         return Ok(held);
     }
-    host.journal.begin_partial(Partial { vm, name, job, disks, kept: None }).await?;
+    host.journal.begin_partial(Partial { vm, name, job, disks, kept: None, way_back_seconds }).await?;
     let made = images::make_incoming(host, plan, &missing, variables).await;
     if made.is_err() && images::remove(host, vm, &used_on.iter().collect::<Vec<_>>()).await {
         host.journal.forget_partial(vm).await?;
@@ -98,15 +114,17 @@ pub async fn prepare(
 }
 
 /// The job is over, and the VM is not this host's. Where the images are `wanted` for another try they stay for it, unless
-/// little is in them, or their pool is none for that ([`Pool::may_keep`]); else they go.
+/// little is in them, or their pool is none for that ([`Pool::may_keep`]); else they go. What a cutover has left for the way back
+/// stays as long as it is `sound`: that somebody cancels a revert does not mean that he wants none.
 ///
 /// # Errors
 /// The journal cannot be written: they stay this job's, and are seen to by the next agent.
-pub async fn settle(host: &Host, plan: &Plan, wanted: bool) -> Result<(), JournalError> {
+pub async fn settle(host: &Host, plan: &Plan, wanted: bool, sound: bool) -> Result<(), JournalError> {
     let Some(partial) = of_job_in_hand(host, plan)? else { return Ok(()) };
     let own = |disk: &DiskMove| host.pool(&disk.target).is_ok_and(Pool::may_keep);
     let received = partial.received_bytes();
     images::remove_incoming_variables(host, plan);
+    let wanted = wanted || (sound && partial.way_back_seconds.is_some());
     if wanted && received >= KEPT_BYTES_MIN && plan.disks.iter().all(own) {
         info!(job = %plan.job, received, "images kept for the next move");
         return host.journal.keep_partial(plan.vm.id, plan.job, clock::now()).await;

@@ -3,6 +3,7 @@
 //! ```text
 //!   prepare ─▶ copy_disks ─▶ copy_memory ─▶ switchover ─▶ prove ─▶ handover ─▶ release      live
 //!   prepare ─▶ copy_disks ───────────────────────────────▶ prove ─▶ handover ─▶ release      cold
+//!   prepare ─▶ copy_disks ─▶ shut_down ───▶ switchover ─▶ prove ─▶ handover ─▶ release      cold cutover of a guest that runs
 //!      └──────────── any failure, any cancel ──────────────┘  │         │
 //!                             ▼                          gate closes    └─ the keeper settles it, for ever
 //!                          unwind
@@ -16,6 +17,7 @@ mod blackout;
 mod copy_memory;
 mod pre_switchover;
 pub mod resume;
+mod shut_down;
 mod unwind;
 
 use std::sync::Arc;
@@ -31,6 +33,7 @@ use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
 use self::blackout::Blackout;
+use self::shut_down::shuts_down;
 use crate::disk::copy::Block;
 use crate::guest::launcher::Launched;
 use crate::hypervisor::qemu::{Machine, MigrationSettings, MigrationStatus, Throttle};
@@ -46,6 +49,8 @@ use crate::migration::tally::Tally;
 
 /// How long the target may take to make its images and start its QEMU.
 const PREPARE_WAIT: Duration = Duration::from_secs(120);
+/// How long that of a cutover may take, which makes the images of its replica.
+const PREPARE_CUTOVER_WAIT: Duration = Duration::from_secs(24 * 3600);
 /// How long the target may take to write what a pass has sent.
 const PASS_WAIT: Duration = Duration::from_secs(600);
 /// How long a job that is given up waits for its target to have undone its part.
@@ -83,6 +88,8 @@ pub struct Source {
     generation: Generation,
     blackout: Blackout,
     writes_held_back: bool,
+    /// The guest may be on its way down.
+    power_button_pressed: bool,
     tally: Tally,
     hypervisor_blackout_ms: Option<u64>,
 }
@@ -107,6 +114,7 @@ impl Source {
             generation: Generation(0),
             blackout,
             writes_held_back: false,
+            power_button_pressed: false,
             tally: Tally::default(),
             hypervisor_blackout_ms: None,
         }
@@ -139,6 +147,11 @@ impl Source {
         matches!(self.context.keeper.record().ownership, Record::Owner { .. })
     }
 
+    /// Whether the guest runs while its disks are copied.
+    fn guest_runs(&self) -> bool {
+        self.plan().mode == MoveMode::Live || shuts_down(self.plan())
+    }
+
     fn plan(&self) -> &Plan {
         &self.context.plan
     }
@@ -164,6 +177,10 @@ impl Source {
             }
             MoveMode::Cold | MoveMode::Storage => {
                 self.copy_disks().await?;
+                if shuts_down(self.plan()) {
+                    self.shut_down().await?;
+                    self.final_sync().await?;
+                }
                 self.prove().await?;
             }
         }
@@ -174,7 +191,7 @@ impl Source {
         let context = Arc::clone(&self.context);
         let step = context.begin(StepKind::Prepare).await?;
         self.connect().await?;
-        let runs = self.plan().mode == MoveMode::Live;
+        let runs = self.guest_runs();
         self.machine = self.context.keeper.machine().await?;
         if runs && self.machine.is_none() {
             return Err(MoveError::Stale { what: "the guest has stopped since the move was planned" });
@@ -194,7 +211,8 @@ impl Source {
             Message::Prepared { held } => Some(held.clone()),
             _ => None,
         };
-        self.held = conversation.ask(&prepare, "prepared", PREPARE_WAIT, held).await?;
+        let wait = if self.context.plan.cutover.is_some() { PREPARE_CUTOVER_WAIT } else { PREPARE_WAIT };
+        self.held = conversation.ask(&prepare, "prepared", wait, held).await?;
         self.context.end(step, StepFigures::default()).await
     }
 
@@ -210,7 +228,7 @@ impl Source {
         }
         let context = Arc::clone(&self.context);
         let step = context.begin(StepKind::CopyDisks).await?;
-        let runs = context.plan.mode == MoveMode::Live;
+        let runs = self.guest_runs();
         let runtime = context.host.runtime(context.plan.vm.id).map_err(MoveError::Runtime)?;
         let (machine, socket) = match &self.machine {
             Some(machine) if runs => (machine.clone(), runtime.nbd_socket()),

@@ -29,6 +29,7 @@ use crate::link::Session;
 use crate::memory::TargetRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
+use crate::migration::cutover;
 use crate::migration::gate::Wish;
 use crate::migration::images;
 use crate::migration::partial;
@@ -175,11 +176,19 @@ impl Target {
             // What makes files or processes is done to its end, or nobody would know what to undo.
             let patient = !matches!(message, Message::PassEnd { .. } | Message::Prove | Message::Held { .. });
             let given_up = conversation.given_up();
+            // A replica may take long to be copied: whoever gives the job up, or is gone, is not waited for.
+            let (told, gone) = (conversation.given_up(), conversation.failure());
+            let nobody_waits = async {
+                tokio::select! {
+                    () = told => {}
+                    _ = gone => {}
+                }
+            };
             let began = Instant::now();
             let obeyed = tokio::select! {
                 biased;
                 () = given_up, if !patient => continue,
-                obeyed = self.obey(message, &mut session) => obeyed,
+                obeyed = self.obey(message, &mut session, nobody_waits) => obeyed,
             };
             debug!(job = %context.plan.job, message = name, us = u64::try_from(began.elapsed().as_micros()).ok(), "obeyed");
             let answer = match obeyed {
@@ -219,14 +228,19 @@ impl Target {
     }
 
     /// Does what the source asks; nothing is answered to what ends the job.
-    async fn obey(&mut self, message: Message, session: &mut Session) -> Result<Option<Message>, MoveError> {
+    async fn obey(
+        &mut self,
+        message: Message,
+        session: &mut Session,
+        nobody_waits: impl Future<Output = ()>,
+    ) -> Result<Option<Message>, MoveError> {
         Ok(Some(match message {
             Message::Open => {
                 let seen = self.context.keeper.record().ownership.seen();
                 Message::Opened { seen }
             }
             Message::Prepare { generation, variables } => {
-                let held = self.prepare(generation, variables, session).await?;
+                let held = self.prepare(generation, variables, session, nobody_waits).await?;
                 Message::Prepared { held }
             }
             Message::Held { disk, first } => {
@@ -264,6 +278,7 @@ impl Target {
         generation: Generation,
         variables: Option<Vec<u8>>,
         session: &mut Session,
+        nobody_waits: impl Future<Output = ()>,
     ) -> Result<Vec<u64>, MoveError> {
         let context = Arc::clone(&self.context);
         let plan = &context.plan;
@@ -273,11 +288,18 @@ impl Target {
         let from = Move { job: plan.job, peer: plan.source.id.clone() };
         let runs = plan.mode == MoveMode::Live;
         // The record first: what is made from here on is known to be this job's, also after a crash.
-        context.keeper.prepare(Input::Prepare { generation, from }, plan.vm_at_target.clone(), runs).await?;
+        // A guest that is shut down for a cutover is started here.
+        let wanted = runs || plan.cutover.is_some_and(|of| of.runs);
+        context.keeper.prepare(Input::Prepare { generation, from }, plan.vm_at_target.clone(), wanted).await?;
         self.prepared = true;
         // After the record, so that of two that come at one time the later sees the earlier.
         context.host.expect_room_for(plan)?;
-        let held = partial::prepare(&context.host, plan, variables).await?;
+        let mut held = partial::prepare(&context.host, plan, variables).await?;
+        tokio::select! {
+            biased;
+            () = nobody_waits, if plan.cutover.is_some() => return Err(MoveError::Ended(Wish::Cancel)),
+            filled = cutover::fill(&context.host, plan, &mut held) => filled?,
+        }
         let held_bytes = held.iter().map(|held| held.as_ref().map_or(0, ExtentSet::total)).collect();
         let socket = if runs {
             let machine = context.keeper.launch_incoming().await?;
@@ -368,7 +390,10 @@ impl Target {
             images::end_daemon(daemon).await;
         }
         let settled = match context.keeper.record().ownership {
-            Record::Absent { .. } if self.prepared => partial::settle(&context.host, &context.plan, wanted).await,
+            Record::Absent { .. } if self.prepared => {
+                let sound = partial::is_sound(self.cause);
+                partial::settle(&context.host, &context.plan, wanted, sound).await
+            }
             Record::Owner { .. } => partial::forget(&context.host, &context.plan).await,
             // Not decided yet: the service sees to what is left once it is.
             _ => Ok(()),

@@ -97,7 +97,7 @@ impl Cloner {
                 Some(base) => base.layer = layer,
                 None => {
                     let files = layers::files_of(host, &replica, origin, layer)?;
-                    pool.copy_layers(&files, &image).await.map_err(ImageError::from)?;
+                    pool.copy_layers(&files, &image, disk.format).await.map_err(ImageError::from)?;
                 }
             }
         }

@@ -38,11 +38,12 @@ impl Service {
 
     /// Removes what is given up, or has been kept for long enough.
     pub(super) async fn tend_kept(&mut self) {
-        let limit = Duration::from_secs(self.host.config.keep_partial_seconds.into());
         let kept = self.kept();
         self.known_since.retain(|key, _| kept.iter().any(|partial| (partial.vm, partial.job) == *key));
         for partial in kept {
             let since = *self.known_since.entry((partial.vm, partial.job)).or_insert_with(Instant::now);
+            let seconds = partial.way_back_seconds.unwrap_or(self.host.config.keep_partial_seconds);
+            let limit = Duration::from_secs(seconds.into());
             let given_up = partial.kept.as_ref().is_none_or(|kept| kept.given_up);
             if given_up || since.elapsed() >= limit {
                 self.drop_kept(&partial, if given_up { "nobody wants them" } else { "their time is up" }).await;
@@ -57,7 +58,9 @@ impl Service {
             let sum = needed.entry(disk.target.pool.clone()).or_default();
             *sum = sum.plus(disk.target.size);
         }
-        let (own, others): (Vec<_>, Vec<_>) = self.kept().into_iter().partition(|partial| partial.vm == plan.vm.id);
+        let (own, mut others): (Vec<_>, Vec<_>) = self.kept().into_iter().partition(|partial| partial.vm == plan.vm.id);
+        // Ways back go last.
+        others.sort_by_key(|partial| partial.way_back_seconds.is_some());
         for (name, bytes) in needed {
             let own = own.iter().map(|own| self.host.allocated(own, Some(&name)));
             let missing = ByteCount(bytes.0.saturating_sub(own.fold(ByteCount(0), ByteCount::plus).0));
@@ -113,7 +116,8 @@ impl Service {
 
     /// Removes what a job that is over here has left: it is cancelled, and nobody wants that any more.
     pub(super) async fn drop_left_by(&self, job: JobId) {
-        if let Some(partial) = self.kept().into_iter().find(|partial| partial.job == job) {
+        let left = |partial: &Partial| partial.job == job && partial.way_back_seconds.is_none();
+        if let Some(partial) = self.kept().into_iter().find(left) {
             self.drop_kept(&partial, "its job was cancelled").await;
         }
     }

@@ -76,7 +76,7 @@ async fn merged_layers_show_what_they_showed_before_zeroes_too() {
 
     // A copy stands on nothing.
     let copy = pool.create(vm, &disk, DiskFormat::Qcow2, SIZE).await.expect("made");
-    pool.copy_layers(&left[..1], &copy).await.expect("copied");
+    pool.copy_layers(&left[..1], &copy, DiskFormat::Qcow2).await.expect("copied");
     pool.check(vm, &disk, DiskFormat::Qcow2, SIZE).await.expect("sound, and names no other file");
     assert_eq!(read(&[copy], elsewhere.path()), shown[3]);
     for number in [1, 2, 4] {

@@ -199,6 +199,7 @@ fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest,
         hold_seconds: None,
         replication: None,
         clone: Some(Box::new(wish)),
+        cutover: None,
     })
 }
 

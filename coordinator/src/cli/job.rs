@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::{JobAnswer, JobChange};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{DiskPlacement, JobKind, MoveMode, RequestedState, ReturnCode};
+use sterna_shared::job::{CutoverForecast, DiskPlacement, JobKind, MoveMode, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::MsvmError;
 
@@ -335,6 +335,7 @@ pub(super) const fn kind_name(kind: JobKind) -> &'static str {
         JobKind::Replicate => "replication",
         JobKind::Clone => "clone",
         JobKind::Verify => "verification",
+        JobKind::Cutover => "cutover",
     }
 }
 
@@ -355,6 +356,15 @@ fn way(job: &JobView) -> String {
     }
 }
 
+/// What a cutover was expected to take.
+fn expected(forecast: &CutoverForecast) -> String {
+    let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
+    let cautious =
+        forecast.duration_cautious_ms.map_or_else(String::new, |ms| format!(" (seldom over {})", seconds(ms)));
+    let (duration, blackout) = (seconds(forecast.duration_ms), forecast.blackout_ms);
+    format!("{duration}{cautious}, blackout {blackout} ms, {} sent", forecast.sent)
+}
+
 /// A job as people read it: head, steps, and whatever went wrong.
 pub(super) fn show(job: &JobView) -> String {
     let mut rows = vec![
@@ -370,6 +380,9 @@ pub(super) fn show(job: &JobView) -> String {
     if let Some(blackout) = job.blackout_ms {
         let hypervisor = job.hypervisor_blackout_ms.map_or_else(String::new, |ms| format!(" (QEMU counts {ms} ms)"));
         rows.push(("blackout", format!("{blackout:.1} ms{hypervisor}")));
+    }
+    if let Some(forecast) = &job.forecast {
+        rows.push(("expected", expected(forecast)));
     }
     let steps = table(
         ["STEP", "STATE", "HOST", "SECONDS", "CONTENT", "SENT", "RATE", "PASSES"],

@@ -198,6 +198,7 @@ impl WishArgs {
             hold_seconds: None,
             replication: None,
             clone: None,
+            cutover: None,
         };
         let mut settings = Settings { request: &mut request, policy, unit: BandwidthUnit::default() };
         // What a bandwidth counts in is to be known before it.

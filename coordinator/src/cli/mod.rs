@@ -15,6 +15,7 @@ mod check;
 mod clone;
 mod clone_body;
 mod console;
+mod cutover;
 mod doctor;
 mod error;
 mod history;
@@ -98,6 +99,9 @@ enum Command {
     /// Make VMs of replicas
     #[command(subcommand)]
     Clone(clone::CloneCommand),
+    /// Move VMs over to the hosts that have their replicas, and back
+    #[command(subcommand)]
+    Cutover(cutover::CutoverCommand),
     /// Jobs: moves in hand, and those that are over
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -153,6 +157,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         | Command::Plan(_)
         | Command::Replicate(_)
         | Command::Clone(_)
+        | Command::Cutover(_)
         | Command::Job(_)
         | Command::Doctor => {}
     }
@@ -169,6 +174,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Plan(args) => plan::run(args, &connect(global).await?, output).await,
             Command::Replicate(command) => replicate::run(command, &connect(global).await?, output).await,
             Command::Clone(command) => clone::run(command, &connect(global).await?, output).await,
+            Command::Cutover(command) => cutover::run(command, &connect(global).await?, output).await,
             Command::Job(command) => job::run(command, &connect(global).await?, output).await,
             Command::Doctor => doctor::run(global, output).await,
             Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),
@@ -179,14 +185,15 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
 /// Whether a command's result is also there as another product has it.
 const fn has_face(command: &Command, format: Format) -> bool {
     use clone::CloneCommand as C;
+    use cutover::CutoverCommand as O;
     use replicate::ReplicateCommand as R;
     match command {
         Command::Job(job::JobCommand::Show { .. } | job::JobCommand::Error { .. }) => {
             matches!(format, Format::Cim | Format::CimXml)
         }
-        Command::Clone(C::List | C::Show { .. }) | Command::Replicate(R::List | R::Show { .. } | R::Cycles { .. }) => {
-            matches!(format, Format::Google)
-        }
+        Command::Clone(C::List | C::Show { .. })
+        | Command::Cutover(O::List | O::Show { .. })
+        | Command::Replicate(R::List | R::Show { .. } | R::Cycles { .. }) => matches!(format, Format::Google),
         _ => false,
     }
 }
@@ -194,7 +201,7 @@ const fn has_face(command: &Command, format: Format) -> bool {
 fn no_face(face: &str, format: Format) -> CliError {
     let (of, such) = match format {
         Format::Google => (
-            "sterna clone list and show, and sterna replicate list, show and cycles: nothing else has it",
+            "sterna clone list and show, sterna cutover list and show, and sterna replicate list, show and cycles: nothing else has it",
             "sterna clone show JOB",
         ),
         _ => ("sterna job show and sterna job error: only a job has it", "sterna job show JOB"),
@@ -262,9 +269,14 @@ mod tests {
             let cli = Cli::try_parse_from([&["sterna", "--output", face], line].concat()).expect("a command");
             has_face(&cli.command, cli.global.output)
         };
-        for line in
-            [&["clone", "show", job][..], &["clone", "list"], &["replicate", "list"], &["replicate", "cycles", "a"]]
-        {
+        for line in [
+            &["clone", "show", job][..],
+            &["clone", "list"],
+            &["cutover", "list"],
+            &["cutover", "show", job],
+            &["replicate", "list"],
+            &["replicate", "cycles", "a"],
+        ] {
             assert!(has(line, "google") && !has(line, "cim"), "{line:?}");
         }
         assert!(has(&["job", "show", job], "cim-xml") && !has(&["job", "show", job], "google"));

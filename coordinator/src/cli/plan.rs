@@ -104,6 +104,7 @@ fn request(args: &MakeArgs) -> Result<MoveRequest, CliError> {
         hold_seconds: args.hold,
         replication: None,
         clone: None,
+        cutover: None,
     })
 }
 

@@ -235,6 +235,7 @@ fn wish(kind: JobKind, vm: &str, host: Option<&HostId>, bandwidth: Option<Bandwi
         hold_seconds: None,
         replication: None,
         clone: None,
+        cutover: None,
     }
 }
 

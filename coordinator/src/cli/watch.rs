@@ -152,6 +152,7 @@ impl Watch {
                     kind if kind.only_looks() => String::new(),
                     JobKind::Replicate => format!("{} was not replicated: ", view.vm.name),
                     JobKind::Clone => format!("{} was not made: ", view.vm.name),
+                    JobKind::Cutover => format!("{} was not cut over: ", view.vm.name),
                     _ => format!("{} was not moved: ", view.vm.name),
                 };
                 let mut error = CliError::new(exit, format!("{head}{}", failure.message));
@@ -237,6 +238,8 @@ fn summary(view: &JobView) -> String {
                     "{name}: {} is prepared for it{took}; the planned VM has the job's id, see `sterna plan list`",
                     view.target
                 )
+            } else if view.kind == JobKind::Cutover {
+                format!("{name}: cut over to {}{took}{blackout}; back with sterna cutover revert {name}", view.target)
             } else if view.source == view.target {
                 format!("{name}: disks moved on {}{took}{blackout}", view.target)
             } else {

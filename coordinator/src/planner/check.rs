@@ -91,7 +91,7 @@ pub(super) fn source_is_online(case: &Case, out: &mut Vec<Refusal>) {
 
 pub(super) fn target_is_given_and_known(case: &Case, out: &mut Vec<Refusal>) {
     match &case.request.target {
-        None if case.request.storage_only => {}
+        None if case.request.storage_only || case.request.kind == JobKind::Cutover => {}
         None => out.push(refusal(
             RefusalCode::NoTarget,
             "no target was given",
@@ -149,6 +149,8 @@ pub(super) fn vm_state_fits_the_mode(case: &Case, out: &mut Vec<Refusal>) {
         (ModeWish::Auto, VmState::Running | VmState::Stopped)
         | (ModeWish::Live, VmState::Running)
         | (ModeWish::Cold, VmState::Stopped) => return,
+        // It is shut down when its turn is there.
+        (ModeWish::Cold, VmState::Running) if case.boots_at_target() => return,
         (ModeWish::Live, VmState::Stopped) => {
             format!("start it (`sterna vm start {name}`), or move it with --mode cold")
         }
@@ -183,7 +185,7 @@ fn memory_suffices(case: &Case, out: &mut Vec<Refusal>) {
     let (free, held) = planned::memory(case, target);
     // A VM that is stopped needs none now. Where memory is held it must not take of it when it is started; and for a planned
     // VM it is held in any case.
-    let needs = case.runs_at_target() || case.stages() || held.0 > 0;
+    let needs = case.runs_at_target() || case.boots_at_target() || case.stages() || held.0 > 0;
     if needs && free < vm.spec.memory {
         let besides = planned::besides(held);
         out.push(refusal(

@@ -202,6 +202,7 @@ impl Making<'_> {
                 full: self.wish.full,
                 start: self.wish.start,
             }),
+            cutover: None,
         })
     }
 }

@@ -169,5 +169,6 @@ pub(crate) fn request() -> MoveRequest {
         hold_seconds: None,
         replication: None,
         clone: None,
+        cutover: None,
     }
 }

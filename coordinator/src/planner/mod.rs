@@ -16,6 +16,7 @@
 
 mod check;
 mod clone;
+mod cutover;
 #[cfg(test)]
 pub(crate) mod example;
 mod placement;
@@ -35,6 +36,7 @@ use sterna_shared::time::Timestamp;
 
 use crate::fleet::{FindError, Fleet, Member};
 
+pub use cutover::target as cutover_target;
 pub use slots::in_hand;
 
 /// Lanes of a session where the request names no number.
@@ -108,6 +110,9 @@ pub fn draft<'a>(
     let case = Case::new(fleet, jobs, request, &seeds);
     let mut refusals = Vec::new();
     for check in if case.replicates() { replicate::CHECKS } else { check::CHECKS } {
+        check(&case, &mut refusals);
+    }
+    for check in if request.kind == JobKind::Cutover { cutover::CHECKS } else { &[] } {
         check(&case, &mut refusals);
     }
     Draft { plan: case.decide(seeds), refusals }
@@ -200,6 +205,11 @@ impl<'a> Case<'a> {
         self.mode() == Some(MoveMode::Live)
     }
 
+    /// Whether the guest is shut down in the course of it, and starts at the target: then memory matters too.
+    fn boots_at_target(&self) -> bool {
+        cutover::shuts_down(self)
+    }
+
     fn lanes_max(&self) -> u8 {
         let of = |member: Option<&Member>| member.map_or(LANES_MAX, |member| member.inventory.limits.lanes_max);
         LANES_MAX.min(of(self.source())).min(of(self.target()))
@@ -229,7 +239,7 @@ impl<'a> Case<'a> {
             attempt: seeds.attempt,
             kind: self.request.kind,
             mode,
-            steps: Plan::steps_of(self.request.kind, mode, !disks.is_empty()),
+            steps: cutover::steps(self, mode, !disks.is_empty()),
             vm: vm.spec.clone(),
             vm_at_target,
             source: host(source),
@@ -249,6 +259,7 @@ impl<'a> Case<'a> {
             hold_seconds: stages.then(|| self.request.hold_seconds.unwrap_or(HOLD_DEFAULT_SECONDS)),
             retention: self.replicates().then(|| self.request.replication.clone().unwrap_or_default().retention),
             clone: None,
+            cutover: cutover::decide(self),
         })
     }
 }

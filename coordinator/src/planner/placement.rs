@@ -2,7 +2,7 @@
 
 use sterna_shared::host::Pool;
 use sterna_shared::id::PoolName;
-use sterna_shared::job::{DiskMove, StorageWish};
+use sterna_shared::job::{DiskMove, JobKind, StorageWish};
 use sterna_shared::vm::{DiskFormat, DiskSpec};
 
 use super::{Case, planned, replicate};
@@ -33,7 +33,8 @@ pub(super) fn placed(case: &Case) -> Vec<Placed> {
 fn place(case: &Case, disk: &DiskSpec, source: &Member, target: &Member) -> Placed {
     // What a clone stands on stays behind: the content of all of it is copied.
     let mut wanted = DiskSpec { base: None, ..disk.clone() };
-    if let Some(kept) = replicate::replica(case).filter(|_| case.replicates()) {
+    if let Some(kept) = replicate::replica(case).filter(|_| case.replicates() || case.request.kind == JobKind::Cutover)
+    {
         wanted.pool =
             kept.disks.iter().find(|kept| kept.name == disk.name).map_or(wanted.pool, |kept| kept.pool.clone());
     }

@@ -1,4 +1,5 @@
 mod clone;
+mod cutover;
 mod planned;
 mod replicate;
 mod verify;

@@ -45,7 +45,7 @@ fn in_use(member: &Member, replica: &Replica, others: &[&JobStatus]) -> Option<R
     let uses = |status: &&&JobStatus| {
         let Plan { kind, vm, target, clone, .. } = &status.plan;
         let of = clone.as_ref().map_or(vm.id, |clone| clone.replica);
-        let changes = matches!(kind, JobKind::Replicate | JobKind::Clone | JobKind::Verify);
+        let changes = matches!(kind, JobKind::Replicate | JobKind::Clone | JobKind::Verify | JobKind::Cutover);
         changes && of == id && target.id == *host
     };
     others.iter().find(uses).map(|status| {
@@ -83,5 +83,6 @@ fn decide(member: &Member, replica: &Replica, request: &MoveRequest, seeds: Seed
         hold_seconds: None,
         retention: None,
         clone: None,
+        cutover: None,
     }
 }

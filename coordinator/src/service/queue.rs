@@ -79,7 +79,12 @@ impl State {
             let others = self.jobs.values().map(|job| &job.status);
             let others = others.filter(|other| other.has_begun() && other.is_in_the_way(now.at));
             match planner::plan(&self.fleet, others, &status.request, seeds) {
-                Ok(plan) => return self.begin(plan, now, out, messages),
+                Ok(mut plan) => {
+                    if let Some(of) = &mut plan.cutover {
+                        of.forecast = self.forecast(&plan.vm, &plan.target.id, plan.mode, now);
+                    }
+                    return self.begin(plan, now, out, messages);
+                }
                 Err(refusals) => self.refused(job, &refusals, now, out, messages),
             }
         }

@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use sterna_shared::bus::{AgentRequest, ApiError, ApiErrorKind};
+use sterna_shared::host::VmReport;
 use sterna_shared::id::{HostId, VmId};
-use sterna_shared::job::{JobKind, JobStatus, Refusal, RefusalCode};
+use sterna_shared::job::{CutoverForecast, JobKind, JobStatus, MoveMode, Refusal, RefusalCode};
 use sterna_shared::replica::{Replica, ReplicaView};
+use sterna_shared::vm::VmSpec;
 
 use super::request::{AGENT_WORK_WAIT_MAX, Outcome, reachable};
 use super::state::{Now, State};
@@ -31,7 +33,9 @@ impl State {
             let replica = member.and_then(|member| member.inventory.replicas.iter().find(|one| one.vm.id == vm));
             let of = |status: &&JobStatus| status.plan.vm.id == vm && status.plan.target.id == host;
             let live = self.replications().filter(of).find(|status| !status.state.is_final());
-            ReplicaView::of(&host, replica, live.or_else(|| self.replications().find(of)), now.at)
+            let view = ReplicaView::of(&host, replica, live.or_else(|| self.replications().find(of)), now.at)?;
+            let is_here = |(member, vm): (&Member, &VmReport)| vm.owned && member.inventory.host == host;
+            Some(if self.fleet.vm(vm).is_some_and(is_here) { view.cut_over() } else { view })
         };
         let mut views: Vec<ReplicaView> = places.into_iter().filter_map(view).collect();
         views.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));
@@ -82,10 +86,20 @@ impl State {
         let online = |host: &HostId| self.fleet.host(host).is_some_and(|member| member.online);
         let vm = status.plan.vm.id;
         let held = |other: &JobStatus| other.job != status.job && other.plan.vm.id == vm && other.holds_vm(now.at);
-        self.fleet.vm(vm).is_some_and(|(member, _)| member.online)
+        // A VM that is where its replica is was cut over, or moved there; its cycles go on when it is elsewhere again.
+        let elsewhere = |member: &Member| status.request.target.as_ref() != Some(&member.inventory.host);
+        self.fleet.vm(vm).is_some_and(|(member, _)| member.online && elsewhere(member))
             && status.request.target.as_ref().is_none_or(online)
             && !self.jobs.values().any(|other| held(&other.status))
             && !status.request.target.as_ref().is_some_and(|host| self.is_verified(vm, host))
+    }
+
+    /// What a cutover of a VM to its replica at a host would take now.
+    pub(super) fn forecast(&self, vm: &VmSpec, host: &HostId, mode: MoveMode, now: Now) -> Option<CutoverForecast> {
+        let member = self.fleet.host(host)?;
+        let replica = member.inventory.replicas.iter().find(|replica| replica.vm.id == vm.id)?;
+        let jobs = self.jobs.values().map(|job| &job.status);
+        CutoverForecast::of(vm, replica, mode == MoveMode::Live, jobs, now.at)
     }
 
     /// Has a host remove what it has of a replication.
@@ -100,7 +114,10 @@ impl State {
         };
         let uses = |status: &JobStatus| match &status.plan.clone {
             Some(clone) => clone.replica == id && status.plan.target.id == *host,
-            None => matches!(status.plan.kind, JobKind::Replicate | JobKind::Verify) && status.plan.vm.id == id,
+            None => {
+                matches!(status.plan.kind, JobKind::Replicate | JobKind::Verify | JobKind::Cutover)
+                    && status.plan.vm.id == id
+            }
         };
         let jobs = self.jobs.values().map(|job| &job.status);
         if let Some(status) = jobs.into_iter().find(|status| !status.state.is_final() && uses(status)) {

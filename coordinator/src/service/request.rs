@@ -258,6 +258,9 @@ impl State {
             let message = format!("{} like that", cannot(&request));
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
         }
+        if request.kind == JobKind::Cutover && request.target.is_none() {
+            request.target = planner::cutover_target(&self.fleet, &request);
+        }
         let jobs = self.jobs.values().map(|job| &job.status).filter(|status| status.is_in_the_way(now.at));
         let Draft { plan, refusals } = planner::draft(&self.fleet, jobs, &request, seeds);
         // What is so now may not be so when the job's time has come; then it is looked at again.
@@ -339,6 +342,7 @@ fn cannot(request: &MoveRequest) -> String {
         JobKind::Replicate => "replicated",
         JobKind::Clone => "cloned",
         JobKind::Verify => "verified",
+        JobKind::Cutover => "cut over",
         JobKind::Move | JobKind::Check | JobKind::DeepCheck | JobKind::Stage => "moved",
     };
     format!("VM {} cannot be {what}", request.vm)

@@ -87,6 +87,7 @@ fn plan(job: JobId) -> Plan {
         hold_seconds: None,
         retention: None,
         clone: None,
+        cutover: None,
         steps: Plan::steps_of(JobKind::Move, MoveMode::Cold, false),
     }
 }

@@ -8,6 +8,7 @@
 //! [`JobState`] has the numbers of `Msvm_MigrationJob`; which event is legal in which state stands in one table there.
 
 mod check;
+mod cutover;
 mod event;
 mod failure;
 mod forecast;
@@ -26,6 +27,7 @@ mod status;
 mod step;
 
 pub use check::{CheckReport, Finding, Severity};
+pub use cutover::CutoverForecast;
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use forecast::{Estimate, Forecast, ForecastInput};

@@ -44,7 +44,7 @@ impl JobStatus {
             JobKind::DeepCheck | JobKind::Verify => (self.plan.vm.disks.iter().map(|disk| disk.size.0).sum(), 0),
             // The guest runs on where it is, and its memory stays with it.
             JobKind::Replicate | JobKind::Clone => (self.plan.disk_bytes().0, 0),
-            JobKind::Move | JobKind::Stage => (self.plan.disk_bytes().0, self.plan.memory_bytes().0),
+            JobKind::Move | JobKind::Cutover | JobKind::Stage => (self.plan.disk_bytes().0, self.plan.memory_bytes().0),
         };
         let whole = float(disk_weight) + float(memory_weight);
         let copied =
@@ -60,7 +60,7 @@ const fn floor_percent(kind: StepKind) -> f64 {
     match kind {
         StepKind::Prepare | StepKind::CloneDisks => 0.0,
         StepKind::CopyDisks | StepKind::CopyMemory => COPY_FROM_PERCENT,
-        StepKind::Switchover => COPY_TO_PERCENT,
+        StepKind::Switchover | StepKind::ShutDown => COPY_TO_PERCENT,
         StepKind::Prove | StepKind::Commit => 97.0,
         StepKind::Handover | StepKind::Instantiate => 98.0,
         StepKind::Release => 99.0,

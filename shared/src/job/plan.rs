@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{JobKind, MoveSettings, StepKind};
 use crate::id::{Generation, HostId, JobId, PlannedVmId, Token};
-use crate::replica::{CloneOf, Retention};
+use crate::replica::{CloneOf, CutoverOf, Retention};
 use crate::time::Timestamp;
 use crate::units::{Bandwidth, ByteCount};
 use crate::vm::{DiskSpec, VmSpec};
@@ -67,6 +67,9 @@ pub struct Plan {
     /// Of a clone: what it is made from. `vm` is then the clone itself, and both hosts are the one that it is made at.
     #[serde(default)]
     pub clone: Option<CloneOf>,
+    /// Of a cutover: what the target begins with, and for how long the way back is kept.
+    #[serde(default)]
+    pub cutover: Option<CutoverOf>,
     /// What will be done, in order.
     pub steps: Vec<StepKind>,
 }
@@ -110,7 +113,7 @@ impl Plan {
     pub fn steps_of(kind: JobKind, mode: MoveMode, copies_disks: bool) -> Vec<StepKind> {
         use StepKind::{
             Check, CloneDisks, Commit, CopyDisks, CopyMemory, Handover, Instantiate, Prepare, Prove, ReadDisks,
-            Release, Switchover,
+            Release, ShutDown, Switchover,
         };
         let all: &[StepKind] = match (kind, mode) {
             (JobKind::Check, _) => &[Check],
@@ -119,9 +122,12 @@ impl Plan {
             (JobKind::Replicate, _) => &[Prepare, CopyDisks, Commit],
             (JobKind::Clone, _) => &[CloneDisks, Instantiate],
             (JobKind::Verify, _) => &[ReadDisks],
-            (JobKind::Move, MoveMode::Live) => &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release],
+            (JobKind::Move | JobKind::Cutover, MoveMode::Live) => {
+                &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release]
+            }
+            (JobKind::Cutover, MoveMode::Cold) => &[Prepare, CopyDisks, ShutDown, Switchover, Prove, Handover, Release],
             (JobKind::Move, MoveMode::Cold) => &[Prepare, CopyDisks, Prove, Handover, Release],
-            (JobKind::Move, MoveMode::Storage) => &[Prepare, CopyDisks, Switchover, Prove, Release],
+            (JobKind::Move | JobKind::Cutover, MoveMode::Storage) => &[Prepare, CopyDisks, Switchover, Prove, Release],
         };
         all.iter().copied().filter(|step| copies_disks || !matches!(step, CopyDisks | Prove)).collect()
     }
@@ -129,7 +135,7 @@ impl Plan {
     /// Whether the VM, or its disks, move. Only then does the job take slots of its hosts.
     #[must_use]
     pub fn moves(&self) -> bool {
-        self.kind == JobKind::Move
+        matches!(self.kind, JobKind::Move | JobKind::Cutover)
     }
 
     /// The hosts whose agents have a part in it, each once, in the order in which they are told. None of a check, which the
@@ -142,10 +148,10 @@ impl Plan {
             JobKind::DeepCheck => vec![&self.source.id],
             JobKind::Stage | JobKind::Clone | JobKind::Verify => vec![&self.target.id],
             // The target comes first: it has the plan when the source, which leads, comes.
-            JobKind::Move | JobKind::Replicate if self.source.id != self.target.id => {
+            JobKind::Move | JobKind::Replicate | JobKind::Cutover if self.source.id != self.target.id => {
                 vec![&self.target.id, &self.source.id]
             }
-            JobKind::Move | JobKind::Replicate => vec![&self.source.id],
+            JobKind::Move | JobKind::Replicate | JobKind::Cutover => vec![&self.source.id],
         }
     }
 

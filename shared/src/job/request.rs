@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{MoveMode, MoveSettings, Plan};
 use crate::id::{DiskName, HostId, PlannedVmId, PoolName};
-use crate::replica::{CloneWish, ReplicationWish};
+use crate::replica::{CloneWish, CutoverWish, ReplicationWish};
 use crate::units::Bandwidth;
 use crate::vm::DiskFormat;
 
@@ -28,6 +28,8 @@ pub enum JobKind {
     Clone,
     /// A replica of it is read through, and compared with what was written; the VM is left alone.
     Verify,
+    /// It is moved to the host that has its replica, beginning with what the replica holds.
+    Cutover,
 }
 
 impl JobKind {
@@ -40,7 +42,7 @@ impl JobKind {
     /// Whether no other job may touch the VM meanwhile.
     #[must_use]
     pub const fn holds_vm(self) -> bool {
-        matches!(self, Self::Move | Self::DeepCheck | Self::Replicate | Self::Clone)
+        matches!(self, Self::Move | Self::DeepCheck | Self::Replicate | Self::Clone | Self::Cutover)
     }
 }
 
@@ -89,6 +91,9 @@ pub struct MoveRequest {
     /// Of a clone: what is to be made.
     #[serde(default)]
     pub clone: Option<Box<CloneWish>>,
+    /// Of a cutover: what is wanted of it.
+    #[serde(default)]
+    pub cutover: Option<CutoverWish>,
 }
 
 impl MoveRequest {
@@ -122,6 +127,7 @@ impl MoveRequest {
             replication: plan.retention.map(|retention| ReplicationWish { retention }),
             // What it was asked for is not all in its plan, and it is not asked for again.
             clone: None,
+            cutover: plan.cutover.map(|of| CutoverWish { revert_seconds: Some(of.revert_seconds), force: of.force }),
         }
     }
 }

@@ -20,7 +20,9 @@ pub enum StepKind {
     CopyDisks,
     /// QEMU's precopy, through the lanes.
     CopyMemory,
-    /// The guest is paused; the last disk pass.
+    /// The guest is shut down, by its power button; of a cold cutover.
+    ShutDown,
+    /// The guest is paused, or was shut down; the last disk pass.
     Switchover,
     /// Both ends' digests are compared.
     Prove,
@@ -49,6 +51,7 @@ impl StepKind {
             Self::CopyDisks => "copy_disks",
             Self::CopyMemory => "copy_memory",
             Self::Switchover => "switchover",
+            Self::ShutDown => "shut_down",
             Self::Prove => "prove",
             Self::Handover => "handover",
             Self::Release => "release",

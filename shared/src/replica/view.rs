@@ -52,6 +52,8 @@ pub enum ReplicaState {
     Paused,
     /// The latest cycle has failed.
     Error,
+    /// The VM is at the host that has its replica: no cycle begins until it is elsewhere again.
+    Cutover,
 }
 
 impl fmt::Display for ReplicaState {
@@ -62,6 +64,7 @@ impl fmt::Display for ReplicaState {
             Self::Active => "ACTIVE",
             Self::Paused => "PAUSED",
             Self::Error => "ERROR",
+            Self::Cutover => "CUTOVER",
         })
     }
 }
@@ -93,6 +96,14 @@ impl ReplicaView {
             }),
             cycles,
         })
+    }
+}
+
+impl ReplicaView {
+    /// The same, where the VM is at the host that has the replica.
+    #[must_use]
+    pub fn cut_over(self) -> Self {
+        Self { state: ReplicaState::Cutover, late: false, ..self }
     }
 }
 

@@ -58,6 +58,7 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
         hold_seconds: None,
         retention: None,
         clone: None,
+        cutover: None,
         steps: Plan::steps_of(JobKind::Move, mode, copies_disks),
     }
 }

@@ -6,10 +6,10 @@ use std::path::Path;
 use sterna_shared::job::{FailureCode, JobState};
 use sterna_shared::view::google::{
     BootOption, CloneJob, CloneJobState, CloneStep, ComputeEngineBootOption, ComputeEngineTargetDefaults,
-    ComputeEngineTargetDetails, CycleStep, ErrorInfo, HelpLink, LocalizedMessage, MigratingVm, MigratingVmState,
-    MigrationError, MigrationErrorCode, MigrationWarning, MigrationWarningCode, NetworkInterface, ReplicatingStep,
-    ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, Standing,
-    TargetVmDetails,
+    ComputeEngineTargetDetails, CutoverForecast, CutoverJob, CutoverJobState, CutoverStep, CycleStep, ErrorInfo,
+    HelpLink, LocalizedMessage, MigratingVm, MigratingVmState, MigrationError, MigrationErrorCode, MigrationWarning,
+    MigrationWarningCode, NetworkInterface, ReplicatingStep, ReplicationCycle, ReplicationCycleState, ReplicationSync,
+    RpcCode, RpcStatus, SchedulePolicy, Standing, TargetVmDetails,
 };
 
 fn folder() -> &'static Path {
@@ -28,10 +28,13 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
 }
 
 /// The resources, with the names of their fields.
-fn resources() -> [(&'static str, &'static [&'static str]); 18] {
+fn resources() -> [(&'static str, &'static [&'static str]); 21] {
     [
         ("CloneJob", CloneJob::FIELDS),
         ("CloneStep", CloneStep::FIELDS),
+        ("CutoverJob", CutoverJob::FIELDS),
+        ("CutoverStep", CutoverStep::FIELDS),
+        ("CutoverForecast", CutoverForecast::FIELDS),
         ("ComputeEngineTargetDetails", ComputeEngineTargetDetails::FIELDS),
         ("ComputeEngineTargetDefaults", ComputeEngineTargetDefaults::FIELDS),
         ("TargetVMDetails", TargetVmDetails::FIELDS),
@@ -94,6 +97,7 @@ fn every_value_has_its_row_with_its_number() {
     }
     all!(
         CloneJobState,
+        CutoverJobState,
         ReplicationCycleState,
         MigratingVmState,
         MigrationErrorCode,
@@ -145,6 +149,8 @@ fn the_documented_states_are_these() {
     for (name, state, fails) in standings() {
         let clone = [false, true].map(|begun| CloneJobState::of(state, begun, fails).name());
         assert_eq!(row("clone", &name), clone, "clone: {name}");
+        let cutover = [false, true].map(|begun| CutoverJobState::of(state, begun, fails).name());
+        assert_eq!(row("cutover", &name), cutover, "cutover: {name}");
         assert_eq!(row("cycle", &name), [ReplicationCycleState::of(state).name()], "cycle: {name}");
         // Nothing is there, the first cycle, a snapshot, a cycle beside it, after a cycle that failed.
         let vm = [
@@ -155,7 +161,7 @@ fn the_documented_states_are_these() {
             (false, true, true),
         ]
         .map(|(under_way, synced, failed)| {
-            MigratingVmState::of(Standing { state, fails, under_way, synced, failed }).name()
+            MigratingVmState::of(Standing { state, fails, under_way, synced, failed, cutover: None }).name()
         });
         assert_eq!(row("replication", &name), vm, "replication: {name}");
     }

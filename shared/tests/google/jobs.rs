@@ -6,7 +6,7 @@ use sterna_shared::job::{
     DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobKind, JobState, JobStatus, MoveMode, MoveRequest,
     MoveSettings, Plan, Policy, Progress, Reporter, Schedule, StepFigures, StepKind, Volume,
 };
-use sterna_shared::replica::{CloneOf, Consistency, Replica, Retention, Snapshot};
+use sterna_shared::replica::{CloneOf, Consistency, CutoverOf, Replica, Retention, Snapshot};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::view::google::MigratingVmName;
@@ -71,6 +71,7 @@ fn plan(job: JobId, kind: JobKind) -> Plan {
         hold_seconds: None,
         retention: Some(Retention::default()),
         clone: None,
+        cutover: None,
         steps: Plan::steps_of(kind, MoveMode::Cold, true),
     }
 }
@@ -89,9 +90,16 @@ pub(crate) fn clone_plan(number: u8) -> Plan {
         vm,
         disks: vec![],
         clone: Some(of),
+        cutover: None,
         retention: None,
         ..plan
     }
+}
+
+/// A cold cutover of the replicated VM.
+pub(crate) fn cutover_plan(number: u8) -> Plan {
+    let of = CutoverOf { snapshot: 1, runs: true, force: false, revert_seconds: 60, forecast: None };
+    Plan { cutover: Some(of), retention: None, ..plan(job(number), JobKind::Cutover) }
 }
 
 fn apply(status: &mut JobStatus, reporter: Reporter, sequence: u64, second: i64, body: EventBody) {

@@ -2,6 +2,7 @@
 //! letter by letter; names; and that docs/clone-job.md says of it what is so.
 
 mod clone_jobs;
+mod cutover_jobs;
 mod cycles;
 mod document;
 mod jobs;

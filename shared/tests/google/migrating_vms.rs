@@ -20,7 +20,8 @@ const NOTHING: Known<'static> = Known { runs: &[], clones: &[], replica: None };
 
 fn read(job: &JobStatus, known: &Known<'_>) -> Value {
     let Known { runs, clones, replica } = *known;
-    value(&MigratingVm::of(&Replication { job, runs, clones, replica, pace: Pace::default(), now: at(19) }))
+    let (cutovers, cut_over, pace, now) = (&[][..], false, Pace::default(), at(19));
+    value(&MigratingVm::of(&Replication { job, runs, clones, cutovers, cut_over, replica, pace, now }))
 }
 
 /// What is the same in all of them, and what is not.
@@ -262,7 +263,7 @@ fn states_of_what_is_not_built_yet_are_never_told() {
     for state in JobState::ALL {
         for bits in 0..16_u8 {
             let [fails, under_way, synced, failed] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
-            let found = Said::of(Standing { state, fails, under_way, synced, failed });
+            let found = Said::of(Standing { state, fails, under_way, synced, failed, cutover: None });
             assert!(said.contains(&found), "{state}: {found:?}");
             let over = matches!(found, Said::Finalized | Said::Error);
             assert!(over || !state.is_final(), "{state}: {found:?}");

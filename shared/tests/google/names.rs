@@ -12,6 +12,9 @@ fn names_are_read_as_they_are_made() {
     let clone = name.clone_job(jobs::job(1));
     assert_eq!(clone.to_string(), format!("{NAME}/cloneJobs/0197c0de-0000-7000-8000-000000000001"));
     assert_eq!(clone.to_string().parse(), Ok(clone));
+    let cutover = name.cutover_job(jobs::job(3));
+    assert_eq!(cutover.to_string(), format!("{NAME}/cutoverJobs/0197c0de-0000-7000-8000-000000000003"));
+    assert_eq!(cutover.to_string().parse(), Ok(cutover));
     let cycle = name.cycle(jobs::job(2));
     assert_eq!(cycle.to_string(), format!("{NAME}/replicationCycles/0197c0de-0000-7000-8000-000000000002"));
     assert_eq!(cycle.to_string().parse(), Ok(cycle));

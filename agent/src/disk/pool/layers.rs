@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use sterna_shared::id::{DiskName, VmId};
 use sterna_shared::units::ByteCount;
+use sterna_shared::vm::DiskFormat;
 use tokio::process::Command;
 
 use super::directory::Directory;
@@ -162,11 +163,11 @@ impl Pool {
     ///
     /// # Errors
     /// `qemu-img` fails, or the image cannot be opened.
-    pub async fn copy_layers(&self, layers: &[PathBuf], image: &Path) -> Result<(), PoolError> {
+    pub async fn copy_layers(&self, layers: &[PathBuf], image: &Path, format: DiskFormat) -> Result<(), PoolError> {
         let from = format!("json:{}", chain(layers));
         let mut command = Command::new("qemu-img");
         command
-            .args(["convert", "-q", "-n", "-W", "-f", "qcow2", "-O", "qcow2", &from])
+            .args(["convert", "-q", "-n", "-W", "-f", "qcow2", "-O", format.as_str(), &from])
             .arg(image)
             .stdin(Stdio::null());
         let failed = |message| PoolError::QemuImg { verb: "convert", path: image.to_owned(), message };

@@ -46,6 +46,15 @@ pub struct Machine {
     qmp: Qmp,
 }
 
+/// What QEMU does when its guest shuts itself down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownAction {
+    /// It ends too, as it does where nobody says otherwise.
+    PowerOff,
+    /// It stays, with its disks open and its guest off.
+    Pause,
+}
+
 impl Machine {
     /// Drives the QEMU at the other end.
     #[must_use]
@@ -127,6 +136,18 @@ impl Machine {
     /// [`MachineError`].
     pub async fn power_button(&self) -> Result<(), MachineError> {
         self.tell("system_powerdown", Value::Null).await
+    }
+
+    /// Says what QEMU does when its guest shuts itself down, from here on.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub async fn on_shutdown(&self, action: ShutdownAction) -> Result<(), MachineError> {
+        let shutdown = match action {
+            ShutdownAction::PowerOff => "poweroff",
+            ShutdownAction::Pause => "pause",
+        };
+        self.tell("set-action", serde_json::json!({ "shutdown": shutdown })).await
     }
 
     /// Ends QEMU in good order: disks flushed and persistent bitmaps written. It has ended when its process has.

@@ -38,8 +38,16 @@ impl Source {
             return;
         }
         let (target, bytes) = (&self.plan().target.id, ByteCount(resumed));
-        let text =
-            format!("an earlier move had left images at {target}: {bytes} in them were right and were not sent again");
+        let text = match self.plan().cutover {
+            Some(_) => {
+                format!("the images at {target} were made of its replica: {bytes} in them were right and were not sent")
+            }
+            None => {
+                format!(
+                    "an earlier move had left images at {target}: {bytes} in them were right and were not sent again"
+                )
+            }
+        };
         self.context.tell(EventBody::Notice { text }).await;
     }
 }

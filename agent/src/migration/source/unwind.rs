@@ -8,6 +8,7 @@ use sterna_shared::peer::message::Message;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use super::shut_down::shuts_down;
 use super::{ABORT_WAIT, Source};
 use crate::hypervisor::qemu::{Machine, MigrationStatus, RunState};
 use crate::memory::SourceRelay;
@@ -106,7 +107,7 @@ impl Source {
         }
         let context = Arc::clone(&self.context);
         let plan = &context.plan;
-        if plan.mode == MoveMode::Live {
+        if self.guest_runs() {
             self.let_writes_go(machine).await;
         }
         if plan.mode == MoveMode::Live
@@ -122,6 +123,9 @@ impl Source {
         }
         if let Err(error) = SourceDisks::clear(machine, plan.job).await {
             warn!(job = %plan.job, %error, "exports or bitmaps are left over until the guest ends");
+        }
+        if shuts_down(plan) {
+            self.let_run_again(machine).await;
         }
         let runs = machine.run_state().await;
         let wanted = self.context.keeper.record().wanted_running;

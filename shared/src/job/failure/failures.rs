@@ -170,6 +170,16 @@ catalogue!(FailureCode {
             "Follow the remedies of the findings: `sterna job show {job}` lists them.",
             "Then have it checked again: `sterna check {vm} --to {target}`.",
         ];
+    GuestNotShutDown = "STERNA-F020", "guest_not_shut_down",
+        "The guest did not shut down when its power button was pressed for a cutover; it runs on at the source.",
+        causes [
+            "The guest does not listen to its power button, or asks its user first.",
+            "It takes longer to shut down than it is given.",
+        ],
+        remedies [
+            "Cut it over live, without shutting it down: `sterna cutover start {vm}`.",
+            "Or stop it as a power cut would: `sterna cutover start {vm} --cold --force`.",
+        ];
 });
 
 catalogue!(ConditionCode {

@@ -54,6 +54,8 @@ pub enum FailureCode {
     Internal,
     /// A check has found that the VM cannot be moved as was asked.
     NotMigratable,
+    /// A guest that was to be shut down for a cutover did not obey its power button.
+    GuestNotShutDown,
 }
 
 /// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was

@@ -42,6 +42,7 @@ fn plan() -> Plan {
         hold_seconds: None,
         retention: None,
         clone: None,
+        cutover: None,
         bandwidth: None,
         blackout_max_ms: 2000,
         settings: MoveSettings::default(),

@@ -306,7 +306,9 @@ fn movement(status: &JobStatus) -> OperatingStatus {
         _ if status.plan.kind.only_looks() => OperatingStatus::InTest,
         _ if status.plan.mode == MoveMode::Storage || !status.plan.moves() => OperatingStatus::InService,
         None | Some(StepKind::Prepare | StepKind::CopyDisks | StepKind::CopyMemory) => OperatingStatus::Migrating,
-        Some(StepKind::Switchover | StepKind::Prove | StepKind::Handover) => OperatingStatus::Emigrating,
+        Some(StepKind::Switchover | StepKind::ShutDown | StepKind::Prove | StepKind::Handover) => {
+            OperatingStatus::Emigrating
+        }
         Some(StepKind::Release) => OperatingStatus::Immigrating,
         Some(StepKind::ReadDisks | StepKind::Check) => OperatingStatus::InTest,
         Some(StepKind::Commit | StepKind::CloneDisks | StepKind::Instantiate) => OperatingStatus::InService,

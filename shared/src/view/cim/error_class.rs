@@ -66,6 +66,7 @@ impl From<FailureCode> for ErrorClass {
             FailureCode::Journal => Self::new(Type::UnavailableResource, Cause::LoggingProblems, High),
             FailureCode::PlanStale => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             FailureCode::Internal => Self::new(Type::Software, Cause::SoftwareError, High),
+            FailureCode::GuestNotShutDown => Self::new(Type::QualityOfService, Cause::ThresholdCrossed, Low),
             FailureCode::NotMigratable => {
                 Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Low)
             }

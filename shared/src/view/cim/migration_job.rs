@@ -240,9 +240,9 @@ fn kind(plan: &Plan) -> (JobType, MigrationType) {
         (JobKind::Check, MigrationType::Storage) => (JobType::CheckingStorageMigration, migration),
         (JobKind::Check, MigrationType::VirtualSystem) => (JobType::CheckingVirtualMachine, migration),
         (JobKind::Check, _) => (JobType::CheckingVirtualMachineAndStorage, migration),
-        (JobKind::Move, MigrationType::Storage) => (JobType::MovingStorage, migration),
-        (JobKind::Move, MigrationType::VirtualSystem) => (JobType::MovingVirtualMachine, migration),
-        (JobKind::Move, _) => (JobType::MovingVirtualMachineAndStorage, migration),
+        (JobKind::Move | JobKind::Cutover, MigrationType::Storage) => (JobType::MovingStorage, migration),
+        (JobKind::Move | JobKind::Cutover, MigrationType::VirtualSystem) => (JobType::MovingVirtualMachine, migration),
+        (JobKind::Move | JobKind::Cutover, _) => (JobType::MovingVirtualMachineAndStorage, migration),
     }
 }
 
@@ -334,6 +334,7 @@ fn description(plan: &Plan) -> String {
     let uses = plan.planned.map_or_else(String::new, |planned| format!(", using planned VM {planned}"));
     let what = match plan.kind {
         JobKind::Move | JobKind::Replicate | JobKind::Clone | JobKind::Verify => "",
+        JobKind::Cutover => "cutover, a ",
         JobKind::Check | JobKind::DeepCheck => "check of a ",
         JobKind::Stage => "preparation of a ",
     };

@@ -184,7 +184,7 @@ impl From<FailureCode> for RpcCode {
             FailureCode::LinkLost => Self::Unavailable,
             FailureCode::DiskRead | FailureCode::DigestMismatch => Self::DataLoss,
             FailureCode::PoolFull => Self::ResourceExhausted,
-            FailureCode::BlackoutExceeded => Self::DeadlineExceeded,
+            FailureCode::BlackoutExceeded | FailureCode::GuestNotShutDown => Self::DeadlineExceeded,
             FailureCode::AgentRestarted => Self::Aborted,
             FailureCode::TargetRefused | FailureCode::PlanStale | FailureCode::NotMigratable => {
                 Self::FailedPrecondition
@@ -206,6 +206,7 @@ impl MigrationErrorCode {
     pub fn of(plan: &Plan, failure: &FailureReport) -> Self {
         match (plan.kind, failure.code) {
             (JobKind::Clone, _) => return Self::Clone,
+            (JobKind::Cutover, _) => return Self::Cutover,
             (JobKind::Replicate, FailureCode::TargetRefused | FailureCode::PoolFull) => return Self::TargetReplication,
             (JobKind::Replicate, _) => {}
             // Google has none of these jobs.

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::id::{HostId, JobId, VmId};
 use crate::job::{JobKind, JobStatus, Progress};
-use crate::replica::ReplicaView;
+use crate::replica::{ReplicaState, ReplicaView};
 use crate::time::Timestamp;
 
 use super::averages::Rates;
 use super::clone_job::CloneJob;
+use super::cutover_job::CutoverJob;
 use super::cycle::{Pace, ReplicationCycle};
 use super::migrating_vm::{MigratingVm, Replication};
 use super::name::MigratingVmName;
@@ -16,12 +17,22 @@ use super::wellknown::resource;
 
 /// The most clone jobs of a list. Google's has as many.
 pub const CLONE_JOBS_MAX: usize = 25;
+/// The most cutover jobs of a list likewise.
+pub const CUTOVER_JOBS_MAX: usize = 25;
 
 resource! {
     /// Clone jobs.
     CloneJobList {
         /// The newest first, [`CLONE_JOBS_MAX`] at most.
         clone_jobs: Vec<CloneJob> = "cloneJobs",
+    }
+}
+
+resource! {
+    /// Cutover jobs.
+    CutoverJobList {
+        /// The newest first, [`CUTOVER_JOBS_MAX`] at most.
+        cutover_jobs: Vec<CutoverJob> = "cutoverJobs",
     }
 }
 
@@ -55,10 +66,38 @@ pub struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    /// The cycles that are under way.
+    /// The cycles and the cutovers that are under way.
     #[must_use]
     pub fn under_way(&self) -> Vec<JobId> {
-        self.replications().into_iter().filter_map(current).collect()
+        let cutovers = self.of_kind(JobKind::Cutover).filter(|job| !job.state.is_final()).map(|job| job.job);
+        self.replications().into_iter().filter_map(current).chain(cutovers).collect()
+    }
+
+    fn of_kind(&self, kind: JobKind) -> impl Iterator<Item = &'a JobStatus> {
+        self.jobs.iter().filter(move |job| job.plan.kind == kind)
+    }
+
+    /// The latest cutover jobs.
+    #[must_use]
+    pub fn cutover_jobs(&self) -> CutoverJobList {
+        let mut jobs: Vec<&JobStatus> = self.of_kind(JobKind::Cutover).collect();
+        jobs.sort_by_key(|job| std::cmp::Reverse((job.submitted_at, job.job)));
+        let jobs = jobs.into_iter().take(CUTOVER_JOBS_MAX);
+        CutoverJobList { cutover_jobs: jobs.map(|job| self.cutover(job)).collect() }
+    }
+
+    /// One cutover job; none where there is no such job.
+    #[must_use]
+    pub fn cutover_job(&self, job: JobId) -> Option<CutoverJob> {
+        self.of_kind(JobKind::Cutover).find(|status| status.job == job).map(|status| self.cutover(status))
+    }
+
+    fn cutover(&self, status: &JobStatus) -> CutoverJob {
+        let progress = self.progress.iter().map(|(progress, _)| progress).find(|told| told.job == status.job);
+        let replication = self.replications().into_iter().find(|job| place(job) == place(status));
+        // Where the replication is listed no more, the cutover says itself what goes where.
+        let name = MigratingVmName::of(replication.unwrap_or(status));
+        CutoverJob::of(&name, status, progress)
     }
 
     /// All replications with their clones; or those of one VM, by its name or id.
@@ -79,7 +118,7 @@ impl<'a> Known<'a> {
     /// The latest clone jobs.
     #[must_use]
     pub fn clone_jobs(&self) -> CloneJobList {
-        let mut jobs: Vec<&JobStatus> = self.jobs.iter().filter(|job| job.plan.kind == JobKind::Clone).collect();
+        let mut jobs: Vec<&JobStatus> = self.of_kind(JobKind::Clone).collect();
         jobs.sort_by_key(|job| std::cmp::Reverse((job.submitted_at, job.job)));
         let named = jobs.into_iter().filter_map(|job| self.named(job));
         CloneJobList { clone_jobs: named.take(CLONE_JOBS_MAX).collect() }
@@ -136,7 +175,8 @@ impl<'a> Known<'a> {
     fn look_at<T>(&self, job: &JobStatus, see: impl FnOnce(&Replication<'_>) -> T) -> T {
         let (vm, host) = place(job);
         let runs: Vec<&JobStatus> = self.jobs.iter().filter(|run| run.parent == Some(job.job)).collect();
-        let clones: Vec<&JobStatus> = self.jobs.iter().filter(|job| job.plan.kind == JobKind::Clone).collect();
+        let clones: Vec<&JobStatus> = self.of_kind(JobKind::Clone).collect();
+        let cutovers: Vec<&JobStatus> = self.of_kind(JobKind::Cutover).collect();
         let progress = current(job).and_then(|cycle| self.progress.iter().find(|told| told.0.job == cycle));
         let pace =
             progress.map_or_else(Pace::default, |(progress, rates)| Pace { progress: Some(progress), rates: *rates });
@@ -144,6 +184,8 @@ impl<'a> Known<'a> {
             job,
             runs: &runs,
             clones: &clones,
+            cutovers: &cutovers,
+            cut_over: self.replica(vm, host).is_some_and(|view| view.state == ReplicaState::Cutover),
             replica: self.replica(vm, host).and_then(|view| view.replica.as_ref()),
             pace,
             now: self.now,

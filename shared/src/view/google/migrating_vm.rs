@@ -1,11 +1,12 @@
 //! `MigratingVm`: the replication of a VM, with its cycles and its clones.
 
 use crate::id::{JobId, VmId, VmName};
-use crate::job::{DiskMove, FailureReport, JobKind, JobState, JobStatus, Plan, Run};
+use crate::job::{DiskMove, FailureReport, JobKind, JobState, JobStatus, Plan, Run, StepKind};
 use crate::replica::Replica;
 use crate::time::Timestamp;
 
 use super::clone_job::{CloneJob, fails};
+use super::cutover_job::{CutoverForecast, CutoverJob};
 use super::cycle::{Pace, ReplicationCycle};
 use super::error::RpcStatus;
 use super::name::{GroupName, MigratingVmName};
@@ -46,6 +47,10 @@ resource! {
         group: Option<GroupName> = "group",
         /// The clone job that was last over, and those that are not. Google has them in its full view only.
         recent_clone_jobs: Vec<CloneJob> = "recentCloneJobs",
+        /// What a cutover would take now. Left out where no cycle has measured anything, and once it is cut over.
+        cutover_forecast: Option<CutoverForecast> = "cutoverForecast",
+        /// The cutover job that was last over, and those that are not. Google has them in its full view only.
+        recent_cutover_jobs: Vec<CutoverJob> = "recentCutoverJobs",
         /// What went wrong, in state `ERROR`.
         error: Option<RpcStatus> = "error",
     }
@@ -84,12 +89,27 @@ pub struct Replication<'a> {
     pub runs: &'a [&'a JobStatus],
     /// Clone jobs; those of other replicas are left aside. None where the basic view is asked for.
     pub clones: &'a [&'a JobStatus],
+    /// Cutover jobs likewise.
+    pub cutovers: &'a [&'a JobStatus],
+    /// Whether the VM is at the host that has the replica.
+    pub cut_over: bool,
     /// The replica, as its host last told of it.
     pub replica: Option<&'a Replica>,
     /// How far the cycle is that is under way.
     pub pace: Pace<'a>,
     /// For how long it has been paused.
     pub now: Timestamp,
+}
+
+/// How far a replicated VM is on its way to the host that has its replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CutoverStanding {
+    /// A cutover is under way, and the guest runs at the source.
+    UnderWay,
+    /// It stands still, or is off, and what is left is sent.
+    FinalSync,
+    /// The VM is there.
+    Over,
 }
 
 /// What the state of a replication is made of.
@@ -105,6 +125,8 @@ pub struct Standing {
     pub synced: bool,
     /// Whether the cycle failed that was last over.
     pub failed: bool,
+    /// How far a cutover is, if there is any.
+    pub cutover: Option<CutoverStanding>,
 }
 
 impl MigratingVmState {
@@ -112,6 +134,14 @@ impl MigratingVmState {
     #[must_use]
     pub const fn of(standing: Standing) -> Self {
         use JobState as J;
+        if !standing.state.is_final() && !matches!(standing.state, J::ShuttingDown) {
+            match standing.cutover {
+                Some(CutoverStanding::UnderWay) => return Self::CuttingOver,
+                Some(CutoverStanding::FinalSync) => return Self::FinalSync,
+                Some(CutoverStanding::Over) => return Self::Cutover,
+                None => {}
+            }
+        }
         match (standing.state, standing.under_way, standing.synced) {
             (J::Suspended, ..) => Self::Paused,
             (J::ShuttingDown, ..) if standing.fails => Self::Error,
@@ -185,12 +215,36 @@ impl<'a> Replication<'a> {
                 None => cycles.iter().any(|cycle| cycle.end() == Some(JobState::Completed)),
             },
             failed: last == Some(JobState::Exception),
+            cutover: self.cutover_standing(),
+        }
+    }
+
+    fn our_cutovers(&self) -> impl Iterator<Item = &'a JobStatus> {
+        let plan = &self.job.plan;
+        let is_ours = move |cutover: &Plan| cutover.vm.id == plan.vm.id && cutover.target.id == plan.target.id;
+        self.cutovers.iter().copied().filter(move |status| is_ours(&status.plan))
+    }
+
+    fn cutover_standing(&self) -> Option<CutoverStanding> {
+        let under_way = self.our_cutovers().find(|status| !status.state.is_final() && status.started_at.is_some());
+        let last = |status: &JobStatus| {
+            matches!(status.current_step().map(|step| step.kind), Some(StepKind::Switchover | StepKind::Prove))
+        };
+        match under_way {
+            Some(status) if last(status) => Some(CutoverStanding::FinalSync),
+            Some(_) => Some(CutoverStanding::UnderWay),
+            None => self.cut_over.then_some(CutoverStanding::Over),
         }
     }
 
     /// Since when it has been in that state, as far as the cycles tell that are remembered.
     fn state_time(&self, cycles: &[Cycle<'a>], standing: Standing) -> Timestamp {
         let job = self.job;
+        if standing.cutover.is_some() && !job.state.is_final() {
+            // Since it began, or since it was over.
+            let changed = self.our_cutovers().map(|status| status.changed_at).max();
+            return changed.unwrap_or(job.changed_at);
+        }
         let is_at_rest = matches!(job.state, JobState::Suspended | JobState::ShuttingDown) || job.state.is_final();
         let Some(first) = cycles.first().filter(|_| job.policy.recurs() && !is_at_rest) else {
             return job.changed_at;
@@ -204,6 +258,7 @@ impl<'a> Replication<'a> {
             under_way: false,
             synced: begun_before || synced_before,
             failed: false,
+            cutover: None,
         };
         let mut since = if begun_before { first.began_at() } else { None }.unwrap_or(job.submitted_at);
         for pair in gone_through(before, cycles).windows(2) {
@@ -248,6 +303,23 @@ impl<'a> Replication<'a> {
             Some(RpcStatus::of(&job.plan, step.failure.as_ref()?, step.finished_at.unwrap_or(job.changed_at)))
         };
         RpcStatus::of_job(job).or_else(of_step).or_else(of_cycle)
+    }
+
+    /// The cutover job that was last over, then those that are not, as they were submitted.
+    fn recent_cutovers(&self, name: &MigratingVmName) -> Vec<CutoverJob> {
+        let last = self.our_cutovers().filter(|status| status.state.is_final()).max_by_key(|status| status.finished_at);
+        let mut running: Vec<&JobStatus> = self.our_cutovers().filter(|status| !status.state.is_final()).collect();
+        running.sort_by_key(|status| (status.submitted_at, status.job));
+        last.into_iter().chain(running).map(|status| CutoverJob::of(name, status, None)).collect()
+    }
+
+    /// What a live cutover would take now.
+    fn forecast(&self) -> Option<CutoverForecast> {
+        let replica = self.replica.filter(|_| !self.cut_over)?;
+        let cycles = self.runs.iter().copied().chain([self.job]);
+        let forecast = crate::job::CutoverForecast::of(&self.job.plan.vm, replica, true, cycles, self.now)?;
+        let estimated_cutover_job_duration = ProtoDuration::from_milliseconds(forecast.duration_ms);
+        Some(CutoverForecast { estimated_cutover_job_duration })
     }
 
     /// The clone job that was last over, then those that are not, as they were submitted.
@@ -301,6 +373,8 @@ impl MigratingVm {
             last_replication_cycle: cycle(cycles.iter().rev().find(|cycle| cycle.end().is_some())),
             group: name.group(&job.policy),
             recent_clone_jobs: replication.recent_clones(&name),
+            cutover_forecast: replication.forecast(),
+            recent_cutover_jobs: replication.recent_cutovers(&name),
             error: if state == MigratingVmState::Error { replication.error(&cycles) } else { None },
             name,
         }

@@ -5,12 +5,13 @@
 //!   a recurring replication ─▶ MigratingVm                 its state: one table over job, cycles and replica
 //!     its runs              ─▶   ReplicationCycle          prepare, copy_disks, commit
 //!   clones of its replica   ─▶   CloneJob                  clone_disks, instantiate
+//!   cutovers to it          ─▶   CutoverJob                the steps of a move
 //!   failure reports         ─▶     RpcStatus               with a MigrationError
 //! ```
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `migrating_vm`, `cycle`, `clone_job` | every field of the resource, where each comes from, and the table of its states |
+//! | `migrating_vm`, `cycle`, `clone_job`, `cutover_job` | every field of the resource, where each comes from, and the table of its states |
 //! | `lists` | all that coordinators tell, as Google's lists |
 //! | `target` | what is made of a replica |
 //! | `error` | what an error is in Google's terms: one row a code |
@@ -24,6 +25,7 @@
 
 mod averages;
 mod clone_job;
+mod cutover_job;
 mod cycle;
 mod error;
 mod lists;
@@ -35,20 +37,23 @@ mod wellknown;
 
 pub use averages::{Averages, Rates, SAMPLES_MAX};
 pub use clone_job::{CloneJob, CloneStep, CloneStepKind};
+pub use cutover_job::{CutoverForecast, CutoverJob, CutoverStep, CutoverStepKind};
 pub use cycle::{CycleStep, CycleStepKind, Pace, ReplicatingStep, ReplicationCycle};
 pub use error::{
     ERROR_DOMAIN, ErrorDetail, ErrorInfo, HelpLink, LOCALE, LocalizedMessage, MigrationError, MigrationWarning,
     RpcCode, RpcStatus,
 };
-pub use lists::{CLONE_JOBS_MAX, CloneJobList, Known, MigratingVmList, ReplicationCycleList};
-pub use migrating_vm::{MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing};
-pub use name::{CloneJobName, GroupName, InvalidName, MigratingVmName, PROJECT, ReplicationCycleName};
+pub use lists::{
+    CLONE_JOBS_MAX, CUTOVER_JOBS_MAX, CloneJobList, CutoverJobList, Known, MigratingVmList, ReplicationCycleList,
+};
+pub use migrating_vm::{CutoverStanding, MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing};
+pub use name::{CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, PROJECT, ReplicationCycleName};
 pub use target::{
     ComputeEngineTargetDefaults, ComputeEngineTargetDetails, InvalidMachineType, MachineType, NetworkInterface,
     TargetVmDetails,
 };
 pub use values::{
-    BootOption, CloneJobState, ComputeEngineBootOption, MigratingVmState, MigrationErrorCode, MigrationWarningCode,
-    ReplicationCycleState,
+    BootOption, CloneJobState, ComputeEngineBootOption, CutoverJobState, MigratingVmState, MigrationErrorCode,
+    MigrationWarningCode, ReplicationCycleState,
 };
 pub use wellknown::{Empty, Int64, ProtoDuration, ProtoTimestamp, Unset};

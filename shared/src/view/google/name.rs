@@ -3,6 +3,7 @@
 //! ```text
 //!   projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM                             a VM's replication
 //!   projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM/cloneJobs/JOB               a clone of it
+//!   projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM/cutoverJobs/JOB             a cutover of it
 //!   projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM/replicationCycles/JOB       a cycle of it
 //!   projects/sterna/locations/TARGET/groups/GROUP                                               a group of jobs
 //! ```
@@ -40,6 +41,15 @@ pub struct MigratingVmName {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CloneJobName {
     /// The replication that it is a clone of.
+    pub vm: MigratingVmName,
+    /// The job.
+    pub job: JobId,
+}
+
+/// The name of a cutover job.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CutoverJobName {
+    /// The replication that is cut over.
     pub vm: MigratingVmName,
     /// The job.
     pub job: JobId,
@@ -89,6 +99,7 @@ pub enum InvalidName {
 text! {
     MigratingVmName: "^projects/sterna/locations/[^/]+/sources/[^/]+/migratingVms/[^/]+$",
     CloneJobName: "^projects/sterna/locations/[^/]+/sources/[^/]+/migratingVms/[^/]+/cloneJobs/[^/]+$",
+    CutoverJobName: "^projects/sterna/locations/[^/]+/sources/[^/]+/migratingVms/[^/]+/cutoverJobs/[^/]+$",
     ReplicationCycleName: "^projects/sterna/locations/[^/]+/sources/[^/]+/migratingVms/[^/]+/replicationCycles/[^/]+$",
     GroupName: "^projects/sterna/locations/[^/]+/groups/[^/]+$",
 }
@@ -105,6 +116,12 @@ impl MigratingVmName {
     #[must_use]
     pub fn clone_job(&self, job: JobId) -> CloneJobName {
         CloneJobName { vm: self.clone(), job }
+    }
+
+    /// The name of a cutover of it.
+    #[must_use]
+    pub fn cutover_job(&self, job: JobId) -> CutoverJobName {
+        CutoverJobName { vm: self.clone(), job }
     }
 
     /// The name of a cycle of it.
@@ -131,6 +148,12 @@ impl fmt::Display for MigratingVmName {
 impl fmt::Display for CloneJobName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/cloneJobs/{}", self.vm, self.job)
+    }
+}
+
+impl fmt::Display for CutoverJobName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/cutoverJobs/{}", self.vm, self.job)
     }
 }
 
@@ -217,6 +240,14 @@ impl FromStr for CloneJobName {
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let form = "projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM/cloneJobs/JOB";
         child(text, "cloneJobs", "clone job", form).map(|(vm, job)| Self { vm, job })
+    }
+}
+
+impl FromStr for CutoverJobName {
+    type Err = InvalidName;
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let form = "projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM/cutoverJobs/JOB";
+        child(text, "cutoverJobs", "cutover job", form).map(|(vm, job)| Self { vm, job })
     }
 }
 

@@ -70,6 +70,28 @@ named!(
 );
 
 named!(
+    /// The state of a cutover job.
+    CutoverJobState is "CutoverJob.State" {
+        /// Cannot be told.
+        Unspecified = 0, "STATE_UNSPECIFIED";
+        /// It has not begun.
+        Pending = 1, "PENDING";
+        /// It is over, because of a failure.
+        Failed = 2, "FAILED";
+        /// It is over, and did what it should.
+        Succeeded = 3, "SUCCEEDED";
+        /// It is over, because it was cancelled.
+        Cancelled = 4, "CANCELLED";
+        /// It was cancelled, and is being undone.
+        Cancelling = 5, "CANCELLING";
+        /// It is under way.
+        Active = 6, "ACTIVE";
+        /// It is under way, and changes the guest's operating system.
+        AdaptingOs = 7, "ADAPTING_OS";
+    }
+);
+
+named!(
     /// The state of a replication cycle.
     ReplicationCycleState is "ReplicationCycle.State" {
         /// Cannot be told.

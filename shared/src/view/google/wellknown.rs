@@ -128,6 +128,12 @@ impl ProtoDuration {
         Self { microseconds: u64::from(seconds) * MICROSECONDS.unsigned_abs() }
     }
 
+    /// So many milliseconds.
+    #[must_use]
+    pub fn from_milliseconds(milliseconds: u64) -> Self {
+        Self { microseconds: milliseconds.saturating_mul(1000) }
+    }
+
     /// From one instant to another; none where a clock went back.
     #[must_use]
     pub fn between(from: Timestamp, to: Timestamp) -> Self {

@@ -1,0 +1,224 @@
+//! `sterna cutover`: move a replicated VM over to the host that has its replica, for good; and back, as long as that is wanted.
+//!
+//! A cutover is a move that begins with what the replica holds. What a command here does beside that can be done with
+//! `sterna job` and `sterna migrate` too.
+
+use clap::{Args, Subcommand};
+use sterna_shared::id::{HostId, JobId};
+use sterna_shared::job::{
+    DiskMove, DiskPlacement, JobKind, JobState, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, StorageWish,
+};
+use sterna_shared::replica::{CutoverWish, REVERT_MAX_SECONDS};
+use sterna_shared::units::Bandwidth;
+
+use super::error::{CliError, Exit};
+use super::migrate::{SubmitArgs, parse_placement};
+use super::output::{Format, Output, moment, or_dash, table};
+use super::vm::done;
+use super::{job, now, schedule};
+use crate::client::Client;
+use crate::view::JobView;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CutoverCommand {
+    /// Move a VM over to the host that has its replica: live, or with the guest shut down and started there
+    Start(Box<StartArgs>),
+    /// List cutovers, newest first; also as Google has them, with --output google
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show one, with what it was expected to take; also as Google has it, with --output google
+    Show {
+        /// Its id
+        job: JobId,
+    },
+    /// Cancel one: the VM stays where it is, and the replica as it is
+    Cancel {
+        /// Its id
+        job: JobId,
+    },
+    /// Move a VM back to where it was cut over from: only what differs from what is kept there is sent
+    Revert(Box<RevertArgs>),
+}
+
+/// How the VM is moved, there or back.
+#[derive(Debug, Args)]
+pub(super) struct WayArgs {
+    /// The VM's name or id
+    vm: String,
+    /// Shut the guest down, and start it at the other host; it is moved live where this is left out
+    #[arg(long)]
+    cold: bool,
+    /// A rate that disks and memory together stay under, such as 100MiB/s
+    #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
+    bandwidth: Option<Bandwidth>,
+    /// The longest the guest may stand still in a live one before it is given up
+    #[arg(long, value_name = "MILLISECONDS")]
+    max_blackout: Option<u32>,
+    #[command(flatten)]
+    submit: SubmitArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+    sterna cutover start web\n  \
+    sterna cutover start web --cold --revert-window 3d\n  \
+    sterna cutover start web --dry-run")]
+pub(super) struct StartArgs {
+    #[command(flatten)]
+    way: WayArgs,
+    /// The host whose replica it is moved to; where it is left out, that with the latest snapshot
+    #[arg(long, value_name = "HOST")]
+    to: Option<HostId>,
+    /// Where one disk goes; the others go to the pool of their replica
+    #[arg(long = "disk", value_name = "NAME=POOL[:FORMAT]", value_parser = parse_placement)]
+    disks: Vec<DiskPlacement>,
+    /// How long the source keeps its images for the way back, such as 12h or 3d; 0s for not at all [default: 1d]
+    #[arg(long, value_name = "TIME", value_parser = parse_window)]
+    revert_window: Option<u32>,
+    /// Do not wait until the guest has shut down when it does not obey its power button: stop it as a power cut would
+    #[arg(long, requires = "cold")]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RevertArgs {
+    #[command(flatten)]
+    way: WayArgs,
+}
+
+pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
+    match command {
+        CutoverCommand::Start(args) => {
+            let (request, policy) = (request(args), args.way.submit.policy.policy(client.sender()));
+            args.way.submit.submit(&request, &policy, client, output).await
+        }
+        CutoverCommand::List if output.format == Format::Google => {
+            output.json(&client.replications(now()).await?.known().cutover_jobs())?;
+            Ok(Exit::Ok)
+        }
+        CutoverCommand::Show { job } if output.format == Format::Google => {
+            let found = client.replications(now()).await?.known().cutover_job(*job);
+            output.json(&found.ok_or_else(|| no_such_job(*job))?)?;
+            Ok(Exit::Ok)
+        }
+        CutoverCommand::List => {
+            let mut jobs = client.jobs().await?;
+            jobs.retain(|status| status.plan.kind == JobKind::Cutover);
+            let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
+            output.result(&views, || list(&jobs))?;
+            Ok(Exit::Ok)
+        }
+        CutoverCommand::Show { job } => {
+            let view = client.job(*job).await?.view();
+            output.result(&view, || job::show(&view))?;
+            Ok(Exit::Ok)
+        }
+        CutoverCommand::Cancel { job } => {
+            let told = format!("cancel of {job} was sent; sterna job watch {job} tells when everything is back");
+            done(client.cancel(*job).await, told, output)
+        }
+        CutoverCommand::Revert(args) => revert(&args.way, client, output).await,
+    }
+}
+
+async fn revert(args: &WayArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let jobs = client.jobs().await?;
+    let plan = last_of(&args.vm, &jobs).ok_or_else(|| no_cutover(&args.vm))?;
+    let hosts = client.hosts().await?;
+    let back_at = hosts.iter().find(|view| view.inventory.host == plan.source.id);
+    let kept = back_at.is_some_and(|view| view.inventory.partials.iter().any(|kept| kept.vm == plan.vm.id));
+    if !kept {
+        output.remark(&format!("{} keeps nothing of the VM any more; everything is sent", plan.source.id));
+    }
+    let (request, policy) = (way_back(plan, args), args.submit.policy.policy(client.sender()));
+    args.submit.submit(&request, &policy, client, output).await
+}
+
+/// The latest cutover of a VM that did what it should.
+fn last_of<'a>(vm: &str, jobs: &'a [JobStatus]) -> Option<&'a Plan> {
+    let is_one = |status: &&JobStatus| {
+        let plan = &status.plan;
+        let of = plan.vm.name.as_str() == vm || plan.vm.id.to_string() == vm;
+        of && plan.kind == JobKind::Cutover && status.state == JobState::Completed
+    };
+    jobs.iter().filter(is_one).max_by_key(|status| (status.finished_at, status.job)).map(|status| &status.plan)
+}
+
+fn no_such_job(job: JobId) -> CliError {
+    CliError::new(Exit::NotFound, format!("no job {job} is listed that is a cutover")).hint("see sterna cutover list")
+}
+
+fn no_cutover(vm: &str) -> CliError {
+    CliError::new(Exit::NotFound, format!("no cutover of a VM {vm} is listed that came to its end"))
+        .hint(format!("see sterna cutover list; any VM is moved by sterna migrate {vm} --to HOST"))
+}
+
+fn wish(args: &WayArgs) -> MoveRequest {
+    MoveRequest {
+        kind: JobKind::Move,
+        vm: args.vm.clone(),
+        target: None,
+        mode: ModeWish::Auto,
+        storage: StorageWish::All,
+        disks: Vec::new(),
+        storage_only: false,
+        bandwidth: args.bandwidth,
+        blackout_max_ms: args.max_blackout,
+        lanes: None,
+        settings: MoveSettings::default(),
+        planned: None,
+        hold_seconds: None,
+        replication: None,
+        clone: None,
+        cutover: None,
+    }
+}
+
+fn request(args: &StartArgs) -> MoveRequest {
+    MoveRequest {
+        kind: JobKind::Cutover,
+        target: args.to.clone(),
+        mode: if args.way.cold { ModeWish::Cold } else { ModeWish::Auto },
+        disks: args.disks.clone(),
+        cutover: Some(CutoverWish { revert_seconds: args.revert_window, force: args.force }),
+        ..wish(&args.way)
+    }
+}
+
+/// Each disk goes where it was, in the format that it had: there is what it is compared with.
+fn way_back(plan: &Plan, args: &WayArgs) -> MoveRequest {
+    let place = |disk: &DiskMove| DiskPlacement {
+        disk: disk.source.name.clone(),
+        pool: disk.source.pool.clone(),
+        format: Some(disk.source.format),
+    };
+    MoveRequest {
+        vm: plan.vm.id.to_string(),
+        target: Some(plan.source.id.clone()),
+        mode: if args.cold { ModeWish::Cold } else { ModeWish::Auto },
+        disks: plan.disks.iter().map(place).collect(),
+        ..wish(args)
+    }
+}
+
+fn parse_window(text: &str) -> Result<u32, String> {
+    schedule::parse_seconds(text)
+        .filter(|seconds| *seconds <= REVERT_MAX_SECONDS)
+        .ok_or_else(|| format!("give a number with s, m, h or d, of at most {}d", REVERT_MAX_SECONDS / 86_400))
+}
+
+fn list(jobs: &[JobStatus]) -> String {
+    let rows = jobs.iter().map(|status| {
+        let plan = &status.plan;
+        [
+            status.job.to_string(),
+            plan.vm.name.to_string(),
+            format!("{} → {}", plan.source.id, plan.target.id),
+            job::mode_name(plan.mode).to_owned(),
+            status.state.to_string(),
+            or_dash(status.blackout_us.map(|us| format!("{} ms", us.div_ceil(1000)))),
+            moment(status.submitted_at),
+        ]
+    });
+    table(["JOB", "VM", "FROM → TO", "MODE", "STATE", "BLACKOUT", "SUBMITTED"], rows)
+}
