@@ -387,6 +387,8 @@ numbered!(
         Suspended = 17,
         /// See [`FailureCode::NotMigratable`].
         NotMigratable = 18,
+        /// See [`FailureCode::PoolNearlyFull`].
+        PoolNearlyFull = 21,
     }
 );
 
@@ -410,6 +412,7 @@ impl From<FailureCode> for ErrorCode {
             FailureCode::PlanStale => Self::PlanStale,
             FailureCode::Internal => Self::Internal,
             FailureCode::NotMigratable => Self::NotMigratable,
+            FailureCode::PoolNearlyFull => Self::PoolNearlyFull,
         }
     }
 }
