@@ -15,13 +15,19 @@ use super::error::{CliError, Exit};
 use super::migrate::{SubmitArgs, parse_placement};
 use super::output::{Format, Output, moment, or_dash, table};
 use super::vm::done;
-use super::{job, now, schedule};
+use super::{failover, job, now, schedule};
 use crate::client::Client;
 use crate::view::JobView;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CutoverCommand {
     /// Move a VM over to the host that has its replica: live, or with the guest shut down and started there
+    #[command(
+        long_about = "Move a VM over to the host that has its replica: live, or with the guest shut down and started there.\n\n\
+        With --from-replica the VM is started there from its latest snapshot, because its own host is gone. Only do this when \
+        that host is off, or cut from the network and from all storage the VM uses, and will not start by itself. What the VM \
+        wrote since the snapshot is lost. If the host still runs the VM, it runs twice until the host is heard of."
+    )]
     Start(Box<StartArgs>),
     /// List cutovers, newest first; also as Google has them, with --output google
     #[command(visible_alias = "ls")]
@@ -62,7 +68,8 @@ pub(super) struct WayArgs {
 #[command(after_help = "Examples:\n  \
     sterna cutover start web\n  \
     sterna cutover start web --cold --revert-window 3d\n  \
-    sterna cutover start web --dry-run")]
+    sterna cutover start web --dry-run\n  \
+    sterna cutover start web --from-replica --fenced alpha")]
 pub(super) struct StartArgs {
     #[command(flatten)]
     way: WayArgs,
@@ -78,6 +85,17 @@ pub(super) struct StartArgs {
     /// Do not wait until the guest has shut down when it does not obey its power button: stop it as a power cut would
     #[arg(long, requires = "cold")]
     force: bool,
+    /// Start it from its latest snapshot, without its host: what it wrote since is lost
+    #[arg(long, requires = "fenced", conflicts_with_all = [
+        "cold", "disks", "revert_window", "bandwidth", "max_blackout", "dry_run", "detach", "job", "ScheduleArgs",
+    ])]
+    from_replica: bool,
+    /// The VM's host, which is gone and was fenced
+    #[arg(long, value_name = "HOST", requires = "from_replica")]
+    fenced: Option<HostId>,
+    /// Do not ask whether the host is gone
+    #[arg(long, short, requires = "from_replica")]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -89,6 +107,9 @@ pub(super) struct RevertArgs {
 pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         CutoverCommand::Start(args) => {
+            if let Some(fenced) = &args.fenced {
+                return failover::fail_over(&args.way.vm, fenced, args.to.as_ref(), args.yes, client, output).await;
+            }
             let (request, policy) = (request(args), args.way.submit.policy.policy(client.sender()));
             args.way.submit.submit(&request, &policy, client, output).await
         }

@@ -18,6 +18,7 @@ mod console;
 mod cutover;
 mod doctor;
 mod error;
+mod failover;
 mod history;
 mod host;
 mod job;

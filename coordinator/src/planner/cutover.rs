@@ -10,7 +10,7 @@ use sterna_shared::job::{JobKind, MoveMode, MoveRequest, Plan, Refusal, RefusalC
 use sterna_shared::replica::{CutoverOf, REVERT_DEFAULT_SECONDS, REVERT_MAX_SECONDS, Replica, Snapshot};
 
 use super::check::{Check, refusal};
-use super::{Case, clone, replicate};
+use super::{Case, replica, replicate};
 use crate::fleet::Fleet;
 
 /// All checks, in the order in which their reasons are told, after those of a move.
@@ -20,7 +20,8 @@ pub(super) const CHECKS: &[Check] = &[replica_is_there, snapshot_is_there, wish_
 /// snapshot.
 #[must_use]
 pub fn target(fleet: &Fleet, request: &MoveRequest) -> Option<HostId> {
-    let of = |request: &MoveRequest| clone::find(fleet, request).ok().map(|(member, _)| member.inventory.host.clone());
+    let of =
+        |request: &MoveRequest| replica::find(fleet, request).ok().map(|(member, _)| member.inventory.host.clone());
     match fleet.find(&request.vm) {
         // Another VM may have had its name when it was replicated.
         Ok((_, vm)) => of(&MoveRequest { vm: vm.id().to_string(), ..request.clone() }),

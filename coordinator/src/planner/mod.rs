@@ -21,12 +21,15 @@ mod cutover;
 pub(crate) mod example;
 mod placement;
 mod planned;
+mod replica;
 mod replicate;
 mod settings;
 mod slots;
 #[cfg(test)]
 mod tests;
 mod verify;
+
+pub use clone::replica_cannot_run;
 
 use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{JobId, PlannedVmId, Token};

@@ -56,6 +56,8 @@ pub enum FailureCode {
     NotMigratable,
     /// A guest that was to be shut down for a cutover did not obey its power button.
     GuestNotShutDown,
+    /// A replication cycle would have filled a pool that guests write to.
+    PoolNearlyFull,
 }
 
 /// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was
@@ -214,6 +216,8 @@ pub enum RefusalCode {
     SnapshotUnknown,
     /// The snapshot does not hold what was written to it.
     SnapshotDamaged,
+    /// The target has as many replicas, or layers of them, as one host may have.
+    ReplicaLimit,
 }
 
 /// One reason why not, with what to do about it.

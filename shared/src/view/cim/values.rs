@@ -389,6 +389,8 @@ numbered!(
         NotMigratable = 18,
         /// See [`FailureCode::GuestNotShutDown`].
         GuestNotShutDown = 20,
+        /// See [`FailureCode::PoolNearlyFull`].
+        PoolNearlyFull = 21,
     }
 );
 
@@ -413,6 +415,7 @@ impl From<FailureCode> for ErrorCode {
             FailureCode::Internal => Self::Internal,
             FailureCode::NotMigratable => Self::NotMigratable,
             FailureCode::GuestNotShutDown => Self::GuestNotShutDown,
+            FailureCode::PoolNearlyFull => Self::PoolNearlyFull,
         }
     }
 }
