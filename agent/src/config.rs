@@ -42,6 +42,9 @@ pub struct Config {
     /// Kernels and RAM disks for direct boot.
     #[serde(default)]
     pub boot_directory: Option<PathBuf>,
+    /// The helper guest that adapts the systems of clones; without it they are left as they are.
+    #[serde(default)]
+    pub adapter: Option<AdapterSettings>,
     /// How guests are executed; found out by trying where it is left out.
     #[serde(default)]
     pub accelerator: Option<Accelerator>,
@@ -85,6 +88,16 @@ pub struct PoolSettings {
     /// What replication leaves free of it for guests; a tenth of it, or 4 GiB where that is less, if it is left out.
     #[serde(default)]
     pub headroom: Option<ByteCount>,
+}
+
+/// The helper guest that gives the system of a clone an identity of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterSettings {
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// The initramfs that holds it, made for that kernel.
+    pub initrd: PathBuf,
 }
 
 /// Certificate files, PEM.
@@ -199,6 +212,10 @@ impl Config {
         }
         let directories =
             self.pools.iter().filter_map(|(name, pool)| Some((format!("pools.{name}"), pool.directory.as_ref()?)));
+        let adapter = self.adapter.iter().flat_map(|of| [("kernel", &of.kernel), ("initrd", &of.initrd)]);
+        for (key, path) in adapter.filter(|(_, path)| !path.is_absolute()) {
+            faults.push(format!("adapter.{key} is {}; give an absolute path", path.display()));
+        }
         for (key, directory) in directories.chain([
             ("state_directory".to_owned(), &self.state_directory),
             ("runtime_directory".to_owned(), &self.runtime_directory),

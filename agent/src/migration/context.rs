@@ -9,6 +9,7 @@ use tracing::info;
 
 use crate::disk::copy::CopyError;
 use crate::disk::nbd::NbdError;
+use crate::guest::adapter::AdapterError;
 use crate::host::Host;
 use crate::host::headroom::NearlyFull;
 use crate::host::room::RoomError;
@@ -242,6 +243,9 @@ pub enum MoveError {
         /// How long it had.
         seconds: u64,
     },
+    /// The system on a clone's disks was not adapted.
+    #[error(transparent)]
+    Adaptation(#[from] AdapterError),
     /// What is free here is held for others.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -346,6 +350,9 @@ impl MoveError {
             ),
             Self::DigestsDiffer { .. } | Self::ProofIncomplete { .. } => {
                 (F::DigestMismatch, "check the target's disk and memory for faults before moving again")
+            }
+            Self::Adaptation(_) => {
+                (F::OsAdaptation, "make it of another snapshot, or leave the system as it is with --skip-os-adaptation")
             }
             Self::Refused { .. } => (F::TargetRefused, "look at the target agent's log, then start the move again"),
         };

@@ -5,9 +5,11 @@
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
 //!          └─ rest                ├─ clone    its file systems frozen for that · a VM of its own, of a snapshot
 //!                                 ├─ failover the VM itself, of a snapshot, since its host is gone
+//!                                 │    └─ adapt   the system on its disks gets an identity of its own
 //!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
+pub mod adapt;
 pub mod clone;
 pub mod failover;
 pub mod frozen;

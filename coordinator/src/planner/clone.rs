@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sterna_shared::host::VmState;
 use sterna_shared::id::{JobId, PoolName, VmId};
-use sterna_shared::job::{JobKind, JobStatus, MoveRequest, Plan, Refusal, RefusalCode};
+use sterna_shared::job::{JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode, StepKind};
 use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, Snapshot};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, MacAddress, NicSpec, VmSpec};
@@ -40,6 +40,7 @@ const CHECKS: &[Check] = &[
     bridges_exist,
     host_can_run_it,
     boot_files_exist,
+    adapter_is_there,
 ];
 
 /// Those that hold for the replicated VM itself, where it is to run from its replica.
@@ -110,6 +111,7 @@ pub fn replica_cannot_run(fleet: &Fleet, member: &Member, replica: &Replica, sna
         network: NetworkWish::Same,
         full: false,
         start: true,
+        skip_os_adaptation: true,
     };
     let job = JobId::from_uuid(of.id.uuid());
     let making = Making { fleet, wish: &wish, member, replica, jobs: Vec::new(), job, begun_with: None };
@@ -169,11 +171,18 @@ impl Making<'_> {
         self.replica.vm.nics.iter().zip(macs).map(|(nic, mac)| NicSpec { mac, bridge: bridge(nic) }).collect()
     }
 
+    fn steps(&self) -> Vec<StepKind> {
+        let mut steps = Plan::steps_of(JobKind::Clone, MoveMode::Cold, false);
+        steps.retain(|step| *step != StepKind::AdaptOs || !self.wish.skip_os_adaptation);
+        steps
+    }
+
     fn decide(&self, request: &MoveRequest, seeds: Seeds) -> Option<Plan> {
         let snapshot = self.snapshot()?.number;
         let (full, start) = (self.wish.full, self.wish.start);
         let clone = CloneOf { replica: self.replica.vm.id, snapshot, full, start };
-        Some(Plan { clone: Some(clone), ..replica::plan(self.member, JobKind::Clone, self.spec(), request, seeds) })
+        let plan = replica::plan(self.member, JobKind::Clone, self.spec(), request, seeds);
+        Some(Plan { clone: Some(clone), steps: self.steps(), ..plan })
     }
 }
 
@@ -375,5 +384,19 @@ fn boot_files_exist(making: &Making, out: &mut Vec<Refusal>) {
                 "copy it into the boot directory there, under the same name",
             ));
         }
+    }
+}
+
+fn adapter_is_there(making: &Making, out: &mut Vec<Refusal>) {
+    let inventory = &making.member.inventory;
+    if !making.wish.skip_os_adaptation && !inventory.adapts {
+        out.push(refusal(
+            RefusalCode::NoAdapter,
+            format!(
+                "host {} has no helper guest, which gives the system of a clone an identity of its own",
+                inventory.host
+            ),
+            "install it there, or leave the system as it is with --skip-os-adaptation",
+        ));
     }
 }

@@ -387,6 +387,8 @@ numbered!(
         Suspended = 17,
         /// See [`FailureCode::NotMigratable`].
         NotMigratable = 18,
+        /// See [`FailureCode::OsAdaptation`].
+        OsAdaptation = 19,
         /// See [`FailureCode::GuestNotShutDown`].
         GuestNotShutDown = 20,
         /// See [`FailureCode::PoolNearlyFull`].
@@ -414,6 +416,7 @@ impl From<FailureCode> for ErrorCode {
             FailureCode::PlanStale => Self::PlanStale,
             FailureCode::Internal => Self::Internal,
             FailureCode::NotMigratable => Self::NotMigratable,
+            FailureCode::OsAdaptation => Self::OsAdaptation,
             FailureCode::GuestNotShutDown => Self::GuestNotShutDown,
             FailureCode::PoolNearlyFull => Self::PoolNearlyFull,
         }
@@ -466,8 +469,7 @@ mod tests {
         assert!(JobType::ALL.iter().map(|value| value.number()).eq(std::iter::once(0).chain(300..=307)));
         assert!(RunMonth::ALL.iter().map(|value| value.number()).eq(0..=11));
         assert!(DayOfWeek::ALL.iter().map(|value| value.number()).eq(-7..=7));
-        // 19 is nobody's yet.
-        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq((0..=18).chain([20])));
+        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=21));
     }
 
     #[test]

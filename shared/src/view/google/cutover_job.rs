@@ -92,7 +92,12 @@ impl CutoverStepKind {
             StepKind::ShutDown => Self::ShuttingDownSourceVm(Empty {}),
             StepKind::Switchover | StepKind::Prove => Self::FinalSync(Empty {}),
             StepKind::Handover | StepKind::Release => Self::InstantiatingMigratedVm(Empty {}),
-            StepKind::ReadDisks | StepKind::Check | StepKind::Commit | StepKind::CloneDisks | StepKind::Instantiate => {
+            StepKind::ReadDisks
+            | StepKind::Check
+            | StepKind::Commit
+            | StepKind::AdaptOs
+            | StepKind::CloneDisks
+            | StepKind::Instantiate => {
                 return None;
             }
         })

@@ -36,7 +36,7 @@ mod values;
 mod wellknown;
 
 pub use averages::{Averages, Rates, SAMPLES_MAX};
-pub use clone_job::{CloneJob, CloneStep, CloneStepKind};
+pub use clone_job::{CloneJob, CloneStage, CloneStep, CloneStepKind};
 pub use cutover_job::{CutoverForecast, CutoverJob, CutoverStep, CutoverStepKind};
 pub use cycle::{CycleStep, CycleStepKind, Pace, ReplicatingStep, ReplicationCycle};
 pub use error::{
