@@ -273,6 +273,7 @@ mod tests {
             job: JobId::from_uuid(id(WEB).uuid()),
             disks: vec![PartialDisk::new(planned(vm, "fast", 10 * MIB).disks[0].clone(), &Default::default())],
             kept: None,
+            way_back_seconds: None,
         };
         let seen = |filling: &[Partial], extent: Option<u64>, by: &str| {
             let (pool, left) = (pool(extent), |_: VmId, _: &DiskSpec| ByteCount(3 * MIB));
