@@ -283,6 +283,19 @@ mod tests {
         assert_eq!(read().kept, Some(Kept { since, given_up: true }));
     }
 
+    #[tokio::test]
+    async fn the_way_back_of_a_cutover_is_not_given_up_with_its_job() {
+        let (_folder, journal) = journal();
+        let partial = Partial { way_back_seconds: Some(60), ..partial() };
+        let (vm, job) = (partial.vm, partial.job);
+        let since = Timestamp::from_unix_microseconds(7);
+        journal.begin_partial(partial).await.expect("begun");
+        journal.keep_partial(vm, job, since).await.expect("kept");
+        journal.give_up_partial(vm, job).await.expect("left alone");
+        let found = journal.partial(vm).expect("read").expect("a record");
+        assert_eq!((found.kept, found.way_back_seconds), (Some(Kept { since, given_up: false }), Some(60)));
+    }
+
     #[test]
     fn only_the_same_place_form_and_size_fits() {
         let held = PartialDisk::new(disk("root", "raw"), &ExtentSet::new());

@@ -15,7 +15,7 @@ use tracing::{info, warn};
 use super::images::ImageError;
 use crate::clock;
 use crate::disk::extent::{Extent, ExtentSet};
-use crate::disk::pool::LayerFile;
+use crate::disk::pool::{LayerFile, Pool};
 use crate::host::Host;
 use crate::journal::{Kept, Partial, PartialDisk};
 
@@ -65,7 +65,7 @@ fn whole(disk: &DiskSpec) -> ExtentSet {
 /// Whether they are; what is not is the caller's to remove.
 pub async fn keep_way_back(host: &Host, plan: &Plan) -> bool {
     let seconds = plan.cutover.as_ref().map_or(0, |of| of.revert_seconds);
-    let keeps = plan.disks.iter().all(|disk| host.pool(&disk.source).is_ok_and(|pool| pool.may_keep()));
+    let keeps = plan.disks.iter().all(|disk| host.pool(&disk.source).is_ok_and(Pool::may_keep));
     if seconds == 0 || plan.disks.is_empty() || !keeps {
         return false;
     }

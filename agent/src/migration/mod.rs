@@ -8,6 +8,7 @@
 //!   disks, target_disks    passes, and what is written of them       images    files made and removed
 //!   dial    the source's way to its target
 //!   reader    every disk of a VM read through, of a deep check
+//!   cutover    what a move to a replica begins with, and leaves for the way back
 //!   partial    images of a move that is not over, or was cut
 //!   context, gate, progress, tally    plan and telling · the point of no return · how far it is · what was told of it
 //! ```

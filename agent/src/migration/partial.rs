@@ -192,5 +192,8 @@ mod tests {
         for cause in [FailureCode::Cancelled, FailureCode::DigestMismatch, FailureCode::DiskWrite] {
             assert!(!worth_keeping(Some(cause)), "{cause:?}");
         }
+        // A way back is no less a way back because somebody cancelled a revert.
+        assert!(is_sound(Some(FailureCode::Cancelled)) && is_sound(None) && is_sound(Some(FailureCode::TargetRefused)));
+        assert!(!is_sound(Some(FailureCode::DigestMismatch)) && !is_sound(Some(FailureCode::PoolFull)));
     }
 }

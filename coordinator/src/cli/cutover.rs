@@ -106,13 +106,10 @@ pub(super) struct RevertArgs {
 
 pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
-        CutoverCommand::Start(args) => {
-            if let Some(fenced) = &args.fenced {
-                return failover::fail_over(&args.way.vm, fenced, args.to.as_ref(), args.yes, client, output).await;
-            }
-            let (request, policy) = (request(args), args.way.submit.policy.policy(client.sender()));
-            args.way.submit.submit(&request, &policy, client, output).await
-        }
+        CutoverCommand::Start(args) => match &args.fenced {
+            Some(fenced) => failover::fail_over(&args.way.vm, fenced, args.to.as_ref(), args.yes, client, output).await,
+            None => submit(&args.way, &request(args), client, output).await,
+        },
         CutoverCommand::List if output.format == Format::Google => {
             output.json(&client.replications(now()).await?.known().cutover_jobs())?;
             Ok(Exit::Ok)
@@ -151,8 +148,13 @@ async fn revert(args: &WayArgs, client: &Client, output: Output) -> Result<Exit,
     if !kept {
         output.remark(&format!("{} keeps nothing of the VM any more; everything is sent", plan.source.id));
     }
-    let (request, policy) = (way_back(plan, args), args.submit.policy.policy(client.sender()));
-    args.submit.submit(&request, &policy, client, output).await
+    submit(args, &way_back(plan, args), client, output).await
+}
+
+async fn submit(args: &WayArgs, request: &MoveRequest, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let mut policy = args.submit.policy.policy(client.sender());
+    args.submit.policy.recover(request, &mut policy)?;
+    args.submit.submit(request, &policy, client, output).await
 }
 
 /// The latest cutover of a VM that did what it should.
@@ -242,4 +244,69 @@ fn list(jobs: &[JobStatus]) -> String {
         ]
     });
     table(["JOB", "VM", "FROM → TO", "MODE", "STATE", "BLACKOUT", "SUBMITTED"], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::planner::{example, plan};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: CutoverCommand,
+    }
+
+    fn line(arguments: &[&str]) -> Result<CutoverCommand, clap::Error> {
+        Line::try_parse_from([&["cutover"], arguments].concat()).map(|line| line.command)
+    }
+
+    fn started(arguments: &[&str]) -> MoveRequest {
+        match line(&[&["start", "web"], arguments].concat()).expect("a command") {
+            CutoverCommand::Start(args) => request(&args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cutover_is_asked_for() {
+        let plain = started(&[]);
+        assert_eq!((plain.kind, plain.mode, plain.target), (JobKind::Cutover, ModeWish::Auto, None));
+        assert_eq!(plain.cutover, Some(CutoverWish::default()));
+        let all = started(&["--to", "beta", "--cold", "--force", "--revert-window", "3d", "--disk", "root=bulk:raw"]);
+        assert_eq!((all.mode, all.disks.len()), (ModeWish::Cold, 1));
+        assert_eq!(all.cutover, Some(CutoverWish { revert_seconds: Some(3 * 86_400), force: true }));
+        assert_eq!(started(&["--revert-window", "0s"]).cutover.and_then(|wish| wish.revert_seconds), Some(0));
+        for wrong in [&["--force"][..], &["--revert-window", "31d"], &["--revert-window", "1"], &["--disk", "root"]] {
+            assert!(line(&[&["start", "web"], wrong].concat()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_revert_goes_back_to_where_the_latest_cutover_came_from() {
+        let CutoverCommand::Revert(args) = line(&["revert", "web"]).expect("a command") else { panic!("a revert") };
+        let mut target = example::inventory("beta");
+        target.replicas = vec![example::replica()];
+        let mut source = example::inventory("alpha");
+        source.vms = vec![example::report(&example::vm("web"))];
+        let mut fleet = crate::fleet::Fleet::default();
+        for inventory in [source, target] {
+            fleet.heard(inventory, example::now(), std::time::Duration::ZERO);
+        }
+        let cutover = MoveRequest { kind: JobKind::Cutover, ..example::request() };
+        let mut over = JobStatus::planned(plan(&fleet, [], &cutover, example::seeds()).expect("a plan"));
+        assert_eq!(last_of("web", std::slice::from_ref(&over)), None, "it is not over");
+        over.state = JobState::Completed;
+        let jobs = [over];
+        let plan = last_of("web", &jobs).expect("a cutover");
+        let back = way_back(plan, &args.way);
+        assert_eq!((back.kind, &back.target, back.cutover), (JobKind::Move, &Some(plan.source.id.clone()), None));
+        let places: Vec<_> = back.disks.iter().map(|place| (&place.disk, &place.pool, place.format)).collect();
+        let were: Vec<_> = plan.disks.iter().map(|disk| &disk.source).collect();
+        let were: Vec<_> = were.iter().map(|disk| (&disk.name, &disk.pool, Some(disk.format))).collect();
+        assert!(!places.is_empty() && places == were, "{places:?}");
+        assert_eq!(last_of("other", &jobs), None);
+    }
 }

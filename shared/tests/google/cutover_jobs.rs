@@ -162,9 +162,7 @@ fn a_forecast_is_made_of_what_cycles_have_measured() {
     let seconds = |all: &[JobStatus], now: i64| {
         let known = Known { jobs: all, replicas: std::slice::from_ref(&view), progress: &[], now: at(now) };
         let vm = value(&known.migrating_vms(None))["migratingVms"][0].clone();
-        let told =
-            vm["cutoverForecast"]["estimatedCutoverJobDuration"].as_str()?.strip_suffix('s')?.parse::<f64>().ok();
-        told
+        vm["cutoverForecast"]["estimatedCutoverJobDuration"].as_str()?.strip_suffix('s')?.parse::<f64>().ok()
     };
     let both = [job.clone(), cycle];
     // Three readings of 1.5 GiB, and 512 MiB of memory; 0.5 MiB more to send each second.
