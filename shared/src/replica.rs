@@ -362,7 +362,7 @@ mod tests {
         let other = "0197c0de-0000-7000-8000-000000000002".parse().expect("a UUID");
         assert!(limit_reached(&all, other).is_some_and(|reached| reached.contains("200 replicas")));
         for replica in &mut all {
-            let disk = serde_json::json!({ "name": "a-disk-with-a-name", "pool": "a-pool", "format": "qcow2", "size": 1 << 40 });
+            let disk = serde_json::json!({ "name": "a-disk-with-a-name", "pool": "a-pool", "format": "qcow2", "size": 1_u64 << 40 });
             replica.disks = vec![serde_json::from_value(disk).expect("a disk"); 2];
             replica.vm.disks.clone_from(&replica.disks);
         }
