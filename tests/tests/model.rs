@@ -3,6 +3,8 @@
 
 #[path = "model/explore.rs"]
 mod explore;
+#[path = "model/numbered.rs"]
+mod numbered;
 #[path = "model/world.rs"]
 mod world;
 

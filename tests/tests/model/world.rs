@@ -15,12 +15,12 @@
 //! The machines are those of `sterna_shared::ownership`, the very code the agent runs. States hold numbers in their place.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 
 use sterna_shared::id::{Generation, HostId, JobId};
 use sterna_shared::ownership::{Action, Illegal, Input, Message, Move, Ownership, Record};
 
 use super::explore::{Step, World};
+use super::numbered::Numbered;
 
 /// How often each thing may happen in one history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -133,32 +133,6 @@ pub(crate) struct State {
 
 /// Generations are bits and message numbers in a state.
 const GENERATIONS_MAX: u64 = 16;
-
-/// Things with numbers in their place.
-struct Numbered<T> {
-    all: Vec<T>,
-    numbers: HashMap<T, u16>,
-}
-
-impl<T: Clone + Eq + Hash> Numbered<T> {
-    fn new() -> Self {
-        Self { all: Vec::new(), numbers: HashMap::new() }
-    }
-
-    fn number(&mut self, thing: T) -> u16 {
-        if let Some(number) = self.numbers.get(&thing) {
-            return *number;
-        }
-        let number = u16::try_from(self.all.len()).expect("few distinct machines exist within the budget");
-        self.all.push(thing.clone());
-        self.numbers.insert(thing, number);
-        number
-    }
-
-    fn get(&self, number: u16) -> &T {
-        &self.all[usize::from(number)]
-    }
-}
 
 /// The transition system.
 pub(crate) struct Handover {
