@@ -112,7 +112,9 @@ mod tests {
         assert_eq!(numbered(with(0, b"XFSB"), 0x20), uuid);
         assert_eq!(numbered(with(0x1_0040, b"_BHRfS_M"), 0x1_0020), uuid);
         assert_eq!(numbered(with(0xff6, b"SWAPSPACE2"), 0x40c), uuid);
-        assert_eq!(numbered(with(0x52, b"FAT32"), 0x43), Some("0403-0201".to_owned()));
+        let mut fat = with(0x52, b"FAT32");
+        fat[0x43..0x47].copy_from_slice(&[1, 2, 3, 4]);
+        assert_eq!(uuid_of(&fat), Some("0403-0201".to_owned()));
         assert_eq!(uuid_of(&with(0, b"LUKS")), None);
         assert_eq!(uuid_of(&[]), None);
     }
