@@ -41,6 +41,9 @@ pub struct Config {
     /// Kernels and RAM disks for direct boot.
     #[serde(default)]
     pub boot_directory: Option<PathBuf>,
+    /// The helper guest that adapts the systems of clones; without it they are left as they are.
+    #[serde(default)]
+    pub adapter: Option<AdapterSettings>,
     /// How guests are executed; found out by trying where it is left out.
     #[serde(default)]
     pub accelerator: Option<Accelerator>,
@@ -81,6 +84,16 @@ pub struct PoolSettings {
     /// What storage it is, where several hosts see the same directory: the same text on each.
     #[serde(default)]
     pub shared: Option<String>,
+}
+
+/// The helper guest that gives the system of a clone an identity of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdapterSettings {
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// The initramfs that holds it, made for that kernel.
+    pub initrd: PathBuf,
 }
 
 /// Certificate files, PEM.
@@ -192,6 +205,10 @@ impl Config {
         }
         let directories =
             self.pools.iter().filter_map(|(name, pool)| Some((format!("pools.{name}"), pool.directory.as_ref()?)));
+        let adapter = self.adapter.iter().flat_map(|of| [("kernel", &of.kernel), ("initrd", &of.initrd)]);
+        for (key, path) in adapter.filter(|(_, path)| !path.is_absolute()) {
+            faults.push(format!("adapter.{key} is {}; give an absolute path", path.display()));
+        }
         for (key, directory) in directories.chain([
             ("state_directory".to_owned(), &self.state_directory),
             ("runtime_directory".to_owned(), &self.runtime_directory),

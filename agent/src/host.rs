@@ -298,6 +298,7 @@ impl Host {
             partials: partials.iter().filter_map(|partial| self.partial_report(partial)).collect(),
             planned: planned.to_vec(),
             replicas: self.replicas(),
+            adapts: self.config.adapter.as_ref().is_some_and(|of| of.kernel.is_file() && of.initrd.is_file()),
         }
     }
 

@@ -13,6 +13,7 @@ use sterna_agent::bus::Bus;
 use sterna_agent::config::{Config, PoolSettings};
 use sterna_agent::disk::pool::{Lvm, Pool};
 use sterna_agent::host::Host;
+use sterna_agent::hypervisor::qemu::QEMU;
 use sterna_agent::hypervisor::qemu::probe::probe;
 use sterna_agent::journal::Journal;
 use sterna_agent::link::{Files, Tls};
@@ -20,9 +21,6 @@ use sterna_agent::service::Service;
 use sterna_agent::teller::Teller;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
-
-/// QEMU, as the PATH has it.
-const QEMU: &str = "qemu-system-x86_64";
 
 /// The agent of a hypervisor host: keeps its VMs, and moves them to and from other hosts.
 #[derive(Debug, Parser)]

@@ -231,13 +231,14 @@ fn says_the_same(a: &Inventory, b: &Inventory) -> bool {
         memory_reserved,
         planned,
         replicas,
+        adapts,
     } = a;
     (host, version, addresses, hypervisor, cpu, memory_total, memory_free)
         == (&b.host, &b.version, &b.addresses, &b.hypervisor, &b.cpu, &b.memory_total, &b.memory_free)
         && (pools, bridges, boot_files, certificate, limits, limits_set)
             == (&b.pools, &b.bridges, &b.boot_files, &b.certificate, &b.limits, &b.limits_set)
         && (epoch, vms, partials) == (&b.epoch, &b.vms, &b.partials)
-        && (memory_reserved, planned, replicas) == (&b.memory_reserved, &b.planned, &b.replicas)
+        && (memory_reserved, planned, replicas, adapts) == (&b.memory_reserved, &b.planned, &b.replicas, &b.adapts)
 }
 
 #[cfg(test)]

@@ -66,6 +66,9 @@ pub struct Inventory {
     /// The replicas that it has of VMs of other hosts.
     #[serde(default)]
     pub replicas: Vec<Replica>,
+    /// Whether it has a helper guest, which adapts the system on the disks of a clone.
+    #[serde(default)]
+    pub adapts: bool,
 }
 
 /// The hypervisor of a host.

@@ -164,6 +164,9 @@ pub struct CloneWish {
     /// Whether it is started.
     #[serde(default)]
     pub start: bool,
+    /// Whether the system on its disks is left as it is, with the host name, the keys and the ids of the replicated VM.
+    #[serde(default)]
+    pub skip_os_adaptation: bool,
 }
 
 /// What the interfaces of a clone are connected to. Each has a new address.

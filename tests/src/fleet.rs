@@ -147,6 +147,10 @@ impl Fleet {
                 text += &format!("[pools.{pool}]\ndirectory = \"{}\"\n", directory.display());
             }
             text += &format!("[pools.shared]\ndirectory = \"{}\"\nshared = \"test\"\n", shared.display());
+            text += &format!(
+                "[adapter]\nkernel = \"{boot}/vmlinuz\"\ninitrd = \"{boot}/adapter.initrd\"\n",
+                boot = boot.display()
+            );
             text += &self.nats_section(&format!("host-{name}"));
             text += &format!(
                 "[tls]\nca_file = \"{ca}\"\ncertificate_file = \"{chain}\"\nkey_file = \"{key}\"\n",

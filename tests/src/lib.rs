@@ -8,6 +8,7 @@
 //!   operator       the operators' API as a program of one's own speaks it
 //!   fleet          all of Sterna on that ground: broker, coordinator, agents, command line
 //!   bench          Sterna against what is there without it
+//!   debian         a guest that is a real Debian
 //!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
@@ -22,6 +23,7 @@
 
 pub mod bench;
 pub mod control;
+pub mod debian;
 pub mod demo;
 pub mod faults;
 pub mod fleet;

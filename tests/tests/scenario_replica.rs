@@ -71,7 +71,8 @@ async fn instants(fleet: &mut Fleet) -> anyhow::Result<()> {
     for numbers in (1..=CYCLES).collect::<Vec<_>>().chunks(CLONES_AT_ONCE) {
         for number in numbers {
             let (name, snapshot) = (format!("copy{number}"), number.to_string());
-            let arguments = ["clone", "create", "web", "--name", &name, "--snapshot", &snapshot, "--start"];
+            let arguments =
+                ["clone", "create", "web", "--skip-os-adaptation", "--name", &name, "--snapshot", &snapshot, "--start"];
             let clone = fleet.sterna(&arguments).await?;
             ensure!(clone["state"] == "completed", "{clone:#}");
         }

@@ -86,7 +86,9 @@ async fn costs(fleet: &mut Fleet) -> anyhow::Result<()> {
 /// One clone, and ten at once.
 async fn clones(fleet: &Fleet) -> anyhow::Result<()> {
     let began = Instant::now();
-    let job = fleet.sterna(&["clone", "create", "web", "--name", "one", "--start", "--detach"]).await?;
+    let job = fleet
+        .sterna(&["clone", "create", "web", "--skip-os-adaptation", "--name", "one", "--start", "--detach"])
+        .await?;
     let job = job["job"].as_str().context("an id")?.to_owned();
     first_line(fleet, "one").await?;
     let up = began.elapsed();
@@ -98,7 +100,9 @@ async fn clones(fleet: &Fleet) -> anyhow::Result<()> {
     let mut jobs = Vec::new();
     for number in 0..CLONES {
         let name = format!("ten{number}");
-        let job = fleet.sterna(&["clone", "create", "web", "--name", &name, "--start", "--detach"]).await?;
+        let job = fleet
+            .sterna(&["clone", "create", "web", "--skip-os-adaptation", "--name", &name, "--start", "--detach"])
+            .await?;
         jobs.push(job["job"].as_str().context("an id")?.to_owned());
     }
     for job in &jobs {

@@ -107,7 +107,8 @@ async fn ended_clones(fleet: &mut Fleet) -> anyhow::Result<()> {
     for fault in ["cancel", "kill"] {
         for moment in ["clone_disks", "instantiate"] {
             let at = format!("{fault} in {moment}");
-            let arguments = ["clone", "create", "web", "--name", "copy", "--full", "--start", "--detach"];
+            let arguments =
+                ["clone", "create", "web", "--skip-os-adaptation", "--name", "copy", "--full", "--start", "--detach"];
             let job = fleet.sterna(&arguments).await?;
             let job = job["job"].as_str().context("an id")?.to_owned();
             begins(fleet, "bravo", &job, moment).await?;
@@ -138,7 +139,7 @@ async fn ended_clones(fleet: &mut Fleet) -> anyhow::Result<()> {
         }
     }
     // A clone stands on a snapshot that the retention would have given up.
-    fleet.sterna(&["clone", "create", "web", "--name", "copy"]).await?;
+    fleet.sterna(&["clone", "create", "web", "--skip-os-adaptation", "--name", "copy"]).await?;
     for _ in 0..3 {
         cycle(fleet, "web", "bravo", &["--keep", "last=1"]).await?;
     }

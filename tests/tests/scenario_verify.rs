@@ -70,7 +70,7 @@ async fn expect_damage(fleet: &Fleet, disk: &str, damaged: &[u64]) -> anyhow::Re
     }
     let found = replica(fleet, "web").await?.context("there is a replica")?;
     ensure!(marked(&found) == damaged, "{found:#}");
-    let clone = fleet.try_sterna(&["clone", "create", "web", "--name", "copy"]).await?;
+    let clone = fleet.try_sterna(&["clone", "create", "web", "--skip-os-adaptation", "--name", "copy"]).await?;
     let said = String::from_utf8_lossy(&clone.stderr).into_owned();
     ensure!(!clone.status.success() && said.contains("does not hold what was written"), "{said}");
     Ok(())
@@ -130,7 +130,7 @@ async fn turned(fleet: &mut Fleet) -> anyhow::Result<()> {
     let found = replica(fleet, "web").await?.context("there is a replica")?;
     let old = records(fleet, "bravo", &found, 3, &wish)?;
     ensure!(old[0].mismatches > 0, "what was damaged stays so: {old:?}");
-    let clone = fleet.sterna(&["clone", "create", "web", "--name", "copy"]).await?;
+    let clone = fleet.sterna(&["clone", "create", "web", "--skip-os-adaptation", "--name", "copy"]).await?;
     ensure!(clone["state"] == "completed", "{clone:#}");
     web.prove().await
 }

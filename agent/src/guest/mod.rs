@@ -3,6 +3,7 @@
 //! A guest is no child of the agent in anything but name: it has its own session, under systemd its own scope, and goes
 //! on when the agent is stopped, upgraded or killed. What ties the two together is the runtime directory.
 
+pub mod adapter;
 pub mod launcher;
 pub mod process;
 pub mod storage_daemon;

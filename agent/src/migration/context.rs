@@ -9,6 +9,7 @@ use tracing::info;
 
 use crate::disk::copy::CopyError;
 use crate::disk::nbd::NbdError;
+use crate::guest::adapter::AdapterError;
 use crate::host::Host;
 use crate::host::room::RoomError;
 use crate::hypervisor::qemu::MachineError;
@@ -235,6 +236,9 @@ pub enum MoveError {
         /// How many it proved.
         found: usize,
     },
+    /// The system on a clone's disks was not adapted.
+    #[error(transparent)]
+    Adaptation(#[from] AdapterError),
     /// What is free here is held for others.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -329,6 +333,9 @@ impl MoveError {
             Self::Blackout { .. } => (F::BlackoutExceeded, "allow more with --max-blackout, or move at a quieter time"),
             Self::DigestsDiffer { .. } | Self::ProofIncomplete { .. } => {
                 (F::DigestMismatch, "check the target's disk and memory for faults before moving again")
+            }
+            Self::Adaptation(_) => {
+                (F::OsAdaptation, "make it of another snapshot, or leave the system as it is with --skip-os-adaptation")
             }
             Self::Refused { .. } => (F::TargetRefused, "look at the target agent's log, then start the move again"),
         };

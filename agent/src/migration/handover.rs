@@ -33,12 +33,10 @@ use crate::guest::tap::{self, TapError};
 use crate::host::{Host, PlacementError};
 use crate::hypervisor::qemu::command_line::{CommandLineError, command_line};
 use crate::hypervisor::qemu::qmp::QmpError;
-use crate::hypervisor::qemu::{Machine, MachineError, MigrationStatus, RunState};
+use crate::hypervisor::qemu::{Machine, MachineError, MigrationStatus, QEMU, RunState};
 use crate::journal::{JournalError, Role, VmRecord};
 use crate::migration::images::{self, ImageError};
 
-/// QEMU, as the PATH has it.
-const QEMU: &str = "qemu-system-x86_64";
 /// How long QEMU may take from its start to its monitor's first answer.
 const LAUNCH_WAIT: Duration = Duration::from_secs(30);
 /// How long a guest may take from `cont` to executing.

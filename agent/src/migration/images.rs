@@ -26,6 +26,8 @@ const SOURCE: &str = "source";
 const TARGET: &str = "target";
 /// And in a cycle of a replication, at its target.
 pub const REPLICA: &str = "replica";
+/// The helper guest that adapts a clone.
+pub const ADAPTER: &str = "adapter";
 
 /// Why a VM's files could not be made or served.
 #[derive(Debug, thiserror::Error)]
@@ -240,9 +242,9 @@ pub async fn serve_target(host: &Host, plan: &Plan) -> Result<Launched, ImageErr
     serve(host, plan, plan.disks.iter().map(|disk| &disk.target), access, TARGET).await
 }
 
-/// Ends storage daemons that an earlier agent has left of a job.
+/// Ends storage daemons and helper guests that an earlier agent has left of a job.
 pub async fn end_leftover_daemons(host: &Host, plan: &Plan) {
-    for part in [SOURCE, TARGET, REPLICA] {
+    for part in [SOURCE, TARGET, REPLICA, ADAPTER] {
         let Ok(runtime) = host.storage_runtime(plan.job, part) else { continue };
         match launcher::attach(&runtime, LEFTOVER_WAIT).await {
             Ok(Some(daemon)) => end_daemon(daemon).await,

@@ -48,7 +48,8 @@ pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
             | F::Journal
             | F::PlanStale
             | F::Internal
-            | F::NotMigratable,
+            | F::NotMigratable
+            | F::OsAdaptation,
         ) => false,
     }
 }

@@ -2,9 +2,10 @@
 //! alone, and replication goes on meanwhile.
 //!
 //! ```text
-//!   clone_disks ───────────────────────────────▶ instantiate
-//!   empty images that stand on the snapshot's     the VM is this host's, from the first generation on, and is started where
-//!   layers, or copies of what these hold          that is asked
+//!   clone_disks ─────────────▶ adapt_os ─────────────▶ instantiate
+//!   empty images that stand     the system on them       the VM is this host's, from the first generation on, and is
+//!   on the snapshot's layers,   gets an identity of      started where that is asked
+//!   or copies of these          its own ([`super::adapt`])
 //!      └────────── any failure, any cancel: everything that was made is gone ──────────┘
 //! ```
 //!
@@ -18,8 +19,10 @@ use sterna_shared::job::{StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Record};
 use sterna_shared::replica::CloneOf;
 use sterna_shared::vm::VmSpec;
+use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use super::adapt::{Alive, adapt};
 use super::layers;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::images::{self, ImageError};
@@ -40,11 +43,14 @@ impl Cloner {
     /// Makes it, to whatever end.
     pub async fn run(self) -> Outcome {
         let context = Arc::clone(&self.context);
+        let (alive, mut gone) = mpsc::channel(1);
         let made = tokio::select! {
             biased;
             wish = context.gate.ended() => Err(MoveError::Ended(wish)),
-            made = self.make() => made,
+            made = self.make(alive) => made,
         };
+        // What still has the disks open is ended first, by whoever started it.
+        let None = gone.recv().await;
         match made {
             Ok(()) if context.gate.close() => Outcome::Completed { blackout_us: 0 },
             Ok(()) => {
@@ -60,11 +66,16 @@ impl Cloner {
         self.undo(MoveError::AgentRestarted).await
     }
 
-    async fn make(&self) -> Result<(), MoveError> {
+    async fn make(&self, alive: Alive) -> Result<(), MoveError> {
         let context = &self.context;
         let step = context.begin(StepKind::CloneDisks).await?;
         let spec = self.clone_disks().await?;
         context.end(step, StepFigures::default()).await?;
+        if context.plan.steps.contains(&StepKind::AdaptOs) {
+            let step = context.begin(StepKind::AdaptOs).await?;
+            adapt(context, &spec, alive).await?;
+            context.end(step, StepFigures::default()).await?;
+        }
         let step = context.begin(StepKind::Instantiate).await?;
         context.keeper.respecify(spec).await?;
         context.keeper.feed(Input::Create).await?;

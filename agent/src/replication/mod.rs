@@ -4,9 +4,11 @@
 //!   source ═ conversation ═ target            the steps of a cycle at either host
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
 //!          └─ rest                ├─ clone    its file systems frozen for that · a VM of its own, of a snapshot
+//!                                 │    └─ adapt   the system on its disks gets an identity of its own
 //!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
+pub mod adapt;
 pub mod clone;
 pub mod frozen;
 pub mod layers;

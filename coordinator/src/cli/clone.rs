@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use sterna_shared::id::{HostId, JobId, PoolName, VmId, VmName};
-use sterna_shared::job::{JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StorageWish};
+use sterna_shared::job::{
+    JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StepKind, StorageWish,
+};
 use sterna_shared::replica::{CloneWish, NetworkWish};
 use sterna_shared::units::ByteCount;
 
@@ -80,6 +82,9 @@ pub(super) struct CreateArgs {
     /// Start it
     #[arg(long)]
     start: bool,
+    /// Leave the system on its disks as it is, with the host name, keys and ids of the VM
+    #[arg(long)]
+    skip_os_adaptation: bool,
     /// Check and show what it would be, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -182,6 +187,7 @@ fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest,
         network: args.network.as_ref().or(body.network.as_ref()).cloned().unwrap_or_default(),
         full: args.full,
         start: args.start,
+        skip_os_adaptation: args.skip_os_adaptation,
     };
     Ok(MoveRequest {
         kind: JobKind::Clone,
@@ -235,6 +241,7 @@ fn show_plan(plan: &Plan) -> String {
         ("of", or_dash(of.map(|of| format!("{}, snapshot {}", of.replica, of.snapshot)))),
         ("memory", spec.memory.to_string()),
         ("vcpus", spec.vcpus.to_string()),
+        ("adapted", yes_or_no(plan.steps.contains(&StepKind::AdaptOs)).to_owned()),
         ("started", yes_or_no(of.is_some_and(|of| of.start)).to_owned()),
     ]);
     let disks = table(

@@ -82,7 +82,8 @@ const OF_BODY: &[Field] = &[
     aside("steps", Kind::List, TOLD),
 ];
 
-const ADAPTS: &str = "clones are not adapted: not built yet";
+const HAS_ITS_NAME: &str = "a clone's system has the clone's name";
+const AS_IT_BOOTS: &str = "a clone boots as the VM does";
 const NO_LABELS: &str = "neither VMs nor jobs have labels: not built yet";
 const NO_LICENCE: &str = "Sterna sells no licences";
 const AS_THE_VM: &str = "a clone has the firmware of the replicated VM";
@@ -106,8 +107,8 @@ const OF_VM: &[Field] = &[
     aside("enableVtpm", Kind::Flag, "a specification has no TPM: not built yet"),
     aside("enableIntegrityMonitoring", Kind::Flag, "Sterna does not look into guests"),
     aside("metadata", Kind::Object, "there is no metadata server"),
-    aside("hostname", Kind::Text, ADAPTS),
-    aside("bootConversion", Kind::Text, ADAPTS),
+    aside("hostname", Kind::Text, HAS_ITS_NAME),
+    aside("bootConversion", Kind::Text, AS_IT_BOOTS),
     aside("encryption", Kind::Object, "images are not encrypted: not built yet"),
     aside("diskReplicaZones", Kind::List, "a disk is at one host"),
 ];

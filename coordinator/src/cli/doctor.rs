@@ -432,6 +432,7 @@ mod tests {
                 memory_reserved: ByteCount(0),
                 planned: vec![],
                 replicas: vec![],
+                adapts: false,
             },
             online: true,
             heard_at: at(0),

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sterna_shared::host::VmState;
 use sterna_shared::id::{Generation, JobId, PoolName, VmId};
-use sterna_shared::job::{Host, JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};
+use sterna_shared::job::{Host, JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode, StepKind};
 use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, Snapshot};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, MacAddress, NicSpec, VmSpec};
@@ -40,6 +40,7 @@ const CHECKS: &[Check] = &[
     bridges_exist,
     host_can_run_it,
     boot_files_exist,
+    adapter_is_there,
 ];
 
 /// A clone that is to be made, beside what it is made from.
@@ -170,6 +171,12 @@ impl Making<'_> {
         self.replica.vm.nics.iter().zip(macs).map(|(nic, mac)| NicSpec { mac, bridge: bridge(nic) }).collect()
     }
 
+    fn steps(&self) -> Vec<StepKind> {
+        let mut steps = Plan::steps_of(JobKind::Clone, MoveMode::Cold, false);
+        steps.retain(|step| *step != StepKind::AdaptOs || !self.wish.skip_os_adaptation);
+        steps
+    }
+
     fn decide(&self, request: &MoveRequest, seeds: Seeds) -> Option<Plan> {
         let snapshot = self.snapshot()?.number;
         let inventory = &self.member.inventory;
@@ -181,7 +188,7 @@ impl Making<'_> {
             attempt: seeds.attempt,
             kind: JobKind::Clone,
             mode: MoveMode::Cold,
-            steps: Plan::steps_of(JobKind::Clone, MoveMode::Cold, false),
+            steps: self.steps(),
             vm: spec.clone(),
             vm_at_target: spec,
             source: host.clone(),
@@ -404,5 +411,19 @@ fn boot_files_exist(making: &Making, out: &mut Vec<Refusal>) {
                 "copy it into the boot directory there, under the same name",
             ));
         }
+    }
+}
+
+fn adapter_is_there(making: &Making, out: &mut Vec<Refusal>) {
+    let inventory = &making.member.inventory;
+    if !making.wish.skip_os_adaptation && !inventory.adapts {
+        out.push(refusal(
+            RefusalCode::NoAdapter,
+            format!(
+                "host {} has no helper guest, which gives the system of a clone an identity of its own",
+                inventory.host
+            ),
+            "install it there, or leave the system as it is with --skip-os-adaptation",
+        ));
     }
 }

@@ -108,6 +108,7 @@ pub(crate) fn clone_request() -> MoveRequest {
         network: NetworkWish::Isolated,
         full: false,
         start: true,
+        skip_os_adaptation: false,
     };
     MoveRequest { kind: JobKind::Clone, target: None, clone: Some(Box::new(wish)), ..request() }
 }
@@ -149,6 +150,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         memory_reserved: ByteCount(0),
         planned: vec![],
         replicas: vec![],
+        adapts: true,
     }
 }
 

@@ -1,9 +1,10 @@
-//! The guest of the tests: Debian's cloud kernel, unpacked and not installed, and an initramfs with the witness.
+//! The guests of the tests: Debian's cloud kernel, unpacked and not installed, and two initramfs: with the witness, and with the
+//! helper guest that adapts clones, which is part of the product.
 //!
 //! ```text
-//!   target/guest/package/linux-image-….deb      downloaded once
-//!   target/guest/kernel/                        unpacked from it
-//!   target/guest/{vmlinuz, initrd, key}         what QEMU is given, and what it was made from
+//!   target/guest/package/linux-image-….deb                  downloaded once
+//!   target/guest/kernel/                                    unpacked from it
+//!   target/guest/{vmlinuz, initrd, adapter.initrd, key}     what QEMU is given, and what it was made from
 //! ```
 
 use std::collections::{HashMap, HashSet};
@@ -21,24 +22,38 @@ use crate::packages;
 const KERNEL: &str = "linux-image-cloud-amd64";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Drivers of the devices that a guest may be given. What the kernel has built in or does not know is left out.
-const MODULES: [&str; 9] =
-    ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci", "virtio_net", "failover", "virtio_console"];
+const MODULES: [&str; 11] = [
+    "virtio_pci",
+    "virtio_blk",
+    "virtio_scsi",
+    "sd_mod",
+    "nvme",
+    "ahci",
+    "virtio_net",
+    "failover",
+    "virtio_console",
+    "crc32c_generic",
+    "ext4",
+];
+/// Those that the helper guest needs: disks, its port, random numbers, and file systems.
+const ADAPTER_MODULES: [&str; 7] =
+    ["virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "crc32c_generic", "ext4", "xfs"];
 /// Without these no test can run.
 const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console"];
 /// Goes up when the initramfs is put together in another way.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// The folder with `vmlinuz` and `initrd`, made where it is missing or older than the witness.
 pub(crate) fn ensure() -> anyhow::Result<PathBuf> {
     let folder = target().join("guest");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    let witness = build_witness()?;
+    let (witness, adapter) = (build_static("sterna-witness")?, build_static("sterna-adapter")?);
     let package = kernel_package(&folder.join("package"))?;
 
     let mut hasher = DefaultHasher::new();
-    (LAYOUT, &package, &witness).hash(&mut hasher);
+    (LAYOUT, &package, &witness, &adapter).hash(&mut hasher);
     let key = format!("{:016x}\n", hasher.finish());
-    let made = ["vmlinuz", "initrd"].iter().all(|name| folder.join(name).is_file());
+    let made = ["vmlinuz", "initrd", "adapter.initrd"].iter().all(|name| folder.join(name).is_file());
     if made && fs::read_to_string(folder.join("key")).is_ok_and(|present| present == key) {
         return Ok(folder);
     }
@@ -51,18 +66,20 @@ pub(crate) fn ensure() -> anyhow::Result<PathBuf> {
     run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&kernel))?;
     let image = find(&kernel.join("boot"), |name| name.starts_with("vmlinuz-"))?;
     write_whole(&folder.join("vmlinuz"), &fs::read(image)?)?;
-    write_whole(&folder.join("initrd"), &initramfs(&kernel, &witness)?)?;
+    let modules = Modules::of(&kernel)?;
+    write_whole(&folder.join("initrd"), &initramfs(&modules, &MODULES, &witness)?)?;
+    write_whole(&folder.join("adapter.initrd"), &initramfs(&modules, &ADAPTER_MODULES, &adapter)?)?;
     write_whole(&folder.join("key"), key.as_bytes())?;
     fs::remove_dir_all(&kernel)?;
     Ok(folder)
 }
 
-/// Builds the witness as a static program. With `--target` given, the flags do not reach build scripts.
-fn build_witness() -> anyhow::Result<Vec<u8>> {
+/// Builds a static program. With `--target` given, the flags do not reach build scripts.
+fn build_static(package: &str) -> anyhow::Result<Vec<u8>> {
     let mut build = cargo();
-    build.args(["build", "--locked", "--quiet", "--package", "sterna-witness", "--target", TRIPLE]);
+    build.args(["build", "--locked", "--quiet", "--package", package, "--target", TRIPLE]);
     run(build.env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols"))?;
-    let program = target().join(TRIPLE).join("debug/sterna-witness");
+    let program = target().join(TRIPLE).join("debug").join(package);
     fs::read(&program).with_context(|| format!("cannot read {}", program.display()))
 }
 
@@ -94,16 +111,15 @@ fn kernel_name() -> anyhow::Result<Option<String>> {
     Ok(text.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned))
 }
 
-fn initramfs(kernel: &Path, witness: &[u8]) -> anyhow::Result<Vec<u8>> {
-    let modules = Modules::of(kernel)?;
+fn initramfs(modules: &Modules, wanted: &[&str], init: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut archive = Archive::default();
-    for folder in ["dev", "proc", "sys", "lib", "lib/modules"] {
+    for folder in ["dev", "proc", "sys", "root", "lib", "lib/modules"] {
         archive.folder(folder);
     }
     archive.character_device("dev/console", 5, 1);
-    archive.file("init", witness);
+    archive.file("init", init);
     let mut order = String::new();
-    for (name, contents) in modules.in_order(&MODULES)? {
+    for (name, contents) in modules.in_order(wanted)? {
         archive.file(&format!("lib/modules/{name}.ko"), &contents);
         order.push_str(&format!("{name}.ko\n"));
     }
@@ -206,7 +222,7 @@ fn find(folder: &Path, wanted: impl Fn(&str) -> bool) -> anyhow::Result<PathBuf>
 }
 
 /// A test that starts meanwhile sees the old file or the new one, and no half of one.
-fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let partial = path.with_extension("partial");
     fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))

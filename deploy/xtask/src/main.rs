@@ -1,12 +1,13 @@
 //! Development tasks: `cargo xtask TASK`.
 //!
 //! Each task installs what it lacks, says what and why, and then needs nothing else; with everything present no task
-//! touches the network. What it makes lies under `target/`: `tools/` (nats-server), `guest/` (kernel and initramfs of
-//! the witness).
+//! touches the network. What it makes lies under `target/`: `tools/` (nats-server), `guest/` (kernel and initramfs of the
+//! witness and of the helper guest, and a Debian).
 
 mod bench;
 mod check;
 mod command;
+mod debian;
 mod demo;
 mod guest;
 mod initramfs;
@@ -28,6 +29,8 @@ struct Arguments {
 enum Task {
     /// Install what the tests need: Debian packages, a nats-server, the guest. Says what and why
     Setup,
+    /// Make the helper guest that adapts clones: a kernel, and an initramfs for it
+    Adapter,
     /// Set up, build everything, and run the tests of the whole workspace
     Test {
         /// Passed on to `cargo nextest run` (or `cargo test` where nextest is not installed)
@@ -61,6 +64,10 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().task {
         Task::Setup => setup::ensure(&setup::Need::ALL).map(|_| ()),
+        Task::Adapter => guest::ensure().map(|folder| {
+            let [kernel, initrd] = ["vmlinuz", "adapter.initrd"].map(|name| folder.join(name));
+            command::say(format_args!("the helper guest is {} and {}", kernel.display(), initrd.display()));
+        }),
         Task::Test { arguments } => setup::test(&arguments),
         Task::Check => check::run_all(),
         Task::Demo { keep } => demo::demo(keep),

@@ -86,6 +86,24 @@ pub(crate) const PYTHON: [Package; 1] = [Package {
     backports: false,
 }];
 
+/// Makes the disk of a Debian guest, and reaches the guest.
+pub(crate) const DEBIAN: [Package; 4] = [
+    Package {
+        program: "debootstrap",
+        package: "debootstrap",
+        why: "makes the Debian guest that a test clones",
+        backports: false,
+    },
+    Package { program: "mke2fs", package: "e2fsprogs", why: "makes the file system of that guest", backports: false },
+    Package { program: "ssh", package: "openssh-client", why: "reaches that guest", backports: false },
+    Package {
+        program: "ssh-keygen",
+        package: "openssh-client",
+        why: "makes the key that it lets in",
+        backports: false,
+    },
+];
+
 /// What disks are copied with for comparison.
 pub(crate) const PEERS: [Package; 4] = [
     Package {
@@ -174,6 +192,11 @@ fn names<'a>(packages: &[&'a Package]) -> Vec<&'a str> {
     let mut names: Vec<&str> = packages.iter().map(|need| need.package).collect();
     names.dedup();
     names
+}
+
+/// The mirror that this machine takes a release from, where it is of that release.
+pub(crate) fn mirror_of(codename: &str) -> Option<String> {
+    Mirror::of_this_machine(codename).map(|mirror| mirror.uri)
 }
 
 fn apt_get(words: &[&str], packages: &[&str]) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use crate::command::{cargo, find_program, run, say, target, workspace};
 use crate::packages::{self, Package};
-use crate::{guest, nats};
+use crate::{debian, guest, nats};
 
 /// Something a task needs beyond the Rust toolchain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,10 @@ pub(crate) enum Need {
     Volumes,
     /// A nats-server that is new enough.
     Nats,
-    /// Kernel and initramfs of the witness.
+    /// Kernel and initramfs of the witness, and of the helper guest.
     Guest,
+    /// A disk with a Debian on it.
+    Debian,
 }
 
 /// Where the things are that tests are told about.
@@ -35,8 +37,8 @@ impl Need {
     /// For guests that move between hosts on this machine.
     pub(crate) const MOVES: [Self; 4] = [Self::Qemu, Self::Network, Self::Nats, Self::Guest];
     /// For every test.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Qemu, Self::Network, Self::Firmware, Self::Volumes, Self::Nats, Self::Guest];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Qemu, Self::Network, Self::Firmware, Self::Volumes, Self::Nats, Self::Guest, Self::Debian];
 
     fn packages(self) -> &'static [Package] {
         match self {
@@ -46,6 +48,7 @@ impl Need {
             Self::Volumes => &packages::VOLUMES,
             Self::Nats => &packages::PYTHON,
             Self::Guest => &[],
+            Self::Debian => &packages::DEBIAN,
         }
     }
 }
@@ -74,6 +77,9 @@ pub(crate) fn ensure(needs: &[Need]) -> anyhow::Result<Ground> {
     }
     if needs.contains(&Need::Guest) {
         ground.guest = Some(guest::ensure()?);
+    }
+    if needs.contains(&Need::Debian) {
+        debian::ensure()?;
     }
     Ok(ground)
 }

@@ -59,7 +59,7 @@ impl JobStatus {
 const fn floor_percent(kind: StepKind) -> f64 {
     match kind {
         StepKind::Prepare | StepKind::CloneDisks => 0.0,
-        StepKind::CopyDisks | StepKind::CopyMemory => COPY_FROM_PERCENT,
+        StepKind::CopyDisks | StepKind::CopyMemory | StepKind::AdaptOs => COPY_FROM_PERCENT,
         StepKind::Switchover => COPY_TO_PERCENT,
         StepKind::Prove | StepKind::Commit => 97.0,
         StepKind::Handover | StepKind::Instantiate => 98.0,

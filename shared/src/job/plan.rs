@@ -109,15 +109,15 @@ impl Plan {
     #[must_use]
     pub fn steps_of(kind: JobKind, mode: MoveMode, copies_disks: bool) -> Vec<StepKind> {
         use StepKind::{
-            Check, CloneDisks, Commit, CopyDisks, CopyMemory, Handover, Instantiate, Prepare, Prove, ReadDisks,
-            Release, Switchover,
+            AdaptOs, Check, CloneDisks, Commit, CopyDisks, CopyMemory, Handover, Instantiate, Prepare, Prove,
+            ReadDisks, Release, Switchover,
         };
         let all: &[StepKind] = match (kind, mode) {
             (JobKind::Check, _) => &[Check],
             (JobKind::DeepCheck, _) => &[ReadDisks, Check],
             (JobKind::Stage, _) => &[Prepare],
             (JobKind::Replicate, _) => &[Prepare, CopyDisks, Commit],
-            (JobKind::Clone, _) => &[CloneDisks, Instantiate],
+            (JobKind::Clone, _) => &[CloneDisks, AdaptOs, Instantiate],
             (JobKind::Verify, _) => &[ReadDisks],
             (JobKind::Move, MoveMode::Live) => &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release],
             (JobKind::Move, MoveMode::Cold) => &[Prepare, CopyDisks, Prove, Handover, Release],

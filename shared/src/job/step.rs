@@ -36,6 +36,8 @@ pub enum StepKind {
     Commit,
     /// Its disks are made, on those of the replica or as copies of them; of a clone.
     CloneDisks,
+    /// The system on its disks gets an identity of its own; of a clone.
+    AdaptOs,
     /// It is defined, and started where that is asked; of a clone.
     Instantiate,
 }
@@ -56,6 +58,7 @@ impl StepKind {
             Self::Check => "check",
             Self::Commit => "commit",
             Self::CloneDisks => "clone_disks",
+            Self::AdaptOs => "adapt_os",
             Self::Instantiate => "instantiate",
         }
     }

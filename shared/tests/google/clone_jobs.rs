@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sterna_shared::job::{EventBody, FailureCode, JobState, JobStatus, StepKind};
-use sterna_shared::view::google::{CloneJob, CloneJobState};
+use sterna_shared::view::google::{CloneJob, CloneJobState, CloneStage, MigrationErrorCode};
 use sterna_shared::vm::Firmware;
 
 use super::jobs::{self, begun, done, printed};
@@ -71,6 +71,31 @@ fn a_clone_that_is_made_is_active_and_succeeds() {
             "steps": [disks_done, instantiated],
         }),
     );
+}
+
+#[test]
+fn a_clone_whose_system_is_adapted_says_so_as_long_as_it_is() {
+    let disks = json!({ "startTime": printed(2), "endTime": printed(3), "preparingVmDisks": {} });
+    let mut bodies = vec![begun(StepKind::CloneDisks), done(StepKind::CloneDisks, 0), begun(StepKind::AdaptOs)];
+    let adapting = json!({ "startTime": printed(4), "adaptingOs": {} });
+    let steps = json!([disks, adapting]);
+    reads(&told(bodies.clone()), json!({ "state": "ADAPTING_OS", "stateTime": printed(4), "steps": steps }));
+    bodies.push(done(StepKind::AdaptOs, 0));
+    let adapted = json!({ "startTime": printed(4), "endTime": printed(5), "adaptingOs": {} });
+    let steps = json!([disks, adapted]);
+    reads(&told(bodies.clone()), json!({ "state": "ACTIVE", "stateTime": printed(5), "steps": steps }));
+    bodies.pop();
+    bodies.push(EventBody::CancelAccepted);
+    let status = told(bodies);
+    assert_eq!(CloneJob::of(&jobs::name(), &status).state, CloneJobState::Cancelling);
+}
+
+#[test]
+fn a_system_that_cannot_be_adapted_has_an_error_of_its_own() {
+    let plan = jobs::clone_plan(1);
+    let code = |code| MigrationErrorCode::of(&plan, &jobs::failure(code, Some("bravo")));
+    assert_eq!(code(FailureCode::OsAdaptation), MigrationErrorCode::OsAdaptation);
+    assert_eq!(code(FailureCode::Hypervisor), MigrationErrorCode::Clone);
 }
 
 #[test]
@@ -143,11 +168,13 @@ fn a_bios_is_told_as_one() {
 }
 
 #[test]
-fn no_clone_adapts_its_os_yet() {
+fn its_states_are_over_when_the_job_is() {
     for state in JobState::ALL {
-        for (begun, fails) in [(false, false), (false, true), (true, false), (true, true)] {
-            let said = CloneJobState::of(state, begun, fails);
-            assert!(!matches!(said, CloneJobState::AdaptingOs | CloneJobState::Unspecified), "{state}");
+        for (stage, fails) in CloneStage::ALL.into_iter().flat_map(|stage| [(stage, false), (stage, true)]) {
+            let said = CloneJobState::of(state, stage, fails);
+            assert!(said != CloneJobState::Unspecified, "{state}");
+            let adapts = state == JobState::Running && stage == CloneStage::AdaptingOs;
+            assert_eq!(said == CloneJobState::AdaptingOs, adapts, "{state}");
             let over = [CloneJobState::Succeeded, CloneJobState::Failed, CloneJobState::Cancelled];
             assert_eq!(over.contains(&said), state.is_final(), "{state}");
         }

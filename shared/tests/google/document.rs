@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sterna_shared::job::{FailureCode, JobState};
 use sterna_shared::view::google::{
-    BootOption, CloneJob, CloneJobState, CloneStep, ComputeEngineBootOption, ComputeEngineTargetDefaults,
+    BootOption, CloneJob, CloneJobState, CloneStage, CloneStep, ComputeEngineBootOption, ComputeEngineTargetDefaults,
     ComputeEngineTargetDetails, CycleStep, ErrorInfo, HelpLink, LocalizedMessage, MigratingVm, MigratingVmState,
     MigrationError, MigrationErrorCode, MigrationWarning, MigrationWarningCode, NetworkInterface, ReplicatingStep,
     ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, Standing,
@@ -143,7 +143,7 @@ fn the_documented_states_are_these() {
         rows.iter().find(|row| row[0] == wanted).unwrap_or_else(|| panic!("no row {wanted:?}"))[1..].to_vec()
     };
     for (name, state, fails) in standings() {
-        let clone = [false, true].map(|begun| CloneJobState::of(state, begun, fails).name());
+        let clone = CloneStage::ALL.map(|stage| CloneJobState::of(state, stage, fails).name());
         assert_eq!(row("clone", &name), clone, "clone: {name}");
         assert_eq!(row("cycle", &name), [ReplicationCycleState::of(state).name()], "cycle: {name}");
         // Nothing is there, the first cycle, a snapshot, a cycle beside it, after a cycle that failed.

@@ -37,7 +37,7 @@ fn expected(rest: Value) -> Value {
         "sourceVmId": jobs::VM,
         "displayName": "web",
         "description": "replication of VM web from alpha to bravo: disk root to pool slow",
-        "policy": { "idleDuration": "300s", "skipOsAdaptation": true },
+        "policy": { "idleDuration": "300s", "skipOsAdaptation": false },
         "createTime": printed(0),
         "group": "projects/sterna/locations/bravo/groups/night%2Fshift",
     });
@@ -199,7 +199,7 @@ fn a_replication_without_a_schedule_is_its_own_cycle() {
     let waits = JobStatus::planned(jobs::cycle_plan(10));
     let vm = read(&waits, &NOTHING);
     assert_eq!((&vm["state"], vm.get("currentSyncInfo")), (&"READY".into(), None));
-    assert_eq!(vm["policy"], json!({ "skipOsAdaptation": true }));
+    assert_eq!(vm["policy"], json!({ "skipOsAdaptation": false }));
     let runs = copying(10);
     let vm = read(&runs, &NOTHING);
     assert_eq!((&vm["state"], &vm["currentSyncInfo"]), (&"FIRST_SYNC".into(), &cycle(1, &runs)));

@@ -17,6 +17,7 @@ pub(crate) struct Config {
     pub(crate) lockstep: bool,
     pub(crate) agent: bool,
     pub(crate) freeze_ms: u64,
+    pub(crate) root: Option<String>,
     pub(crate) network: Option<Network>,
     pub(crate) port: u16,
 }
@@ -52,6 +53,7 @@ impl Config {
             lockstep: false,
             agent: false,
             freeze_ms: 0,
+            root: None,
             network: None,
             port: DEFAULT_PORT,
         };
@@ -69,6 +71,7 @@ impl Config {
                 "agent" => config.agent = parse::<u8>(name, value, "0 or 1")? != 0,
                 "freeze" => config.freeze_ms = parse(name, value, "milliseconds")?,
                 "port" => config.port = parse(name, value, "a port")?,
+                "root" => config.root = Some(value.to_owned()),
                 "gateway" => gateway = Some(parse(name, value, "an address such as 10.0.0.1")?),
                 "ip" => {
                     const EXPECTED: &str = "an address and prefix such as 10.0.0.2/24";

@@ -33,6 +33,7 @@
 //! | `witness.lockstep=0\|1` | 0 | write a record only once all disks have the one before: at every instant they are one apart at most |
 //! | `witness.agent=0\|1` | 0 | answer as the guest agent does, on its virtio-serial port: freezing is pausing all writers between two records, in lockstep at the same one |
 //! | `witness.freeze=MS` | 0 | how long it then takes until it says so, as a guest does that has much to write out |
+//! | `witness.root=NAME` | none | the system on this device is started in place of the witness |
 //! | `witness.ip=A.B.C.D/P` | none | address of `eth0`; without it there is no network, and the console tells everything |
 //! | `witness.gateway=A.B.C.D` | none | default route |
 //! | `witness.port=N` | 7007 | TCP port of the protocol and UDP port of the ticks |
@@ -58,6 +59,7 @@ mod disk;
 mod hub;
 mod memory;
 mod netlink;
+mod root;
 mod server;
 
 use std::io::Write as _;
@@ -80,6 +82,9 @@ fn start() -> Result<(), Box<dyn std::error::Error>> {
     boot::mount_all()?;
     boot::load_modules()?;
     let config = config::Config::from_command_line(&std::fs::read_to_string("/proc/cmdline")?)?;
+    if let Some(device) = &config.root {
+        root::hand_over(device)?;
+    }
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
     if let Some(network) = &config.network {
         boot::bring_up(network)?;

@@ -32,6 +32,8 @@ const EXTRA_SLOT: usize = 0x10;
 const EXTRA_DEVICES_MAX: usize = 8;
 /// Disks on one AHCI controller.
 const SATA_PORTS: usize = 6;
+/// What no QEMU may do, whatever its guest makes of it.
+pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 /// How much of a disk's name fits its serial number on every bus.
 const SERIAL_BYTES_MAX: usize = 20;
 
@@ -273,7 +275,7 @@ impl Line {
         self.flag("-no-user-config");
         self.option("-display", "none");
         self.option("-msg", "timestamp=on");
-        self.option("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
+        self.option("-sandbox", SANDBOX);
         self.json("-object", &json!({ "qom-type": "memory-backend-ram", "id": "ram", "size": vm.memory.0 }));
         self.option("-machine", &machine);
         self.option("-cpu", &vm.cpu);
@@ -435,7 +437,7 @@ impl Line {
 }
 
 /// Gives a device the `index`-th place from `slot` on, eight to a slot.
-fn place(device: &mut Value, driver: &str, slot: usize, index: usize) {
+pub(crate) fn place(device: &mut Value, driver: &str, slot: usize, index: usize) {
     let (slot, function) = (slot + index / 8, index % 8);
     device["driver"] = json!(driver);
     device["addr"] = json!(format!("{slot:x}.{function:x}"));

@@ -35,6 +35,8 @@ pub use migration::{Migration, MigrationSettings, MigrationStatus, Ram, Throttle
 use qmp::{Events, Lost, Qmp, QmpError};
 pub use snapshot::{FrozenDisk, frozen_node};
 
+/// QEMU, as the PATH has it.
+pub const QEMU: &str = "qemu-system-x86_64";
 /// How long QEMU may take over one command. Some wait for guest I/O in flight, which a slow disk can hold up.
 pub const COMMAND_WAIT_MAX: Duration = Duration::from_secs(30);
 /// How often a state is asked for while its event is waited for: events may be missed, states may not.

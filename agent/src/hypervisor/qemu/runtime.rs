@@ -97,6 +97,12 @@ impl RuntimeDirectory {
         self.path.join("guest-agent.sock")
     }
 
+    /// What a helper guest is told, and reports.
+    #[must_use]
+    pub fn adapter_socket(&self) -> PathBuf {
+        self.path.join("adapter.sock")
+    }
+
     /// Where this QEMU serves its disks.
     #[must_use]
     pub fn nbd_socket(&self) -> PathBuf {

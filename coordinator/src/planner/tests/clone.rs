@@ -24,7 +24,7 @@ fn a_clone_stands_on_the_latest_snapshot_and_has_addresses_of_its_own() {
     let world = sound();
     let plan = world.plan().expect("a plan");
     assert_eq!((plan.kind, plan.generation), (JobKind::Clone, Generation(0)));
-    assert_eq!(plan.steps, [StepKind::CloneDisks, StepKind::Instantiate]);
+    assert_eq!(plan.steps, [StepKind::CloneDisks, StepKind::AdaptOs, StepKind::Instantiate]);
     assert_eq!(plan.parties(), [&world.target.host]);
     let clone = plan.clone.as_ref().expect("of a snapshot");
     assert_eq!((clone.snapshot, clone.full, clone.start), (2, false, true));
@@ -94,7 +94,7 @@ fn a_clone_that_goes_on_is_made_from_the_same_snapshot() {
 
 #[test]
 fn every_reason_why_there_is_no_clone_is_told() {
-    let faults: [(RefusalCode, Plant); 23] = [
+    let faults: [(RefusalCode, Plant); 24] = [
         (RefusalCode::InvalidValue, |world| world.request.clone = None),
         (RefusalCode::ReplicaUnknown, |world| world.target.replicas.clear()),
         (RefusalCode::ReplicaUnknown, |world| world.request.target = Some("alpha".parse().expect("a name"))),
@@ -135,6 +135,7 @@ fn every_reason_why_there_is_no_clone_is_told() {
             world.target.replicas[0].vm.kernel = None;
         }),
         (RefusalCode::BootFile, |world| world.target.boot_files.clear()),
+        (RefusalCode::NoAdapter, |world| world.target.adapts = false),
     ];
     for (number, (code, plant)) in faults.iter().enumerate() {
         let mut world = sound();
@@ -155,4 +156,12 @@ fn room_is_needed_for_what_is_copied_and_memory_for_what_is_started() {
     world.target.memory_free = ByteCount(0);
     wish(&mut world).start = false;
     assert_eq!(world.codes(), BTreeSet::new());
+}
+
+#[test]
+fn a_system_that_is_left_as_it_is_needs_no_helper_guest() {
+    let mut world = sound();
+    world.target.adapts = false;
+    wish(&mut world).skip_os_adaptation = true;
+    assert_eq!(world.plan().expect("a plan").steps, [StepKind::CloneDisks, StepKind::Instantiate]);
 }

@@ -170,6 +170,19 @@ catalogue!(FailureCode {
             "Follow the remedies of the findings: `sterna job show {job}` lists them.",
             "Then have it checked again: `sterna check {vm} --to {target}`.",
         ];
+    OsAdaptation = "STERNA-F019", "os_adaptation",
+        "The system on the clone's disks could not be given an identity of its own; what was made of the clone is gone.",
+        causes [
+            "A file system in the snapshot is damaged, or its guest had it half written.",
+            "The helper guest did not start, or took too long: the host is overloaded, or its files are of another kernel.",
+            "A hook of the host's operator ended with an error.",
+        ],
+        remedies [
+            "See what was done before: `sterna job show {job}`.",
+            "Look at the agent's log at {host}: `journalctl -u sterna-agent`.",
+            "Make it of another snapshot, with `--snapshot`.",
+            "Or leave the system as it is, with `--skip-os-adaptation`, and see to its host name, keys and ids yourself.",
+        ];
 });
 
 catalogue!(ConditionCode {

@@ -54,6 +54,8 @@ pub enum FailureCode {
     Internal,
     /// A check has found that the VM cannot be moved as was asked.
     NotMigratable,
+    /// The system on a clone's disks could not be given an identity of its own.
+    OsAdaptation,
 }
 
 /// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was
@@ -204,6 +206,8 @@ pub enum RefusalCode {
     PlannedChanged,
     /// A part of a disk cannot be read.
     DiskUnreadable,
+    /// The host has no helper guest to adapt the system of a clone.
+    NoAdapter,
     /// No host has a replica of that VM.
     ReplicaUnknown,
     /// The replica that is there is not one of the VM as it is now.

@@ -192,6 +192,13 @@ catalogue!(RefusalCode {
             "Save what the guest holds before anything else.",
             "Look for errors of the medium: `journalctl -k` on the VM's host.",
         ];
+    NoAdapter = "STERNA-R040", "no_adapter",
+        "The host has no helper guest that could adapt the system on a clone's disks.",
+        causes ["The section `[adapter]` of its agent.toml is missing, or a file that it names is."],
+        remedies [
+            "Install the helper guest there: see the install page, under clones.",
+            "Or leave the system as it is: `--skip-os-adaptation`.",
+        ];
     PlannedUnknown = "STERNA-R041", "planned_unknown",
         "No host has a planned VM of that id.",
         causes ["A move has used it, its time is up, or somebody has dropped it.", "The host that holds it is not heard of."],

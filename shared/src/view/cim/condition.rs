@@ -309,6 +309,8 @@ fn movement(status: &JobStatus) -> OperatingStatus {
         Some(StepKind::Switchover | StepKind::Prove | StepKind::Handover) => OperatingStatus::Emigrating,
         Some(StepKind::Release) => OperatingStatus::Immigrating,
         Some(StepKind::ReadDisks | StepKind::Check) => OperatingStatus::InTest,
-        Some(StepKind::Commit | StepKind::CloneDisks | StepKind::Instantiate) => OperatingStatus::InService,
+        Some(StepKind::Commit | StepKind::CloneDisks | StepKind::AdaptOs | StepKind::Instantiate) => {
+            OperatingStatus::InService
+        }
     }
 }

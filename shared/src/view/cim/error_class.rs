@@ -69,6 +69,7 @@ impl From<FailureCode> for ErrorClass {
             FailureCode::NotMigratable => {
                 Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Low)
             }
+            FailureCode::OsAdaptation => Self::new(Type::Software, Cause::ApplicationSubsystemFailure, Medium),
         }
     }
 }
@@ -98,7 +99,8 @@ impl From<RefusalCode> for ErrorClass {
             | RefusalCode::UnknownDisk
             | RefusalCode::UnknownBridge
             | RefusalCode::Firmware
-            | RefusalCode::BootFile => missing,
+            | RefusalCode::BootFile
+            | RefusalCode::NoAdapter => missing,
             RefusalCode::AmbiguousVm => unsupported(Cause::IdentifierDuplication).status(Status::InvalidParameter),
             RefusalCode::HostOffline => Self::new(Type::Communications, Cause::CommunicationsSubsystemFailure, Medium),
             RefusalCode::SameHost => unsupported(Cause::ProceduralError).status(Status::InvalidParameter),

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::job::{JobState, JobStatus, StepKind, StepState, StepStatus};
+use crate::time::Timestamp;
 
 use super::error::RpcStatus;
 use super::name::{CloneJobName, MigratingVmName};
@@ -57,7 +58,7 @@ pub struct CloneStep {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum CloneStepKind {
-    /// The guest's operating system is changed. Not built yet, and never said.
+    /// The system on its disks gets an identity of its own.
     AdaptingOs(Empty),
     /// Its disks are made.
     PreparingVmDisks(Empty),
@@ -65,13 +66,38 @@ pub enum CloneStepKind {
     InstantiatingMigratedVm(Empty),
 }
 
+/// How far a clone job is, as far as its state depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloneStage {
+    /// No step has begun.
+    Waiting,
+    /// One has.
+    Begun,
+    /// The system on its disks is adapted at this moment.
+    AdaptingOs,
+}
+
+impl CloneStage {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Waiting, Self::Begun, Self::AdaptingOs];
+
+    fn of(status: &JobStatus) -> Self {
+        match status.current_step().map(|step| step.kind) {
+            Some(StepKind::AdaptOs) => Self::AdaptingOs,
+            _ if status.started_at.is_some() => Self::Begun,
+            _ => Self::Waiting,
+        }
+    }
+}
+
 impl CloneJobState {
-    /// The state of a clone job, by its job's: `begun` where a step has begun, `fails` where it unwinds from a failure and not
-    /// because it was cancelled.
+    /// The state of a clone job, by its job's and how far that is.
     #[must_use]
-    pub const fn of(state: JobState, begun: bool, fails: bool) -> Self {
+    pub const fn of(state: JobState, stage: CloneStage, fails: bool) -> Self {
         use JobState as J;
+        let begun = !matches!(stage, CloneStage::Waiting);
         match (state, begun) {
+            (J::Running, _) if matches!(stage, CloneStage::AdaptingOs) => Self::AdaptingOs,
             (J::New | J::Starting | J::Suspended | J::Service | J::QueryPending, false) => Self::Pending,
             (J::New | J::Starting | J::Suspended | J::Service | J::QueryPending, true) | (J::Running, _) => {
                 Self::Active
@@ -95,8 +121,8 @@ impl CloneJob {
             end_time: status.finished_at.map(ProtoTimestamp),
             name: replicated.clone_job(status.job),
             target_details: TargetVmDetails::of(vm, host),
-            state: CloneJobState::of(status.state, status.started_at.is_some(), fails(status)),
-            state_time: status.changed_at.into(),
+            state: CloneJobState::of(status.state, CloneStage::of(status), fails(status)),
+            state_time: state_time(status).into(),
             error: RpcStatus::of_job(status),
             steps: status.steps.iter().filter_map(CloneStep::of).collect(),
             compute_engine_vm_details: TargetVmDetails::of(vm, host),
@@ -113,6 +139,7 @@ impl CloneStep {
     fn of(step: &StepStatus) -> Option<Self> {
         let kind = match step.kind {
             StepKind::CloneDisks => CloneStepKind::PreparingVmDisks(Empty {}),
+            StepKind::AdaptOs => CloneStepKind::AdaptingOs(Empty {}),
             StepKind::Instantiate => CloneStepKind::InstantiatingMigratedVm(Empty {}),
             _ => return None,
         };
@@ -122,6 +149,14 @@ impl CloneStep {
             step: kind,
         })
     }
+}
+
+/// When its state last changed. A step is a state of its own here, as long as the job runs.
+fn state_time(status: &JobStatus) -> Timestamp {
+    let adapted =
+        status.steps.iter().filter(|step| step.kind == StepKind::AdaptOs && status.state == JobState::Running);
+    let turns = adapted.flat_map(|step| [step.started_at, step.finished_at]).flatten();
+    turns.fold(status.changed_at, Timestamp::max)
 }
 
 /// Whether a step of it has failed, and not because it was cancelled.

@@ -193,6 +193,7 @@ impl From<FailureCode> for RpcCode {
             | FailureCode::DiskWrite
             | FailureCode::Hypervisor
             | FailureCode::MemoryCopy
+            | FailureCode::OsAdaptation
             | FailureCode::Journal
             | FailureCode::Internal => Self::Internal,
         }
@@ -205,6 +206,7 @@ impl MigrationErrorCode {
     #[must_use]
     pub fn of(plan: &Plan, failure: &FailureReport) -> Self {
         match (plan.kind, failure.code) {
+            (JobKind::Clone, FailureCode::OsAdaptation) => return Self::OsAdaptation,
             (JobKind::Clone, _) => return Self::Clone,
             (JobKind::Replicate, FailureCode::TargetRefused | FailureCode::PoolFull) => return Self::TargetReplication,
             (JobKind::Replicate, _) => {}

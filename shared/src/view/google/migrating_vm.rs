@@ -56,7 +56,7 @@ resource! {
     SchedulePolicy {
         /// How long nothing is done between two cycles. None of a replication that is made once, or by a calendar.
         idle_duration: Option<ProtoDuration> = "idleDuration",
-        /// Whether clones are left as they are. Always: the step that changes them is not built yet.
+        /// Whether clones are left as they are. Not unless one is asked for so, which is a matter of the clone alone.
         skip_os_adaptation: bool = "skipOsAdaptation",
     }
 }
@@ -290,7 +290,7 @@ impl MigratingVm {
                     .as_ref()
                     .and_then(|schedule| schedule.idle_seconds)
                     .map(ProtoDuration::from_seconds),
-                skip_os_adaptation: true,
+                skip_os_adaptation: false,
             },
             create_time: job.submitted_at.into(),
             update_time: replication.update_time(&cycles).into(),

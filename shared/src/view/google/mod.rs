@@ -34,7 +34,7 @@ mod values;
 mod wellknown;
 
 pub use averages::{Averages, Rates, SAMPLES_MAX};
-pub use clone_job::{CloneJob, CloneStep, CloneStepKind};
+pub use clone_job::{CloneJob, CloneStage, CloneStep, CloneStepKind};
 pub use cycle::{CycleStep, CycleStepKind, Pace, ReplicatingStep, ReplicationCycle};
 pub use error::{
     ERROR_DOMAIN, ErrorDetail, ErrorInfo, HelpLink, LOCALE, LocalizedMessage, MigrationError, MigrationWarning,

@@ -1,0 +1,137 @@
+//! The helper guest: the one program that touches the file systems of a clone, and it does so in a machine of its own.
+//!
+//! A guest's file system is hostile to the kernel that mounts it. No kernel of a host ever does: the agent gives the clone's disks
+//! to a QEMU without a network and without privileges, which boots this, a static program, as pid 1 of an initramfs.
+//!
+//! ```text
+//!   agent ── Order ──▶ port ──▶ pid 1: mounts each file system, read-only, and looks for the system
+//!                                 │
+//!                                 ├─ one: mounted to be written ──▶ worker, in a chroot of it: the actions, one after another
+//!                                 │                                    │
+//!   agent ◀── Reports, a line each ── port ◀────────────────────────────┘
+//!                                 └─ unmounted, said to be over, powered off
+//! ```
+//!
+//! The worker is this program once more, inside a chroot of the guest's root: no link in there leads out of it. What it runs of
+//! the guest's own (`ssh-keygen`) can do no more than the guest can to itself. All that is said here is the guest's word: the agent
+//! bounds it, in length and in time, and believes nothing but that it was said.
+//!
+//! The library half ([`protocol`]) is what the agent uses.
+
+pub mod protocol;
+
+mod actions;
+mod boot;
+mod fstab;
+mod identify;
+mod worker;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Command, Stdio};
+
+use protocol::{LINE_BYTES_MAX, Order, Report};
+
+/// Where the guest's root is mounted.
+const ROOT: &str = "/root";
+
+/// Runs as pid 1, or as the worker, as the first argument says.
+pub fn run() {
+    let mode = std::env::args_os().nth(1);
+    if let Some(mode) = mode.as_deref().and_then(OsStr::to_str).and_then(worker::Mode::of) {
+        worker::run(mode);
+    }
+    if let Err(error) = adapt() {
+        boot::console(&format!("ADAPTER FAILED {}", chain(&*error)));
+    }
+    boot::power_off();
+}
+
+type Fault = Box<dyn std::error::Error>;
+
+fn adapt() -> Result<(), Fault> {
+    boot::mount_all()?;
+    boot::load_modules()?;
+    let mut port = File::options().read(true).write(true).open(boot::find_port()?)?;
+    let mut line = String::new();
+    BufReader::new((&port).take(LINE_BYTES_MAX)).read_line(&mut line)?;
+    let order: Order = serde_json::from_str(&line)?;
+    let outcome = look_and_adapt(&order, &port);
+    if let Err(error) = &outcome {
+        say(&mut port, &Report::Failed { text: chain(&**error) })?;
+    } else {
+        say(&mut port, &Report::Over)?;
+    }
+    Ok(())
+}
+
+/// Finds the one system on the disks, and has it adapted.
+fn look_and_adapt(order: &Order, port: &File) -> Result<(), Fault> {
+    let parts = boot::find_parts(order.disks.len())?;
+    let mut found = Vec::new();
+    for part in &parts {
+        // What cannot be mounted holds nothing that could be adapted.
+        let Some(kind) = identify::mountable(&part.device) else { continue };
+        if boot::mount_part(&part.device, kind, ROOT, boot::Access::Look).is_err() {
+            continue;
+        }
+        let name = looked_at();
+        boot::unmount(ROOT)?;
+        found.extend(name.map(|name| (part, kind, name)));
+    }
+    let mut port = port.try_clone()?;
+    let (part, kind, name) = match found.as_slice() {
+        [one] => one,
+        [] => {
+            let text = "no file system on its disks has an /etc/os-release and an /etc/fstab".to_owned();
+            return Ok(say(&mut port, &Report::Unrecognised { text })?);
+        }
+        several => {
+            let names: Vec<&str> = several.iter().map(|(part, ..)| part.name.as_str()).collect();
+            let text = format!("there is more than one system on its disks: on {}", names.join(", "));
+            return Ok(say(&mut port, &Report::Unrecognised { text })?);
+        }
+    };
+    say(&mut port, &Report::Found { device: part.name.clone(), system: name.clone() })?;
+    boot::mount_part(&part.device, *kind, ROOT, boot::Access::Change)?;
+    let devices = identify::devices(&parts, order);
+    let done = work(&worker::Task { order: order.clone(), devices }, &port);
+    boot::unmount(ROOT)?;
+    done
+}
+
+/// What the system at [`ROOT`] calls itself; none where there is none.
+fn looked_at() -> Option<String> {
+    let mut worker = Command::new(worker::PROGRAM);
+    let mut child = worker.arg(worker::Mode::Look.as_str()).stdout(Stdio::piped()).spawn().ok()?;
+    let mut name = String::new();
+    let read = child.stdout.take()?.take(LINE_BYTES_MAX).read_to_string(&mut name);
+    let status = child.wait().ok()?;
+    (status.success() && read.is_ok()).then_some(name)
+}
+
+/// Has the worker do what there is to do; what it says goes straight to the agent.
+fn work(task: &worker::Task, port: &File) -> Result<(), Fault> {
+    let mut worker = Command::new(worker::PROGRAM);
+    worker.arg(worker::Mode::Adapt.as_str()).stdin(Stdio::piped()).stdout(port.try_clone()?);
+    let mut child = worker.spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        serde_json::to_writer(&mut input, task)?;
+    }
+    let status = child.wait()?;
+    if status.success() { Ok(()) } else { Err(format!("the worker ended with {status}").into()) }
+}
+
+/// Says one line, whole.
+fn say(out: &mut impl std::io::Write, report: &Report) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(report)?;
+    line.push(b'\n');
+    out.write_all(&line)?;
+    out.flush()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

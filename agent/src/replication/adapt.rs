@@ -1,0 +1,101 @@
+//! The step adapt_os: the system on a clone's disks gets an identity of its own, before the clone is anybody's.
+//!
+//! ```text
+//!   the disks ──▶ helper guest ──▶ what it reports, a notice each ──▶ hooks of the operator, in the order of their names
+//! ```
+//!
+//! A system that is not recognised is left as it is, and the clone is made; one that was begun with and not brought to an end
+//! fails the job, which throws the disks away. It runs as a task of its own, since a QEMU must be seen to its end also where the
+//! job is not: whoever holds the other end of [`Alive`] knows when it is over.
+
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sterna_adapter::protocol::{Order, Report};
+use sterna_shared::job::{EventBody, Plan};
+use sterna_shared::vm::VmSpec;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::config::AdapterSettings;
+use crate::guest::adapter::{self, Adapter, AdapterError};
+use crate::host::PlacementError;
+use crate::hypervisor::qemu::QEMU;
+use crate::migration::context::{Context, MoveError};
+use crate::migration::images::{self, ImageError};
+
+/// Held by what must have ended before the clone's disks are anybody else's.
+pub type Alive = mpsc::Sender<Infallible>;
+
+/// Adapts the system on the disks of a clone.
+///
+/// # Errors
+/// [`MoveError`]; the disks are in an unknown state then.
+pub async fn adapt(context: &Arc<Context>, spec: &VmSpec, alive: Alive) -> Result<(), MoveError> {
+    let (of, spec) = (Arc::clone(context), spec.clone());
+    let task = tokio::spawn(async move {
+        let outcome = by_helper_guest(&of, &spec).await;
+        drop(alive);
+        outcome
+    });
+    // A task ends otherwise only with the agent.
+    task.await.unwrap_or(Err(MoveError::AgentRestarted))
+}
+
+async fn by_helper_guest(context: &Context, spec: &VmSpec) -> Result<(), MoveError> {
+    let host = &context.host;
+    let Some(AdapterSettings { kernel, initrd, .. }) = &host.config.adapter else {
+        return Err(MoveError::Stale { what: "the host no longer has a helper guest" });
+    };
+    let mut disks = Vec::new();
+    for disk in &spec.disks {
+        disks.push((disk, host.image(spec.id, disk).map_err(ImageError::from)?));
+    }
+    let adapter = Adapter {
+        program: Path::new(QEMU),
+        kernel,
+        initrd,
+        accelerator: host.probe.hypervisor.accelerator,
+        disks,
+        runtime: host
+            .storage_runtime(context.plan.job, images::ADAPTER)
+            .map_err(|error| ImageError::from(PlacementError::from(error)))?,
+        unit: format!("sterna-job-{}-{}", context.plan.job, images::ADAPTER),
+    };
+    let order = order(&context.plan, spec);
+    let launched = adapter.start().await?;
+    let outcome = tokio::select! {
+        biased;
+        wish = context.gate.ended() => Err(MoveError::Ended(wish)),
+        outcome = adapter::adapt(&launched, &order, |report| tell(context, report)) => outcome.map_err(MoveError::from),
+    };
+    let runtime = launched.runtime.clone();
+    if let Err(error) = launched.end(Duration::ZERO).await {
+        warn!(directory = %runtime.path().display(), %error, "a helper guest is left over");
+        return outcome.and(Err(AdapterError::Launch(error).into()));
+    }
+    outcome
+}
+
+fn order(plan: &Plan, spec: &VmSpec) -> Order {
+    Order {
+        hostname: Order::hostname_of(plan.vm.name.as_str()),
+        // As systemd itself makes it of a virtual machine's UUID.
+        machine_id: spec.id.uuid().as_simple().to_string(),
+        disks: adapter::names_in_guest(spec),
+    }
+}
+
+async fn tell(context: &Context, report: Report) {
+    let text = match report {
+        Report::Found { device, system } => format!("the system on {device} is adapted: {system}"),
+        Report::Unrecognised { text } => format!("the system is left as it is: {text}"),
+        Report::Changed { action, text } => format!("{}: {text}", action.as_str()),
+        Report::Left { action, text } => format!("{} left as it was: {text}", action.as_str()),
+        Report::Failed { .. } | Report::Over => return,
+    };
+    info!(job = %context.plan.job, %text, "adapted");
+    context.tell(EventBody::Notice { text }).await;
+}
