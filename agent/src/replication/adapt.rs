@@ -1,7 +1,7 @@
 //! The step adapt_os: the system on a clone's disks gets an identity of its own, before the clone is anybody's.
 //!
 //! ```text
-//!   the disks ──▶ helper guest ──▶ what it reports, a notice each ──▶ hooks of the operator, in the order of their names
+//!   the disks ──▶ helper guest ──▶ what it reports, a notice each
 //! ```
 //!
 //! A system that is not recognised is left as it is, and the clone is made; one that was begun with and not brought to an end
