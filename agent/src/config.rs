@@ -10,6 +10,7 @@ use serde::Deserialize;
 use sterna_shared::bus::NatsSettings;
 use sterna_shared::host::{Accelerator, Limits};
 use sterna_shared::id::{BridgeName, HostId, PoolName};
+use sterna_shared::units::ByteCount;
 
 use crate::disk::pool::VolumeGroupName;
 use crate::journal::retention::{JOBS_DAYS_MAX, JOBS_MAX_LEAST, Retention};
@@ -81,6 +82,9 @@ pub struct PoolSettings {
     /// What storage it is, where several hosts see the same directory: the same text on each.
     #[serde(default)]
     pub shared: Option<String>,
+    /// What replication leaves free of it for guests; a tenth of it, or 4 GiB where that is less, if it is left out.
+    #[serde(default)]
+    pub headroom: Option<ByteCount>,
 }
 
 /// Certificate files, PEM.
@@ -189,6 +193,9 @@ impl Config {
             if pool.volume_group.is_some() && pool.shared.is_some() {
                 faults.push(format!("pools.{name} is a volume group, which is one host's alone; leave out shared"));
             }
+            if pool.volume_group.is_some() && pool.headroom.is_some() {
+                faults.push(format!("pools.{name} is a volume group, into which nothing grows; leave out headroom"));
+            }
         }
         let directories =
             self.pools.iter().filter_map(|(name, pool)| Some((format!("pools.{name}"), pool.directory.as_ref()?)));
@@ -256,6 +263,9 @@ key_file = "/etc/sterna/host.key"
         assert_eq!(config.limits, Limits::default());
         assert_eq!(config.keep_partial_seconds, 86_400);
         assert_eq!(config.runtime_directory, Path::new("/run/sterna"));
+        assert!(config.pools.values().all(|pool| pool.headroom.is_none()));
+        let config = parse(&SOUND.replace("\"/srv/fast\"", "\"/srv/fast\"\nheadroom = \"1 GiB\"")).expect("sound");
+        assert!(config.pools.values().all(|pool| pool.headroom == Some(ByteCount::mebibytes(1024))));
     }
 
     #[test]
@@ -289,6 +299,8 @@ key_file = "/etc/sterna/host.key"
                 "either a directory or a volume_group",
             ),
             (group.replace("\"vg0\"", "\"vg0\"\nshared = \"san\""), "leave out shared"),
+            (group.replace("\"vg0\"", "\"vg0\"\nheadroom = \"1 GiB\""), "leave out headroom"),
+            (SOUND.replace("\"/srv/fast\"", "\"/srv/fast\"\nheadroom = \"much\""), "is not a size"),
             (group.replace("vg0", "../sda"), "no name of a volume group"),
         ] {
             let error = parse(&text).expect_err("a fault");

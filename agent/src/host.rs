@@ -1,6 +1,7 @@
 //! This host, as every part of the agent may see it: what is configured, what was found at the start, and the journal.
 //! Nothing in it changes while the agent runs but the journal, which guards itself.
 
+pub mod headroom;
 pub mod room;
 
 use std::collections::BTreeMap;
@@ -302,7 +303,8 @@ impl Host {
     }
 
     /// The replicas here of which a snapshot can be had.
-    fn replicas(&self) -> Vec<Replica> {
+    #[must_use]
+    pub fn replicas(&self) -> Vec<Replica> {
         let records = self.journal.replicas().unwrap_or_default();
         records.into_iter().filter(|record| !record.dropped).map(|record| record.replica).collect()
     }

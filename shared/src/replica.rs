@@ -27,6 +27,10 @@ pub use view::{ReplicaState, ReplicaView};
 
 /// The most layers of one replica: each opens a file of every disk in a clone's QEMU.
 pub const LAYERS_MAX: usize = 200;
+/// The most replicas of one host: its heartbeat tells all of them in one message, beside its VMs.
+pub const HOST_REPLICAS_MAX: usize = 200;
+/// The most layers of all replicas of one host together, likewise.
+pub const HOST_LAYERS_MAX: usize = 1500;
 /// How long nothing is done between two cycles where nobody says how long, in seconds.
 pub const IDLE_DEFAULT_SECONDS: u32 = 300;
 /// The longest pause between two cycles, in seconds: 30 days.
@@ -206,6 +210,18 @@ pub struct Base {
     pub pool: PoolName,
 }
 
+/// Why a host that has these replicas takes no other layer of a VM's; none where it does.
+#[must_use]
+pub fn limit_reached(replicas: &[Replica], vm: VmId) -> Option<String> {
+    let layers: usize = replicas.iter().map(|replica| replica.layers.len()).sum();
+    let is_new = replicas.iter().all(|replica| replica.vm.id != vm);
+    if layers >= HOST_LAYERS_MAX {
+        return Some(format!("it has {layers} layers of replicas, and may have {HOST_LAYERS_MAX}"));
+    }
+    let full = is_new && replicas.len() >= HOST_REPLICAS_MAX;
+    full.then(|| format!("it has {} replicas, and may have {HOST_REPLICAS_MAX}", replicas.len()))
+}
+
 impl Replica {
     /// The replica of a VM of which no cycle is over yet.
     #[must_use]
@@ -331,6 +347,27 @@ mod tests {
 
     fn numbers(replica: &Replica) -> Vec<u32> {
         replica.snapshots().map(|snapshot| snapshot.number).collect()
+    }
+
+    #[test]
+    fn a_host_with_all_that_it_may_have_tells_it_in_one_message() {
+        let many = HOST_LAYERS_MAX / LAYERS_MAX + 1;
+        let mut all: Vec<Replica> = (0..many).map(|_| replica(&vec![500_000; LAYERS_MAX])).collect();
+        let vm = all[0].vm.id;
+        assert!(limit_reached(&all, vm).is_some_and(|reached| reached.contains("layers")));
+        all[many - 1].layers.truncate(HOST_LAYERS_MAX - (many - 1) * LAYERS_MAX - 1);
+        assert_eq!(limit_reached(&all, vm), None);
+        all.resize(HOST_REPLICAS_MAX, replica(&[]));
+        assert_eq!(limit_reached(&all, vm), None, "one that is there goes on");
+        let other = "0197c0de-0000-7000-8000-000000000002".parse().expect("a UUID");
+        assert!(limit_reached(&all, other).is_some_and(|reached| reached.contains("200 replicas")));
+        for replica in &mut all {
+            let disk = serde_json::json!({ "name": "a-disk-with-a-name", "pool": "a-pool", "format": "qcow2", "size": 1_u64 << 40 });
+            replica.disks = vec![serde_json::from_value(disk).expect("a disk"); 2];
+            replica.vm.disks.clone_from(&replica.disks);
+        }
+        let told = crate::bus::encode("replicas", &all).expect("encoded").len();
+        assert!(told < crate::bus::BODY_LENGTH_MAX * 3 / 4, "{told} bytes leave too little for VMs");
     }
 
     #[test]

@@ -30,6 +30,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-F016", "pool_full", 9, 50, 3, 1),
     ("STERNA-F017", "suspended", 1, 1, 2, 1),
     ("STERNA-F018", "not_migratable", 9, 57, 2, 1),
+    ("STERNA-F021", "pool_nearly_full", 9, 50, 3, 1),
     ("STERNA-J001", "killed", 1, 1, 3, 1),
     ("STERNA-J002", "unresolved", 2, 7, 4, 1),
     ("STERNA-J003", "host_silent", 2, 7, 3, 1),
@@ -80,6 +81,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R046", "replica_mismatch", 10, 122, 2, 4),
     ("STERNA-R047", "snapshot_unknown", 9, 73, 2, 6),
     ("STERNA-R048", "snapshot_damaged", 5, 10, 4, 1),
+    ("STERNA-R055", "replica_limit", 8, 44, 2, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

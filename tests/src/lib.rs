@@ -13,6 +13,7 @@
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
 //!   replicas       snapshots held against what the witness wrote
 //!   faults         the matrix of faults and phases
+//!   small_pool     a pool that can be filled
 //!   scenario       a watched witness, and what must hold after each move
 //!   schema         messages held against the schemas that are published
 //!   witness        asking the witness, and writing down all it says
@@ -34,4 +35,5 @@ pub mod process;
 pub mod replicas;
 pub mod scenario;
 pub mod schema;
+pub mod small_pool;
 pub mod witness;

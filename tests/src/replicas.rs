@@ -36,6 +36,24 @@ pub fn snapshots(replica: &Value) -> Vec<u64> {
     layers.filter_map(|layer| layer["snapshot"]["number"].as_u64()).collect()
 }
 
+/// Files that a cycle has left: beside the guest's images at the source `alpha`, and beside the layers of the record at the target
+/// `bravo`.
+pub fn strays(fleet: &Fleet, replica: &Value) -> anyhow::Result<Vec<String>> {
+    let layers = replica["layers"].as_array().into_iter().flatten();
+    // What a cycle that was cut has left for the next is there too, under the next number.
+    let numbers = layers.map(|layer| &layer["number"]).chain([&replica["next"]]);
+    let numbers: Vec<String> = numbers.map(|number| format!(".layer-{number}.")).collect();
+    let mut left = Vec::new();
+    for pool in ["fast", "bulk"] {
+        let files = |host| anyhow::Ok(fleet.agent(host)?.files(pool));
+        let named = |path: &PathBuf| path.display().to_string();
+        left.extend(files("alpha")?.iter().map(named).filter(|path| path.contains(".scratch.")));
+        let known = |path: &String| numbers.iter().any(|number| path.contains(number.as_str()));
+        left.extend(files("bravo")?.iter().map(named).filter(|path| !known(path)));
+    }
+    Ok(left)
+}
+
 /// What each disk of a snapshot holds of the witness' records: how far they go, and whether they are all there.
 pub fn records(
     fleet: &Fleet,

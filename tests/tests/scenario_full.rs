@@ -2,8 +2,6 @@
 //! answer; once there is room again it moves as before.
 #![allow(clippy::print_stderr, reason = "figures are for whoever runs the test")]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::ensure;
@@ -11,6 +9,7 @@ use sterna_tests::fleet::WitnessWish;
 use sterna_tests::moves::{Guest, begins, ended, state_becomes};
 use sterna_tests::namespace::Link;
 use sterna_tests::scenario::{eventually, on_fleet};
+use sterna_tests::small_pool::SmallPool;
 
 /// What the file system of the small pool has, which is enough for the disks and little more.
 const POOL_MIB: u64 = 320;
@@ -24,7 +23,7 @@ const SOON: Duration = Duration::from_secs(20);
 async fn a_pool_that_fills_up_in_the_middle_of_a_move_harms_nobody() {
     on_fleet(async |fleet| {
         fleet.stop_agent("bravo").await?;
-        let pool = SmallPool::mount(&fleet.folder().join("small.img"), &fleet.agent("bravo")?.pool("fast"))?;
+        let pool = SmallPool::mount(fleet, "bravo", "fast", POOL_MIB)?;
         fleet.start_agent("bravo").await?;
         let ballast = vec![("stones", "fast", "raw", BALLAST_MIB)];
         let wish = WitnessWish { rewrite_mib: 1, records: 10, ballast, ..WitnessWish::small("witness") };
@@ -35,7 +34,7 @@ async fn a_pool_that_fills_up_in_the_middle_of_a_move_harms_nobody() {
         target.shape(Link::Data, SLOW_MEGABITS)?;
         let job = guest.begin_move(fleet, "bravo", &[]).await?;
         begins(fleet, "alpha", &job, "copy_disks").await?;
-        let somebody_elses = pool.fill()?;
+        let somebody_elses = pool.fill(0)?;
         let asks = state_becomes(fleet, &job, "query_pending", WAIT).await?;
         target.unshape(Link::Data)?;
         eprintln!("{:#}", asks["failure"]);
@@ -70,39 +69,4 @@ async fn a_pool_that_fills_up_in_the_middle_of_a_move_harms_nobody() {
         guest.expect_whole().await
     })
     .await;
-}
-
-/// A file system of its own under a pool's directory. Dropping it takes it away.
-struct SmallPool {
-    directory: PathBuf,
-}
-
-impl SmallPool {
-    fn mount(image: &Path, directory: &Path) -> anyhow::Result<Self> {
-        std::fs::File::create(image)?.set_len(POOL_MIB << 20)?;
-        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image))?;
-        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(directory))?;
-        Ok(Self { directory: directory.to_owned() })
-    }
-
-    /// Takes all the room that is left.
-    fn fill(&self) -> anyhow::Result<PathBuf> {
-        let path = self.directory.join("somebody_elses");
-        let mut file = std::fs::File::create(&path)?;
-        let bytes = vec![1; 1 << 20];
-        while std::io::Write::write_all(&mut file, &bytes).is_ok() {}
-        Ok(path)
-    }
-}
-
-impl Drop for SmallPool {
-    fn drop(&mut self) {
-        let _ = run(Command::new("umount").arg("--lazy").arg(&self.directory));
-    }
-}
-
-fn run(command: &mut Command) -> anyhow::Result<()> {
-    let output = command.output()?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::{cycle, records, replica, snapshots};
+use sterna_tests::replicas::{cycle, records, replica, snapshots, strays};
 use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, on_fleet};
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -139,7 +139,7 @@ async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
                 Ok(vm["report"]["job"].is_null().then_some(()))
             })
             .await?;
-            let left = scratch_or_part(fleet, &replica(fleet, "web").await?.context("there is a replica")?)?;
+            let left = strays(fleet, &replica(fleet, "web").await?.context("there is a replica")?)?;
             ensure!(left.is_empty(), "{at}: left over: {left:?}");
             let now = snapshots(&replica(fleet, "web").await?.context("there is a replica")?);
             let last = untouched.last().copied().unwrap_or(0);
@@ -156,23 +156,6 @@ async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
         }
     }
     web.prove().await
-}
-
-/// Files beside the guest's images at the source, and beside the layers of the record at the target.
-fn scratch_or_part(fleet: &Fleet, replica: &Value) -> anyhow::Result<Vec<String>> {
-    let layers = replica["layers"].as_array().into_iter().flatten();
-    // What a cycle that was cut has left for the next is there too, under the next number.
-    let numbers = layers.map(|layer| &layer["number"]).chain([&replica["next"]]);
-    let numbers: Vec<String> = numbers.map(|number| format!(".layer-{number}.")).collect();
-    let mut left = Vec::new();
-    for pool in ["fast", "bulk"] {
-        let files = |host| anyhow::Ok(fleet.agent(host)?.files(pool));
-        let named = |path: &std::path::PathBuf| path.display().to_string();
-        left.extend(files("alpha")?.iter().map(named).filter(|path| path.contains(".scratch.")));
-        let known = |path: &String| numbers.iter().any(|number| path.contains(number.as_str()));
-        left.extend(files("bravo")?.iter().map(named).filter(|path| !known(path)));
-    }
-    Ok(left)
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use tracing::info;
 use crate::disk::copy::CopyError;
 use crate::disk::nbd::NbdError;
 use crate::host::Host;
+use crate::host::headroom::NearlyFull;
 use crate::host::room::RoomError;
 use crate::hypervisor::qemu::MachineError;
 use crate::hypervisor::qemu::runtime::RuntimeError;
@@ -238,6 +239,9 @@ pub enum MoveError {
     /// What is free here is held for others.
     #[error(transparent)]
     Room(#[from] RoomError),
+    /// A replication cycle leaves room for guests.
+    #[error(transparent)]
+    NearlyFull(#[from] NearlyFull),
     /// The target would not run the VM.
     #[error("{target} would not run the VM")]
     Refused {
@@ -313,6 +317,9 @@ impl MoveError {
                 F::PoolFull,
                 "drop a planned VM (`sterna plan list`), or give the disks another pool: `sterna job answer JOB`",
             ),
+            Self::NearlyFull(_) => {
+                (F::PoolNearlyFull, "make room in the pool: keep fewer snapshots, or move a VM elsewhere")
+            }
             Self::TargetDisk(_) | Self::Copy(_) | Self::Image(_) if no_room(self) => {
                 (F::PoolFull, "make room in the pool, or give its disks another: `sterna job answer JOB`")
             }

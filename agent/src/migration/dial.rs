@@ -1,4 +1,4 @@
-//! The source's way to its target: a session, and the conversation on it.
+//! How the two sides of a job meet: the source's way to its target, a session and the conversation on it; and the target's waiting.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use sterna_shared::peer::attach::{RefusalCode, SessionId};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tracing::info;
 
 use crate::disk::copy::{Block, Body};
 use crate::link::{Dial, LinkError, Sender, Session, Timing};
@@ -15,8 +16,33 @@ use crate::migration::conversation::Conversation;
 
 /// How long the target may take to learn of the job before its lanes are refused for good.
 pub const ADMISSION_WAIT: Duration = Duration::from_secs(30);
+/// How long the source may take to come after the plan did.
+const SOURCE_WAIT: Duration = Duration::from_secs(120);
 /// Between two attempts at a target that has not learnt of the job yet.
 const ADMISSION_PAUSE: Duration = Duration::from_millis(50);
+
+/// What waiting for the source has come to.
+#[derive(Debug)]
+pub enum Arrival {
+    /// It is here.
+    Came(Session),
+    /// It did not come, or the job was ended before.
+    Nobody,
+    /// The agent is stopping.
+    Stopping,
+}
+
+/// Waits for the source of a job.
+pub async fn arrival(context: &Context, sessions: &mut mpsc::Receiver<Session>) -> Arrival {
+    let job = context.plan.job;
+    tokio::select! {
+        biased;
+        session = sessions.recv() => return session.map_or(Arrival::Stopping, Arrival::Came),
+        _ = context.gate.ended() => info!(%job, "ended before the source came"),
+        () = tokio::time::sleep(SOURCE_WAIT) => info!(%job, "the source did not come"),
+    }
+    Arrival::Nobody
+}
 
 /// Opens the job's session with its target.
 ///

@@ -44,6 +44,7 @@ pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
             | F::DiskRead
             | F::DiskWrite
             | F::PoolFull
+            | F::PoolNearlyFull
             | F::DigestMismatch
             | F::Journal
             | F::PlanStale

@@ -29,14 +29,13 @@ use crate::link::Session;
 use crate::memory::TargetRelay;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
+use crate::migration::dial::{Arrival, arrival};
 use crate::migration::gate::Wish;
 use crate::migration::images;
 use crate::migration::partial;
 use crate::migration::source::settings;
 use crate::migration::target_disks::{Images, Ledger, Place, TargetDiskError, TargetDisks, export_name};
 
-/// How long the source may take to come after the plan did.
-const SOURCE_WAIT: Duration = Duration::from_secs(120);
 /// How long the source may take to have the last answer.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How long it may take to write down what was received, before the images are let go.
@@ -67,15 +66,10 @@ impl Target {
 
     /// Follows the source, to whatever end.
     pub async fn run(mut self, mut sessions: mpsc::Receiver<Session>) -> Outcome {
-        let context = Arc::clone(&self.context);
-        tokio::select! {
-            biased;
-            session = sessions.recv() => match session {
-                Some(session) => self.follow(session).await,
-                None => return Outcome::Stopping,
-            },
-            _ = context.gate.ended() => info!(job = %context.plan.job, "ended before the source came"),
-            () = tokio::time::sleep(SOURCE_WAIT) => info!(job = %context.plan.job, "the source did not come"),
+        match arrival(&self.context, &mut sessions).await {
+            Arrival::Came(session) => self.follow(session).await,
+            Arrival::Nobody => {}
+            Arrival::Stopping => return Outcome::Stopping,
         }
         self.undo().await;
         self.answer_rest(sessions).await;

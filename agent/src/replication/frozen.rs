@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use sterna_shared::id::JobId;
-use sterna_shared::job::Volume;
+use sterna_shared::job::{Plan, Volume};
 use sterna_shared::replica::Consistency;
 use sterna_shared::time::Timestamp;
 use sterna_shared::vm::{DiskFormat, DiskSpec};
@@ -291,8 +291,9 @@ fn of_cycles<'a>(nodes: &'a [Node], node: &'a str) -> impl Iterator<Item = &'a B
 
 async fn frozen_disks(machine: &Machine, context: &Context) -> Result<Vec<FrozenDisk>, MoveError> {
     let plan = &context.plan;
+    context.host.expect_headroom(source_disks(plan))?;
     let mut disks = Vec::with_capacity(plan.disks.len());
-    for disk in plan.disks.iter().map(|disk| &disk.source) {
+    for disk in source_disks(plan) {
         let pool = context.host.pool(disk).map_err(ImageError::from)?;
         let scratch = pool.create_layer(plan.vm.id, &disk.name, LayerFile::Scratch, disk.size).await;
         disks.push(FrozenDisk {
@@ -305,9 +306,14 @@ async fn frozen_disks(machine: &Machine, context: &Context) -> Result<Vec<Frozen
     Ok(disks)
 }
 
+/// The disks that are read.
+pub fn source_disks(plan: &Plan) -> impl Iterator<Item = &DiskSpec> {
+    plan.disks.iter().map(|disk| &disk.source)
+}
+
 /// Removes the scratch images of a VM.
 pub fn remove_scratch(context: &Context) {
-    for disk in context.plan.disks.iter().map(|disk| &disk.source) {
+    for disk in source_disks(&context.plan) {
         let removed =
             context.host.pool(disk).map(|pool| pool.delete_layer(context.plan.vm.id, &disk.name, LayerFile::Scratch));
         if let Ok(Err(error)) = removed {

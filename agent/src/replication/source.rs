@@ -8,7 +8,8 @@
 //! ```
 //!
 //! **Contract.** The guest runs on, and waits for nobody. Whatever ends a cycle, the next one sends what is missing: what was
-//! recorded is given up only once the target has said that the snapshot is whole.
+//! recorded is given up only once the target has said that the snapshot is whole. What is put aside for it never takes the last room
+//! of the guest's own pool ([`crate::host::headroom`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use sterna_shared::peer::message::Message;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::frozen::{FrozenDisks, clear, remove_scratch};
+use super::frozen::{FrozenDisks, clear, remove_scratch, source_disks};
 use super::rest;
 use crate::link::Session;
 use crate::migration::context::{Context, MoveError, Outcome};
@@ -78,6 +79,7 @@ impl CycleSource {
         let done = tokio::select! {
             biased;
             wish = context.gate.ended() => Err(MoveError::Ended(wish)),
+            full = pools_fill_up(&context) => Err(full),
             done = self.steps() => done,
         };
         match done {
@@ -248,5 +250,14 @@ impl CycleSource {
         if let Some(link) = self.link.take() {
             let _ = link.close(CLOSE_WAIT).await;
         }
+    }
+}
+
+/// Ends once a guest that runs might not find room for what it writes any more, since what it overwrites is put aside for the
+/// cycle. That of one that is stopped is nowhere.
+async fn pools_fill_up(context: &Context) -> MoveError {
+    match context.keeper.machine().await {
+        Ok(Some(_)) => context.host.headroom_is_used_up(source_disks(&context.plan)).await.into(),
+        Ok(None) | Err(_) => std::future::pending().await,
     }
 }

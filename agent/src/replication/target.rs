@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use sterna_shared::job::{FailureCode, Plan};
 use sterna_shared::peer::message::Message;
-use sterna_shared::replica::{Consistency, LAYERS_MAX, Replica, Snapshot};
+use sterna_shared::replica::{Consistency, LAYERS_MAX, Replica, Snapshot, limit_reached};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::DiskSpec;
@@ -25,18 +25,18 @@ use crate::disk::copy::target::Origin;
 use crate::disk::digest::{DigestTable, pack};
 use crate::disk::extent::ExtentSet;
 use crate::guest::launcher::Launched;
+use crate::host::headroom::NearlyFull;
 use crate::hypervisor::qemu::Export;
 use crate::hypervisor::qemu::command_line::format_node;
 use crate::journal::ReplicaChange;
 use crate::link::Session;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
+use crate::migration::dial::{Arrival, arrival};
 use crate::migration::images::{self, ImageError};
 use crate::migration::partial;
 use crate::migration::target_disks::{Images, Ledger, Place, Proof, TargetDiskError, TargetDisks, export_name};
 
-/// How long the source may take to come after the plan did.
-const SOURCE_WAIT: Duration = Duration::from_secs(120);
 /// How long it may take to write down what was received, before the layer is let go.
 const SAVE_WAIT: Duration = Duration::from_secs(5);
 /// How long the lanes may take to deliver the end.
@@ -74,15 +74,10 @@ impl CycleTarget {
 
     /// Follows the source, to whatever end.
     pub async fn run(mut self, mut sessions: mpsc::Receiver<Session>) -> Outcome {
-        let context = Arc::clone(&self.context);
-        tokio::select! {
-            biased;
-            session = sessions.recv() => match session {
-                Some(session) => self.follow(session).await,
-                None => return Outcome::Stopping,
-            },
-            _ = context.gate.ended() => info!(job = %context.plan.job, "ended before the source came"),
-            () = tokio::time::sleep(SOURCE_WAIT) => info!(job = %context.plan.job, "the source did not come"),
+        match arrival(&self.context, &mut sessions).await {
+            Arrival::Came(session) => self.follow(session).await,
+            Arrival::Nobody => {}
+            Arrival::Stopping => return Outcome::Stopping,
         }
         self.put_away().await;
         self.tidy().await;
@@ -117,6 +112,14 @@ impl CycleTarget {
                 error = fault_of(self.disks.as_ref()), if !failed => {
                     failed = true;
                     let failure = self.cannot_go_on("writing", &error.into());
+                    match conversation.say(&failure).await {
+                        Ok(()) => continue,
+                        Err(error) => Err(error),
+                    }
+                }
+                full = pools_fill_up(&context, self.layer.is_some()), if !failed => {
+                    failed = true;
+                    let failure = self.cannot_go_on("writing", &full.into());
                     match conversation.say(&failure).await {
                         Ok(()) => continue,
                         Err(error) => Err(error),
@@ -221,6 +224,7 @@ impl CycleTarget {
             return Err(MoveError::OutOfOrder { message: "cycle begin" });
         }
         let disks = disks_here(plan);
+        host.expect_headroom(&disks)?;
         let record = host.journal.replica(plan.vm.id)?;
         let part = record.as_ref().and_then(|record| record.part.clone());
         let replica = match record {
@@ -238,6 +242,9 @@ impl CycleTarget {
             }
             Some(record) => record.replica,
         };
+        if limit_reached(&host.replicas(), plan.vm.id).is_some() {
+            return Err(MoveError::Stale { what: "the host has as many layers of replicas as it may" });
+        }
         if changes && replica.layers.is_empty() {
             return Err(MoveError::OutOfOrder { message: "cycle begin" });
         }
@@ -356,6 +363,14 @@ fn disks_here(plan: &Plan) -> Vec<DiskSpec> {
 fn same_disks(there: &[DiskSpec], wanted: &[DiskSpec]) -> bool {
     let of = |disk: &DiskSpec| (disk.name.clone(), disk.size, disk.pool.clone());
     there.iter().map(of).eq(wanted.iter().map(of))
+}
+
+/// Ends once guests of this host might not find room any more beside the layer that is being filled.
+async fn pools_fill_up(context: &Context, filling: bool) -> NearlyFull {
+    match filling {
+        true => context.host.headroom_is_used_up(context.plan.disks.iter().map(|disk| &disk.target)).await,
+        false => std::future::pending().await,
+    }
 }
 
 /// Why the disks can no longer be written, once they cannot.

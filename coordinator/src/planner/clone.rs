@@ -11,14 +11,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sterna_shared::host::VmState;
-use sterna_shared::id::{Generation, JobId, PoolName, VmId};
-use sterna_shared::job::{Host, JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};
+use sterna_shared::id::{JobId, PoolName, VmId};
+use sterna_shared::job::{JobKind, JobStatus, MoveRequest, Plan, Refusal, RefusalCode};
 use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, Snapshot};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, MacAddress, NicSpec, VmSpec};
 
 use super::check::{offline, refusal};
-use super::{BLACKOUT_DEFAULT_MS, Draft, LANES_DEFAULT, Seeds, placement};
+use super::{Draft, Seeds, placement, replica};
 use crate::fleet::{Fleet, Member};
 
 /// What a disk that stands on a replica must find free: its own tables, and something to begin with.
@@ -62,7 +62,7 @@ pub(super) fn draft<'a>(
     request: &'a MoveRequest,
     seeds: Seeds,
 ) -> Draft {
-    let found = wished(request).and_then(|wish| find(fleet, request).map(|found| (wish, found)));
+    let found = wished(request).and_then(|wish| replica::find(fleet, request).map(|found| (wish, found)));
     let (wish, (member, replica)) = match found {
         Ok(found) => found,
         Err(refusal) => return Draft { plan: None, refusals: vec![refusal] },
@@ -92,40 +92,6 @@ fn wished(request: &MoveRequest) -> Result<&CloneWish, Refusal> {
             "nothing says what clone is to be made",
             "give its id and its name in `clone`",
         )
-    })
-}
-
-/// The replica that a request means; where several hosts have one, that with the latest snapshot.
-pub(super) fn find<'a>(fleet: &'a Fleet, request: &MoveRequest) -> Result<(&'a Member, &'a Replica), Refusal> {
-    let text = request.vm.as_str();
-    let id: Option<VmId> = text.parse().ok();
-    let at = |member: &&Member| request.target.as_ref().is_none_or(|host| *host == member.inventory.host);
-    let of = |replica: &Replica| replica.vm.name.as_str() == text || Some(replica.vm.id) == id;
-    let replicas =
-        fleet.hosts().filter(at).flat_map(|member| member.inventory.replicas.iter().map(move |one| (member, one)));
-    let found: Vec<_> = replicas.filter(|(_, replica)| of(replica)).collect();
-    let ids: BTreeSet<VmId> = found.iter().map(|(_, replica)| replica.vm.id).collect();
-    if ids.len() > 1 {
-        let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-        return Err(refusal(
-            RefusalCode::AmbiguousVm,
-            format!("there are replicas of {} VMs with the name {text:?}", ids.len()),
-            format!("give the VM's id: {}", ids.join(" or ")),
-        ));
-    }
-    let latest = |replica: &Replica| replica.latest().map(|snapshot| snapshot.taken_at);
-    found.into_iter().max_by_key(|(_, replica)| latest(replica)).ok_or_else(|| match &request.target {
-        Some(host) if fleet.host(host).is_none() => {
-            refusal(RefusalCode::UnknownHost, format!("no host {host} was ever heard of"), "see `sterna host list`")
-        }
-        target => refusal(
-            RefusalCode::ReplicaUnknown,
-            match target {
-                Some(host) => format!("host {host} has no replica of a VM {text:?}"),
-                None => format!("no host has a replica of a VM {text:?}"),
-            },
-            "see `sterna replicate list`; a VM is replicated by `sterna replicate add`",
-        ),
     })
 }
 
@@ -172,37 +138,9 @@ impl Making<'_> {
 
     fn decide(&self, request: &MoveRequest, seeds: Seeds) -> Option<Plan> {
         let snapshot = self.snapshot()?.number;
-        let inventory = &self.member.inventory;
-        let host = Host { id: inventory.host.clone(), addresses: inventory.addresses.clone() };
-        let spec = self.spec();
-        Some(Plan {
-            job: seeds.job,
-            planned_at: seeds.now,
-            attempt: seeds.attempt,
-            kind: JobKind::Clone,
-            mode: MoveMode::Cold,
-            steps: Plan::steps_of(JobKind::Clone, MoveMode::Cold, false),
-            vm: spec.clone(),
-            vm_at_target: spec,
-            source: host.clone(),
-            target: host,
-            disks: Vec::new(),
-            generation: Generation(0),
-            token: seeds.token,
-            lanes: LANES_DEFAULT,
-            bandwidth: request.bandwidth,
-            blackout_max_ms: BLACKOUT_DEFAULT_MS,
-            settings: request.settings.clone(),
-            planned: None,
-            hold_seconds: None,
-            retention: None,
-            clone: Some(CloneOf {
-                replica: self.replica.vm.id,
-                snapshot,
-                full: self.wish.full,
-                start: self.wish.start,
-            }),
-        })
+        let (full, start) = (self.wish.full, self.wish.start);
+        let clone = CloneOf { replica: self.replica.vm.id, snapshot, full, start };
+        Some(Plan { clone: Some(clone), ..replica::plan(self.member, JobKind::Clone, self.spec(), request, seeds) })
     }
 }
 

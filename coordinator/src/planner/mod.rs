@@ -20,6 +20,7 @@ mod clone;
 pub(crate) mod example;
 mod placement;
 mod planned;
+mod replica;
 mod replicate;
 mod settings;
 mod slots;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use sterna_shared::job::{Refusal, RefusalCode};
-use sterna_shared::replica::Replica;
+use sterna_shared::replica::{Replica, limit_reached};
 use sterna_shared::vm::Firmware;
 
 use super::check::{self, Check, refusal};
@@ -25,8 +25,10 @@ pub(super) const CHECKS: &[Check] = &[
     check::placements_name_disks,
     check::pools_exist,
     replica_is_of_these_disks,
+    host_takes_another_layer,
     new_replicas_have_room,
     pools_are_directories,
+    source_pools_are_directories,
     check::certificates_hold,
     check::authority_is_the_same,
     slots::moves_are_let_through,
@@ -95,6 +97,18 @@ fn replica_is_of_these_disks(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
+fn host_takes_another_layer(case: &Case, out: &mut Vec<Refusal>) {
+    let (Some(vm), Some(target)) = (case.vm(), case.target()) else { return };
+    let host = &target.inventory.host;
+    out.extend(limit_reached(&target.inventory.replicas, vm.id()).map(|reached| {
+        refusal(
+            RefusalCode::ReplicaLimit,
+            format!("host {host} takes no further snapshot: {reached}"),
+            "keep fewer snapshots with --keep, remove replicas that nobody needs, delete clones of old snapshots, or replicate to another host",
+        )
+    }));
+}
+
 /// What a replica takes already it need not find again.
 fn new_replicas_have_room(case: &Case, out: &mut Vec<Refusal>) {
     if replica(case).is_none() {
@@ -112,6 +126,22 @@ fn pools_are_directories(case: &Case, out: &mut Vec<Refusal>) {
                 RefusalCode::PoolKind,
                 format!("pool {pool} of {host} is a volume group, and a replica's layers are files"),
                 format!("give disk {name} a pool that is a directory: --disk {name}=POOL"),
+            ));
+        }
+    }
+}
+
+/// While a cycle reads, what the guest overwrites is put aside in a file beside its images.
+fn source_pools_are_directories(case: &Case, out: &mut Vec<Refusal>) {
+    let (Some(vm), Some(source)) = (case.vm(), case.source()) else { return };
+    let host = &source.inventory.host;
+    for disk in &vm.spec.disks {
+        if placement::pool(source, &disk.pool).is_some_and(|pool| pool.extent.is_some()) {
+            let (vm, name, pool) = (&vm.spec.name, &disk.name, &disk.pool);
+            out.push(refusal(
+                RefusalCode::PoolKind,
+                format!("disk {name} of VM {vm} is in pool {pool} of {host}, which is a volume group, and what a guest overwrites while a cycle reads is put aside in files of its own pool"),
+                format!("move the disk to a pool that is a directory first: `sterna migrate {vm} --storage-only --disk {name}=POOL`"),
             ));
         }
     }

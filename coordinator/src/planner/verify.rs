@@ -1,12 +1,11 @@
 //! Verifications: a replica is read through at the host that has it. The replicated VM is left alone, and so is its host.
 
-use sterna_shared::id::Generation;
-use sterna_shared::job::{Host, JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};
+use sterna_shared::job::{JobKind, JobStatus, MoveRequest, Plan, Refusal, RefusalCode};
 use sterna_shared::replica::Replica;
 
 use super::check::{offline, refusal};
-use super::clone::find;
-use super::{BLACKOUT_DEFAULT_MS, Draft, LANES_DEFAULT, Seeds};
+use super::replica::{find, plan};
+use super::{Draft, Seeds};
 use crate::fleet::{Fleet, Member};
 
 /// What a request for a verification would come to, and all that speaks against it now.
@@ -25,7 +24,7 @@ pub(super) fn draft<'a>(
     let mut refusals: Vec<Refusal> = Some(member).filter(|member| !member.online).map(offline).into_iter().collect();
     refusals.extend(without_snapshot(member, replica));
     refusals.extend(in_use(member, replica, &others));
-    Draft { plan: Some(decide(member, replica, request, seeds)), refusals }
+    Draft { plan: Some(plan(member, JobKind::Verify, replica.vm.clone(), request, seeds)), refusals }
 }
 
 fn without_snapshot(member: &Member, replica: &Replica) -> Option<Refusal> {
@@ -56,32 +55,4 @@ fn in_use(member: &Member, replica: &Replica, others: &[&JobStatus]) -> Option<R
             format!("wait for it (`sterna job watch {job}`), or cancel it (`sterna job cancel {job}`)"),
         )
     })
-}
-
-fn decide(member: &Member, replica: &Replica, request: &MoveRequest, seeds: Seeds) -> Plan {
-    let inventory = &member.inventory;
-    let host = Host { id: inventory.host.clone(), addresses: inventory.addresses.clone() };
-    Plan {
-        job: seeds.job,
-        planned_at: seeds.now,
-        attempt: seeds.attempt,
-        kind: JobKind::Verify,
-        mode: MoveMode::Cold,
-        steps: Plan::steps_of(JobKind::Verify, MoveMode::Cold, false),
-        vm: replica.vm.clone(),
-        vm_at_target: replica.vm.clone(),
-        source: host.clone(),
-        target: host,
-        disks: Vec::new(),
-        generation: Generation(0),
-        token: seeds.token,
-        lanes: LANES_DEFAULT,
-        bandwidth: request.bandwidth,
-        blackout_max_ms: BLACKOUT_DEFAULT_MS,
-        settings: request.settings.clone(),
-        planned: None,
-        hold_seconds: None,
-        retention: None,
-        clone: None,
-    }
 }

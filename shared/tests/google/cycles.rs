@@ -146,6 +146,9 @@ fn a_cycle_that_fails_says_whose_failure_it_is() {
         // What the target refuses is the target's, whoever tells of it.
         (FailureCode::TargetRefused, Some("alpha"), "TARGET_REPLICATION_ERROR", 9),
         (FailureCode::PoolFull, Some("alpha"), "TARGET_REPLICATION_ERROR", 8),
+        // Both hosts have pools that guests write to.
+        (FailureCode::PoolNearlyFull, Some("alpha"), "SOURCE_REPLICATION_ERROR", 8),
+        (FailureCode::PoolNearlyFull, Some("bravo"), "TARGET_REPLICATION_ERROR", 8),
         (FailureCode::DiskWrite, None, "TARGET_REPLICATION_ERROR", 13),
         (FailureCode::PlanStale, None, "SOURCE_REPLICATION_ERROR", 9),
         (FailureCode::Internal, None, "UNKNOWN_ERROR", 13),

@@ -1,7 +1,7 @@
 //! Replications: what is planned, and every reason why not.
 
 use sterna_shared::job::JobKind;
-use sterna_shared::replica::{ReplicationWish, Retention};
+use sterna_shared::replica::{HOST_REPLICAS_MAX, ReplicationWish, Retention};
 use sterna_shared::vm::DiskSpec;
 
 use super::*;
@@ -64,7 +64,7 @@ fn what_only_a_guest_needs_is_not_asked_for() {
 
 #[test]
 fn every_reason_why_a_vm_is_not_replicated_is_told() {
-    let faults: [(RefusalCode, Plant); 19] = [
+    let faults: [(RefusalCode, Plant); 21] = [
         (RefusalCode::HostOffline, |world| world.target_silent = true),
         (RefusalCode::HostOffline, |world| world.source_silent = true),
         (RefusalCode::SameHost, |world| world.request.target = Some("alpha".parse().expect("a name"))),
@@ -88,6 +88,12 @@ fn every_reason_why_a_vm_is_not_replicated_is_told() {
         (RefusalCode::UnknownPool, |world| world.request.disks.push(placement("data", "slow"))),
         (RefusalCode::PoolSpace, |world| world.target.pools[0].free = ByteCount(1)),
         (RefusalCode::PoolKind, |world| world.target.pools[0].extent = Some(ByteCount::mebibytes(4))),
+        (RefusalCode::PoolKind, |world| world.source.pools[0].extent = Some(ByteCount::mebibytes(4))),
+        (RefusalCode::ReplicaLimit, |world| {
+            world.target.replicas = vec![example::replica(); HOST_REPLICAS_MAX];
+            let other = "0197c0de-0000-7000-8000-0000000000aa".parse().expect("a UUID");
+            world.target.replicas.iter_mut().for_each(|replica| replica.vm.id = other);
+        }),
         (RefusalCode::MigrationDisabled, |world| world.target.limits.enabled = false),
         (RefusalCode::CertificateExpired, |world| world.target.certificate.not_after = example::later(-1)),
         (RefusalCode::CertificateAuthority, |world| world.target.certificate.authority = "cd34".into()),
@@ -118,6 +124,16 @@ fn a_replica_goes_on_where_it_is_and_needs_no_room_for_that() {
         plant(&mut world);
         assert_eq!(world.codes(), BTreeSet::from([RefusalCode::ReplicaMismatch]), "{number}");
     }
+}
+
+#[test]
+fn a_disk_in_a_volume_group_is_to_be_moved_first() {
+    let mut world = sound();
+    world.source.pools[0].extent = Some(ByteCount::mebibytes(4));
+    let refusals = world.plan().expect_err("refused");
+    let [refusal] = &refusals[..] else { panic!("one: {refusals:?}") };
+    assert!(refusal.message.contains("of alpha"), "{refusal:?}");
+    assert!(refusal.remedy.contains("sterna migrate web --storage-only --disk root=POOL"), "{refusal:?}");
 }
 
 #[test]

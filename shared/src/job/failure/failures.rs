@@ -170,6 +170,18 @@ catalogue!(FailureCode {
             "Follow the remedies of the findings: `sterna job show {job}` lists them.",
             "Then have it checked again: `sterna check {vm} --to {target}`.",
         ];
+    PoolNearlyFull = "STERNA-F021", "pool_nearly_full",
+        "A replication cycle was not begun, or was given up, so that it does not fill a pool that guests write to; the VM \
+         runs on, and the replica is as it was.",
+        causes [
+            "Little is free in a pool of the VM's own disks, where what the guest overwrites is put aside while a cycle reads.",
+            "Or in a pool of the replica, where each snapshot has a layer of its own.",
+        ],
+        remedies [
+            "See what room the pools have: `sterna host show {host}`. The next cycle begins by itself once there is enough.",
+            "Make room: keep fewer snapshots (`--keep`), delete clones that stand on old ones, move a VM elsewhere.",
+            "Or leave less free for guests: `headroom` of the pool in agent.toml of {host}.",
+        ];
 });
 
 catalogue!(ConditionCode {

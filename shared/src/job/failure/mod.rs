@@ -54,6 +54,8 @@ pub enum FailureCode {
     Internal,
     /// A check has found that the VM cannot be moved as was asked.
     NotMigratable,
+    /// A replication cycle would have filled a pool that guests write to.
+    PoolNearlyFull,
 }
 
 /// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was
@@ -212,6 +214,8 @@ pub enum RefusalCode {
     SnapshotUnknown,
     /// The snapshot does not hold what was written to it.
     SnapshotDamaged,
+    /// The target has as many replicas, or layers of them, as one host may have.
+    ReplicaLimit,
 }
 
 /// One reason why not, with what to do about it.

@@ -239,4 +239,12 @@ catalogue!(RefusalCode {
             "Or give an older snapshot that is not damaged, with `--snapshot`: `sterna replicate show {vm}`.",
             "Look for errors of the medium: `journalctl -k` on the host that has the replica.",
         ];
+    ReplicaLimit = "STERNA-R055", "replica_limit",
+        "The target has as many replicas, or layers of them, as one host may have.",
+        causes ["Many VMs are replicated to one host.", "Many snapshots are kept, or clones stand on old ones and keep their layers."],
+        remedies [
+            "Keep fewer snapshots: `sterna replicate add` with a lower `--keep`; or delete clones of old ones.",
+            "Remove replicas that nobody needs: `sterna replicate list`, `sterna replicate remove VM`.",
+            "Or replicate to another host.",
+        ];
 });

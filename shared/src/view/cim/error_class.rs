@@ -47,7 +47,9 @@ impl From<FailureCode> for ErrorClass {
         match code {
             FailureCode::Cancelled => Self::other("cancelled by a client", Cause::Other, Low),
             FailureCode::Suspended => Self::other("suspended by a client", Cause::Other, Low),
-            FailureCode::PoolFull => Self::new(Type::UnavailableResource, Cause::StorageCapacityProblem, Medium),
+            FailureCode::PoolFull | FailureCode::PoolNearlyFull => {
+                Self::new(Type::UnavailableResource, Cause::StorageCapacityProblem, Medium)
+            }
             FailureCode::TargetRefused => {
                 Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Medium)
             }
@@ -118,7 +120,9 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::NameTaken => unsupported(Cause::IdentifierDuplication).status(Status::AlreadyExists),
             RefusalCode::CertificateExpired => Self::new(Type::Security, Cause::KeyExpired, Medium),
             RefusalCode::CertificateAuthority => Self::new(Type::Security, Cause::SecurityCredentialMismatch, Medium),
-            RefusalCode::HostBusy => Self::new(Type::Oversubscription, Cause::ResourceAtOrNearingCapacity, Low),
+            RefusalCode::HostBusy | RefusalCode::ReplicaLimit => {
+                Self::new(Type::Oversubscription, Cause::ResourceAtOrNearingCapacity, Low)
+            }
             RefusalCode::InvalidValue => unsupported(Cause::UnexpectedInformation).status(Status::InvalidParameter),
             RefusalCode::MigrationDisabled => Self::new(Type::UnavailableResource, Cause::OutOfService, Low),
             RefusalCode::PortUnreachable => {

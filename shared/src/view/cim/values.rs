@@ -387,6 +387,8 @@ numbered!(
         Suspended = 17,
         /// See [`FailureCode::NotMigratable`].
         NotMigratable = 18,
+        /// See [`FailureCode::PoolNearlyFull`].
+        PoolNearlyFull = 21,
     }
 );
 
@@ -410,6 +412,7 @@ impl From<FailureCode> for ErrorCode {
             FailureCode::PlanStale => Self::PlanStale,
             FailureCode::Internal => Self::Internal,
             FailureCode::NotMigratable => Self::NotMigratable,
+            FailureCode::PoolNearlyFull => Self::PoolNearlyFull,
         }
     }
 }
@@ -460,7 +463,7 @@ mod tests {
         assert!(JobType::ALL.iter().map(|value| value.number()).eq(std::iter::once(0).chain(300..=307)));
         assert!(RunMonth::ALL.iter().map(|value| value.number()).eq(0..=11));
         assert!(DayOfWeek::ALL.iter().map(|value| value.number()).eq(-7..=7));
-        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=18));
+        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq((0..=18).chain([21])));
     }
 
     #[test]

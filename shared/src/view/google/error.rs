@@ -183,7 +183,7 @@ impl From<FailureCode> for RpcCode {
             FailureCode::Cancelled | FailureCode::Suspended => Self::Cancelled,
             FailureCode::LinkLost => Self::Unavailable,
             FailureCode::DiskRead | FailureCode::DigestMismatch => Self::DataLoss,
-            FailureCode::PoolFull => Self::ResourceExhausted,
+            FailureCode::PoolFull | FailureCode::PoolNearlyFull => Self::ResourceExhausted,
             FailureCode::BlackoutExceeded => Self::DeadlineExceeded,
             FailureCode::AgentRestarted => Self::Aborted,
             FailureCode::TargetRefused | FailureCode::PlanStale | FailureCode::NotMigratable => {
