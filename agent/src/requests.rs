@@ -54,6 +54,7 @@ pub fn vm_of(request: &AgentRequest) -> Option<VmId> {
         | AgentRequest::VmConsole { vm, .. }
         | AgentRequest::VmFenced { vm, .. }
         | AgentRequest::VmSuperseded { vm, .. }
+        | AgentRequest::VmTakeOver { vm, .. }
         | AgentRequest::Handover { vm, .. } => Some(*vm),
         AgentRequest::Probe { vm, .. } => *vm,
         AgentRequest::HostSet { .. }
@@ -182,6 +183,7 @@ impl Handler {
             | AgentRequest::VmDrop { .. }
             | AgentRequest::PlannedDrop { .. }
             | AgentRequest::ReplicaDrop { .. }
+            | AgentRequest::VmTakeOver { .. }
             | AgentRequest::Events { .. }
             | AgentRequest::Inventory
             | AgentRequest::ProbeExpect { .. }

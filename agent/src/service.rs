@@ -353,6 +353,7 @@ impl Service {
                 self.bus.publish_inventory(&self.inventory()).await;
             }
             AgentRequest::ReplicaDrop { vm } => self.drop_replica(vm, reply),
+            AgentRequest::VmTakeOver { vm, snapshot, above } => self.take_over(vm, snapshot, above, reply).await,
             AgentRequest::PlannedDrop { planned } => {
                 let dropped = self.drop_planned_by_id(planned).await;
                 self.bus.publish_inventory(&self.inventory()).await;

@@ -18,6 +18,7 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("vm", "drop"),
     ("vm", "console"),
     ("vm", "resolve"),
+    ("vm", "failover"),
     ("plan", "list"),
     ("plan", "drop"),
     ("replica", "list"),
@@ -147,6 +148,12 @@ mod tests {
             ApiRequest::VmStart { vm: vm() },
             ApiRequest::VmDrop { vm: vm(), host: "a".parse().expect("a name") },
             ApiRequest::VmResolve { vm: vm(), fenced: "a".parse().expect("a name") },
+            ApiRequest::VmFailover {
+                vm: vm(),
+                fenced: "a".parse().expect("a name"),
+                target: "b".parse().expect("a name"),
+                snapshot: 1,
+            },
             ApiRequest::Migrate {
                 request: example::request(),
                 dry_run: true,

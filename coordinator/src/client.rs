@@ -292,6 +292,22 @@ impl Client {
         self.done(&ApiRequest::VmResolve { vm: vm.to_owned(), fenced: fenced.clone() }).await
     }
 
+    /// Has `target` run a VM from a snapshot of its replica, since its host `fenced` can no longer run it. If it still does, the VM runs
+    /// twice until that host is heard of. What was written since the snapshot is lost.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn fail_over(
+        &self,
+        vm: &str,
+        fenced: &HostId,
+        target: &HostId,
+        snapshot: u32,
+    ) -> Result<(), ClientError> {
+        let (vm, fenced, target) = (vm.to_owned(), fenced.clone(), target.clone());
+        self.done(&ApiRequest::VmFailover { vm, fenced, target, snapshot }).await
+    }
+
     /// What [`Self::migrate`] would do now; nothing is changed.
     ///
     /// # Errors

@@ -16,6 +16,7 @@
 mod check;
 mod check_jobs;
 mod desk;
+mod failover;
 mod hosts;
 mod keeper;
 mod methods;

@@ -3,6 +3,8 @@
 
 #[path = "model/explore.rs"]
 mod explore;
+#[path = "model/numbered.rs"]
+mod numbered;
 #[path = "model/world.rs"]
 mod world;
 
@@ -12,7 +14,7 @@ use world::{Budget, Handover, Label, Mutation, Property};
 /// More states than this make the test too slow for everyday use.
 const STATES_MAX: usize = 3_000_000;
 
-const NO_FAULTS: Budget = Budget { moves: 0, crashes: 0, guest_deaths: 0, cont_failures: 0, fences: 0 };
+const NO_FAULTS: Budget = Budget { moves: 0, crashes: 0, guest_deaths: 0, cont_failures: 0, fences: 0, failovers: 0 };
 
 fn run(name: &str, mutation: Option<Mutation>, budget: Budget) -> Outcome<Label, Property> {
     let mut world = Handover::new(mutation);
@@ -48,13 +50,13 @@ fn moves_to_and_fro_with_crashes() {
 
 #[test]
 fn one_move_with_every_fault() {
-    let budget = Budget { moves: 1, crashes: 3, guest_deaths: 1, cont_failures: 1, fences: 1 };
+    let budget = Budget { moves: 1, crashes: 3, guest_deaths: 1, cont_failures: 1, fences: 1, ..NO_FAULTS };
     holds("one move, every fault", budget);
 }
 
 #[test]
 fn moves_to_and_fro_with_every_fault() {
-    let budget = Budget { moves: 2, crashes: 2, guest_deaths: 1, cont_failures: 1, fences: 1 };
+    let budget = Budget { moves: 2, crashes: 2, guest_deaths: 1, cont_failures: 1, fences: 1, ..NO_FAULTS };
     holds("there and back, every fault", budget);
 }
 
@@ -63,7 +65,18 @@ fn many_moves() {
     holds("many moves", Budget { moves: 4, crashes: 1, ..NO_FAULTS });
 }
 
-const MUTANT: Budget = Budget { moves: 2, crashes: 2, guest_deaths: 0, cont_failures: 0, fences: 0 };
+#[test]
+fn failovers_with_crashes() {
+    holds("failovers, crashes", Budget { moves: 1, crashes: 2, failovers: 2, ..NO_FAULTS });
+}
+
+#[test]
+fn a_failover_with_every_fault() {
+    let budget = Budget { moves: 1, crashes: 2, guest_deaths: 1, cont_failures: 1, fences: 1, failovers: 1 };
+    holds("one move, one failover, every fault", budget);
+}
+
+const MUTANT: Budget = Budget { moves: 2, crashes: 2, ..NO_FAULTS };
 
 #[test]
 fn a_lost_ceding_is_noticed() {
@@ -89,6 +102,12 @@ fn a_lost_taking_back_is_noticed() {
 fn a_fenced_host_that_is_believed_is_noticed() {
     let budget = Budget { fences: 1, ..MUTANT };
     breaks(Mutation::BelieveFenced, budget, &[Property::OneGuest, Property::NoWriteLost]);
+}
+
+#[test]
+fn a_failover_that_the_old_owner_need_not_believe_is_noticed() {
+    let budget = Budget { failovers: 1, ..MUTANT };
+    breaks(Mutation::TakeOverTooLow, budget, &[Property::OneGuest, Property::NoWriteLost, Property::GrantedOnce]);
 }
 
 #[test]

@@ -4,10 +4,12 @@
 //!   source ═ conversation ═ target            the steps of a cycle at either host
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
 //!          └─ rest                ├─ clone    its file systems frozen for that · a VM of its own, of a snapshot
+//!                                 ├─ failover the VM itself, of a snapshot, since its host is gone
 //!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
 pub mod clone;
+pub mod failover;
 pub mod frozen;
 pub mod layers;
 pub mod rest;

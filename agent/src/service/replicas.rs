@@ -1,15 +1,17 @@
-//! Replicas that nobody wants any more: what replication has put up goes, at either host.
+//! Replicas beside the jobs that make them: those that nobody wants any more, whose files and bitmaps go at either host; and those
+//! that become the VM itself, since its own host is gone.
 
 use std::sync::Arc;
 
 use sterna_shared::bus::AgentReply;
-use sterna_shared::id::VmId;
+use sterna_shared::id::{Generation, VmId};
+use sterna_shared::ownership::Record;
 use tokio::sync::oneshot;
 use tracing::warn;
 
 use super::{Answer, Service};
-use crate::journal::ReplicaChange;
-use crate::replication::{frozen, layers};
+use crate::journal::{ReplicaChange, VmRecord};
+use crate::replication::{failover, frozen, layers};
 use crate::requests;
 
 impl Service {
@@ -38,6 +40,45 @@ impl Service {
                 Ok::<_, crate::migration::context::MoveError>(())
             };
             let answer = match dropped.await {
+                Ok(()) => AgentReply::Done,
+                Err(error) => requests::failed(&error),
+            };
+            let _ = answers.send(Answer { answer, reply }).await;
+        });
+    }
+
+    /// Runs the VM of a replica here, from one of its snapshots.
+    pub(super) async fn take_over(
+        &mut self,
+        vm: VmId,
+        snapshot: u32,
+        above: Generation,
+        reply: oneshot::Sender<AgentReply>,
+    ) {
+        let refused = match (self.job_of(vm), self.host.journal.replica(vm)) {
+            (Some(job), _) => Err(requests::refused(
+                format!("the VM is in job {job} here"),
+                "wait until that has noticed that the host is gone, a few minutes, or cancel it with `sterna job cancel`",
+            )),
+            (None, Err(error)) => Err(requests::failed(&error)),
+            (None, Ok(None)) => Err(requests::refused(format!("{} has no replica of the VM", self.host.id()), "")),
+            (None, Ok(Some(record))) => match self.hindrance(&record.replica.vm).await {
+                Some(hindrance) => Err(hindrance),
+                None => Ok(record.replica.vm),
+            },
+        };
+        let spec = match refused {
+            Ok(spec) => spec,
+            Err(refusal) => return drop(reply.send(refusal)),
+        };
+        let keeper =
+            self.keepers.get(&vm).cloned().unwrap_or_else(|| {
+                self.keep(VmRecord { spec, ownership: Record::default(), wanted_running: false }, None)
+            });
+        self.keepers.insert(vm, keeper.clone());
+        let (host, answers) = (Arc::clone(&self.host), self.give_answer.clone());
+        tokio::spawn(async move {
+            let answer = match failover::take_over(&host, &keeper, snapshot, above).await {
                 Ok(()) => AgentReply::Done,
                 Err(error) => requests::failed(&error),
             };

@@ -17,6 +17,7 @@ mod clone_body;
 mod console;
 mod doctor;
 mod error;
+mod failover;
 mod history;
 mod host;
 mod job;
@@ -98,6 +99,9 @@ enum Command {
     /// Make VMs of replicas
     #[command(subcommand)]
     Clone(clone::CloneCommand),
+    /// Run VMs where their replicas are
+    #[command(subcommand)]
+    Cutover(failover::CutoverCommand),
     /// Jobs: moves in hand, and those that are over
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -153,6 +157,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         | Command::Plan(_)
         | Command::Replicate(_)
         | Command::Clone(_)
+        | Command::Cutover(_)
         | Command::Job(_)
         | Command::Doctor => {}
     }
@@ -168,6 +173,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Check(args) => check::run(args, &connect(global).await?, output).await,
             Command::Plan(args) => plan::run(args, &connect(global).await?, output).await,
             Command::Replicate(command) => replicate::run(command, &connect(global).await?, output).await,
+            Command::Cutover(command) => failover::run(command, &connect(global).await?, output).await,
             Command::Clone(command) => clone::run(command, &connect(global).await?, output).await,
             Command::Job(command) => job::run(command, &connect(global).await?, output).await,
             Command::Doctor => doctor::run(global, output).await,

@@ -415,7 +415,7 @@ fn cycles(runs: &[Run]) -> String {
 }
 
 /// A span of time for people, in the largest unit that tells enough.
-fn span(seconds: u64) -> String {
+pub(super) fn span(seconds: u64) -> String {
     match seconds {
         0..=119 => format!("{seconds} s"),
         120..=7_199 => format!("{} min", seconds / 60),

@@ -42,6 +42,18 @@ const CHECKS: &[Check] = &[
     boot_files_exist,
 ];
 
+/// Those that hold for the replicated VM itself, where it is to run from its replica.
+const FAILOVER_CHECKS: &[Check] = &[
+    snapshot_is_there,
+    snapshot_is_sound,
+    memory_suffices,
+    pools_can_hold_it,
+    pools_have_room,
+    bridges_exist,
+    host_can_run_it,
+    boot_files_exist,
+];
+
 /// A clone that is to be made, beside what it is made from.
 struct Making<'a> {
     fleet: &'a Fleet,
@@ -83,6 +95,27 @@ pub(super) fn draft<'a>(
         check(&making, &mut refusals);
     }
     Draft { plan: making.decide(request, seeds), refusals }
+}
+
+/// Why a host cannot run a VM from a snapshot of the replica that it has.
+pub fn replica_cannot_run(fleet: &Fleet, member: &Member, replica: &Replica, snapshot: u32) -> Vec<Refusal> {
+    let of = &replica.vm;
+    let wish = CloneWish {
+        id: of.id,
+        name: of.name.clone(),
+        snapshot: Some(snapshot),
+        pool: None,
+        vcpus: None,
+        memory: None,
+        network: NetworkWish::Same,
+        full: false,
+        start: true,
+    };
+    let job = JobId::from_uuid(of.id.uuid());
+    let making = Making { fleet, wish: &wish, member, replica, jobs: Vec::new(), job, begun_with: None };
+    let mut refusals = Vec::new();
+    FAILOVER_CHECKS.iter().for_each(|check| check(&making, &mut refusals));
+    refusals
 }
 
 fn wished(request: &MoveRequest) -> Result<&CloneWish, Refusal> {

@@ -28,6 +28,8 @@ mod slots;
 mod tests;
 mod verify;
 
+pub use clone::replica_cannot_run;
+
 use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{JobId, PlannedVmId, Token};
 use sterna_shared::job::{Host, JobKind, JobStatus, ModeWish, MoveMode, MoveRequest, Plan, Refusal, RefusalCode};

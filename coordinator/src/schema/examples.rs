@@ -165,6 +165,7 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::VmDrop { vm: vm(), host: host("beta") }, &["done"]),
         (ApiRequest::VmConsole { vm: vm(), offset: None, input: b"ls\n".to_vec() }, &["console"]),
         (ApiRequest::VmResolve { vm: vm(), fenced: host("beta") }, &["done"]),
+        (ApiRequest::VmFailover { vm: vm(), fenced: host("alpha"), target: host("beta"), snapshot: 2 }, &["done"]),
         (migrate(true), &["plan", "job_started"]),
         (migrate(false), &["plan", "job_started"]),
         (ApiRequest::Check { request: request.clone() }, &["checked"]),

@@ -178,6 +178,9 @@ impl State {
         let (host, request, wait) = match request {
             ApiRequest::HostSet { host, change, reset } => return self.set_host(&host, change, reset),
             ApiRequest::ReplicaDrop { vm, host } => return self.drop_replica(&vm, &host),
+            ApiRequest::VmFailover { vm, fenced, target, snapshot } => {
+                return self.fail_over(&vm, &fenced, &target, snapshot);
+            }
             ApiRequest::VmDefine { host, spec } => {
                 let mut faults = spec.faults();
                 faults.extend(spec.disks.iter().filter(|disk| disk.base.is_some()).map(|disk| {

@@ -80,6 +80,15 @@ pub enum AgentRequest {
         /// That generation.
         generation: Generation,
     },
+    /// An operator's word that the VM's host can no longer run it: this one, which has its replica, is to.
+    VmTakeOver {
+        /// The replicated VM.
+        vm: VmId,
+        /// The snapshot that it is started from.
+        snapshot: u32,
+        /// It runs as a generation above this one.
+        above: Generation,
+    },
     /// Set what the host takes on at once. The answer is the inventory.
     HostSet {
         /// What; the rest stays as it is.

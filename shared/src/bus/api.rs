@@ -96,6 +96,17 @@ pub enum ApiRequest {
         /// The host that was fenced.
         fenced: HostId,
     },
+    /// Have a host run a VM from a snapshot of its replica, since the VM's own host is gone: what was written since is lost.
+    VmFailover {
+        /// Which, by name or id.
+        vm: String,
+        /// Its host, which was fenced.
+        fenced: HostId,
+        /// The host that has the replica.
+        target: HostId,
+        /// The snapshot.
+        snapshot: u32,
+    },
     /// Move a VM.
     Migrate {
         /// The wish.
@@ -215,6 +226,7 @@ impl ApiRequest {
             Self::VmDrop { .. } => ("vm", "drop"),
             Self::VmConsole { .. } => ("vm", "console"),
             Self::VmResolve { .. } => ("vm", "resolve"),
+            Self::VmFailover { .. } => ("vm", "failover"),
             Self::Migrate { .. } => ("job", "migrate"),
             Self::Check { .. } => ("job", "check"),
             Self::PlanList => ("plan", "list"),

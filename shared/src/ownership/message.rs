@@ -80,6 +80,12 @@ pub enum Input {
         /// The generation granted elsewhere.
         generation: Generation,
     },
+    /// The owner was fenced, and what this host has of the VM's disks is to be the VM from here on: as a generation above all that the
+    /// owner may have seen.
+    TakeOver {
+        /// The highest of these.
+        above: Generation,
+    },
     /// Some time has passed, or the agent has started: ask again for what is unfinished.
     Tick,
 }
@@ -104,6 +110,7 @@ impl Input {
             Self::Released => "released",
             Self::Fenced { .. } => "fenced",
             Self::Superseded { .. } => "superseded",
+            Self::TakeOver { .. } => "take over",
             Self::Tick => "tick",
         }
     }

@@ -74,6 +74,13 @@
 //! A host that was fenced and comes back may hold `Owner(n)` in its journal while the source has `Owner(n+1)`: it must not
 //! be believed. A coordinator that hears it say so, while the owner of the later generation is there, has it told
 //! [`Input::Superseded`]. Until then nothing keeps a guest that was never ended from executing: fencing is what ends it.
+//!
+//! # What a failover means
+//!
+//! [`Input::TakeOver`] is the same word about an owner that has ceded nothing: it is gone, and another host has a replica of the VM's
+//! disks. That host owns the VM from the record on, and starts it from these disks like any owner. What the guest wrote since they
+//! were taken is given up by the word. It is given only where no handover of the VM is under way, and with a generation well above
+//! the last one heard of, so that whatever the old owner had come to unheard is below; it learns of its end as above.
 
 mod message;
 mod record;

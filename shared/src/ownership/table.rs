@@ -50,6 +50,13 @@ pub(super) fn next(record: &Record, first_cont: bool, input: &Input) -> Result<S
             Ok(Step::Go(R::Absent { owned: *generation, seen: *generation }, vec![Action::Destroy]))
         }
 
+        // It begins anew where a replica of it is, since its owner is gone for good.
+        (R::Absent { seen, .. }, I::TakeOver { above }) => {
+            plausible(record, *above)?;
+            Ok(Step::Go(R::Owner { generation: after(*seen.max(above))? }, Vec::new()))
+        }
+        (R::Owner { generation }, I::TakeOver { above }) if generation > above => NOTHING,
+
         // The target before the cede.
         (R::Incoming { generation, from, .. }, I::Prepare { generation: n, from: f })
             if (n, f) == (generation, from) =>
@@ -113,7 +120,7 @@ pub(super) fn next(record: &Record, first_cont: bool, input: &Input) -> Result<S
         }
 
         (_, I::Create | I::Delete | I::Prepare { .. } | I::Abort | I::BeginCede { .. })
-        | (_, I::CannotRun | I::Released | I::Fenced { .. } | I::Journalled) => not_now(),
+        | (_, I::CannotRun | I::Released | I::Fenced { .. } | I::TakeOver { .. } | I::Journalled) => not_now(),
     }
 }
 

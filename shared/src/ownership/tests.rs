@@ -89,6 +89,7 @@ fn inputs() -> Vec<Input> {
             inputs.push(I::Prepare { generation: g(n), from: peer(name) });
             inputs.push(I::BeginCede { generation: g(n), to: peer(name) });
             inputs.push(I::Superseded { generation: g(n) });
+            inputs.push(I::TakeOver { above: g(n) });
         }
     }
     inputs
@@ -234,6 +235,24 @@ fn an_owner_is_not_talked_out_of_it() {
 }
 
 #[test]
+fn a_replica_is_run_above_all_that_was_seen_here_and_by_the_owner() {
+    let take_over = |above| Input::TakeOver { above: g(above) };
+    let owns = |generation| Record::Owner { generation: g(generation) };
+    goes(absent(0, 0), &take_over(7), owns(8), &[]);
+    goes(absent(2, 7), &take_over(3), owns(8), &[]);
+    goes(absent(7, 7), &take_over(9), owns(10), &[]);
+    stays(owner(), &take_over(6), &[]);
+    // Whoever has a part in a handover waits for its end.
+    for record in [incoming(), activating(), taken_back(), ceding(), ceded(), owner()] {
+        assert!(matches!(denies(record.clone(), &take_over(9)), Illegal::NotNow { .. }), "{record:?}");
+    }
+    let far = GENERATION_JUMP_MAX + 1;
+    assert!(matches!(denies(absent(0, 0), &take_over(far)), Illegal::Implausible { .. }));
+    // The host that was taken for dead gives up, whether it comes back at once or never knew of a later one.
+    goes(owner(), &Input::Superseded { generation: g(99) }, absent(7, 99), &[Action::Destroy]);
+}
+
+#[test]
 fn generations_are_not_used_up_by_one_lie() {
     assert!(matches!(denies(absent(0, 0), &from("a", resolve(u64::MAX))), Illegal::Implausible { .. }));
     assert!(matches!(denies(incoming(), &from("a", cede(u64::MAX))), Illegal::Implausible { .. }));
@@ -280,11 +299,12 @@ fn a_guest_is_started_only_where_it_may_run() {
             let mut machine = Ownership::restore(record.clone());
             let Ok((_, actions)) = settle(&mut machine, &input) else { continue };
             assert!(!actions.contains(&Action::Cont) || machine.record().may_run().is_some(), "{record:?} {input:?}");
-            // The right comes from a cede, a refusal, a fencing or a creation, and from nothing else.
+            // The right comes from a cede, a refusal, a fencing, a failover or a creation, and from nothing else.
             if record.may_run().is_none() && machine.record().may_run().is_some() {
                 let grants =
                     [from("a", cede(7)), from("a", refused(7)), Input::Fenced { host: host("a") }, Input::Create];
-                assert!(grants.contains(&input), "{record:?} {input:?}");
+                let taken_over = matches!((&record, &input), (Record::Absent { .. }, Input::TakeOver { .. }));
+                assert!(grants.contains(&input) || taken_over, "{record:?} {input:?}");
             }
         }
     }

@@ -9,17 +9,18 @@
 //! * A **guest** (QEMU) outlives its agent, and may die by itself, also between `cont` and its confirmation; `cont` may fail.
 //! * **Copies**: a host's copy is *current* if it includes all that the guest ever wrote. Pausing the source and copying the
 //!   rest makes the target's copy current; a guest that runs makes every other copy stale.
-//! * **Operators** begin moves to and fro, cancel them before the cede, fence a silent target and let it in again.
+//! * **Operators** begin moves to and fro, cancel them before the cede, fence a silent target and let it in again. They fence an owner
+//!   and have the VM run elsewhere from a replica, whose lag they have accepted: it counts as current from then on.
 //!
 //! The machines are those of `sterna_shared::ownership`, the very code the agent runs. States hold numbers in their place.
 
 use std::collections::HashMap;
-use std::hash::Hash;
 
 use sterna_shared::id::{Generation, HostId, JobId};
 use sterna_shared::ownership::{Action, Illegal, Input, Message, Move, Ownership, Record};
 
 use super::explore::{Step, World};
+use super::numbered::Numbered;
 
 /// How often each thing may happen in one history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,6 +30,7 @@ pub(crate) struct Budget {
     pub(crate) guest_deaths: u8,
     pub(crate) cont_failures: u8,
     pub(crate) fences: u8,
+    pub(crate) failovers: u8,
 }
 
 /// A fault put into the driver, which the properties must notice.
@@ -44,6 +46,8 @@ pub(crate) enum Mutation {
     DropTakenBack,
     /// A fenced host is let in again without being told that its record is void.
     BelieveFenced,
+    /// A replica is run as a generation that its VM's owner knows already.
+    TakeOverTooLow,
     /// The driver says that a guest never ran which ran and died before that was confirmed.
     ClaimNeverRan,
 }
@@ -82,6 +86,7 @@ pub(crate) enum Label {
     GuestDies(usize),
     Fences(usize),
     Readmitted(usize),
+    FailsOver(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -128,32 +133,6 @@ pub(crate) struct State {
 
 /// Generations are bits and message numbers in a state.
 const GENERATIONS_MAX: u64 = 16;
-
-/// Things with numbers in their place.
-struct Numbered<T> {
-    all: Vec<T>,
-    numbers: HashMap<T, u16>,
-}
-
-impl<T: Clone + Eq + Hash> Numbered<T> {
-    fn new() -> Self {
-        Self { all: Vec::new(), numbers: HashMap::new() }
-    }
-
-    fn number(&mut self, thing: T) -> u16 {
-        if let Some(number) = self.numbers.get(&thing) {
-            return *number;
-        }
-        let number = u16::try_from(self.all.len()).expect("few distinct machines exist within the budget");
-        self.all.push(thing.clone());
-        self.numbers.insert(thing, number);
-        number
-    }
-
-    fn get(&self, number: u16) -> &T {
-        &self.all[usize::from(number)]
-    }
-}
 
 /// The transition system.
 pub(crate) struct Handover {
@@ -354,13 +333,19 @@ impl Handover {
 
     fn write(&mut self, state: &mut State, h: usize, record: Record) {
         let before = self.record(&state.hosts[h]).clone();
-        if let Record::Activating { generation, .. } = record {
+        let grants = match (&before, &record) {
+            (_, Record::Activating { generation, .. }) | (Record::Absent { .. }, Record::Owner { generation }) => {
+                Some(*generation)
+            }
+            _ => None,
+        };
+        if let Some(generation) = grants {
             if state.granted & bit(generation) != 0 {
                 state.broken = Some(Property::GrantedOnce);
             }
             state.granted |= bit(generation);
             if state.hosts[1 - h].off {
-                // Taken back from a fenced target: what that one wrote is given up by the operator's word.
+                // Taken from a fenced host: what that one wrote is given up by the operator's word.
                 state.hosts[h].current = true;
                 state.hosts[1 - h].current = false;
             }
@@ -404,6 +389,7 @@ impl Handover {
 
         let (host, other) = (&state.hosts[h], &state.hosts[1 - h]);
         let (mine, theirs) = (self.record(host).clone(), self.record(other).clone());
+        self.fail_over(state, h, steps);
         match mine {
             Record::Incoming { .. } => {
                 let mut next = *state;
@@ -452,6 +438,25 @@ impl Handover {
             }
             _ => {}
         }
+    }
+
+    /// The owner is gone, or was before this agent fell out in the midst of it, and the replica here is to be the VM.
+    fn fail_over(&mut self, state: &State, h: usize, steps: &mut Steps) {
+        let other = state.hosts[1 - h];
+        let owned = self.journal(&other).may_run().is_some();
+        let absent = matches!(self.record(&state.hosts[h]), Record::Absent { .. });
+        if !absent || !owned || !(other.off || state.budget.failovers > 0) {
+            return;
+        }
+        let mut next = *state;
+        if !other.off {
+            next.budget.failovers -= 1;
+            self.power_off(&mut next, 1 - h);
+        }
+        let too_low = self.mutation == Some(Mutation::TakeOverTooLow);
+        let above = if too_low { Generation(0) } else { self.journal(&other).seen() };
+        self.feed(&mut next, h, Input::TakeOver { above });
+        steps.push(Step { label: Label::FailsOver(h), next, helps: other.off });
     }
 
     fn power_off(&mut self, state: &mut State, h: usize) {

@@ -1,0 +1,102 @@
+//! A VM whose host is gone runs where its replica is, with everything up to the snapshot; the host comes back, and does not run it.
+
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use sterna_tests::fleet::{Fleet, WitnessWish};
+use sterna_tests::moves::processes;
+use sterna_tests::namespace::Link;
+use sterna_tests::replicas::cycle;
+use sterna_tests::scenario::{Watched, eventually, on_fleet};
+use sterna_tests::witness::Witness;
+use sterna_witness::protocol::DEFAULT_PORT;
+
+const WAIT: Duration = Duration::from_secs(120);
+
+fn wish() -> WitnessWish {
+    WitnessWish {
+        lockstep: true,
+        records: 20,
+        disks: vec![("root", "fast", "qcow2", 64), ("data", "bulk", "raw", 64)],
+        ..WitnessWish::small("web")
+    }
+}
+
+#[tokio::test]
+async fn a_vm_whose_host_is_gone_runs_from_its_replica_and_nowhere_else() {
+    on_fleet(failover).await;
+}
+
+async fn failover(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let web = Watched::start(fleet, "alpha", &wish()).await?;
+    cycle(fleet, "web", "bravo", &[]).await?;
+    web.more_records().await?;
+    let before = web.acknowledged();
+    cycle(fleet, "web", "bravo", &[]).await?;
+    web.more_records().await?;
+    let spec = fleet.sterna(&["vm", "show", "web"]).await?["report"]["spec"].clone();
+
+    let take_over = ["cutover", "start", "web", "--from-replica", "--fenced", "alpha"];
+    let sure = [&take_over[..], &["--yes"]].concat();
+    let refused = fleet.try_sterna(&sure).await?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("alpha is not gone"), "{said}");
+
+    fleet.agent("alpha")?.host.cut(Link::Data)?;
+    fleet.power_off("alpha")?;
+    eventually("alpha is offline", WAIT, async || {
+        Ok((fleet.sterna(&["host", "show", "alpha"]).await?["online"] == false).then_some(()))
+    })
+    .await?;
+    let unsure = fleet.try_sterna(&take_over).await?;
+    let said = String::from_utf8_lossy(&unsure.stderr).into_owned();
+    ensure!(unsure.status.code() == Some(2) && said.contains("Not answered"), "somebody has to be sure: {said}");
+    let other = fleet.try_sterna(&["cutover", "start", "web", "--from-replica", "--fenced", "bravo", "--yes"]).await?;
+    ensure!(!other.status.success(), "bravo does not have it");
+    let taken = fleet.try_sterna(&sure).await?;
+    let said = String::from_utf8_lossy(&taken.stderr).into_owned();
+    ensure!(taken.status.success(), "{said}");
+    eprintln!("{}", said.trim());
+    ensure!(said.contains("from snapshot 2") && said.contains("is lost"), "{said}");
+
+    // The same VM, with all that it had acknowledged before the snapshot.
+    expect_whole(fleet, &web, &before).await?;
+    let shown = fleet.sterna(&["vm", "show", "web"]).await?;
+    let here = &shown["report"]["spec"];
+    ensure!(shown["host"] == "bravo" && here["id"] == spec["id"] && here["nics"] == spec["nics"], "{shown:#}");
+    // Said twice it is done once.
+    let again = fleet.try_sterna(&sure).await?;
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    ensure!(!again.status.success() && said.contains("bravo owns VM web"), "{said}");
+
+    fleet.agent("alpha")?.host.restore(Link::Data)?;
+    fleet.start_agent("alpha").await?;
+    eventually("alpha lets go of the VM", WAIT, async || {
+        let shown = fleet.sterna(&["host", "show", "alpha"]).await?;
+        let none = shown["inventory"]["vms"].as_array().is_some_and(Vec::is_empty);
+        Ok((shown["online"] == true && none).then_some(()))
+    })
+    .await?;
+    ensure!(processes(fleet, "alpha", "qemu-system")?.is_empty(), "it runs nowhere else");
+    let vms = fleet.sterna(&["vm", "list"]).await?;
+    let vms = vms.as_array().context("a list")?;
+    ensure!(vms.len() == 1 && vms[0]["host"] == "bravo" && vms[0]["report"]["owned"] == true, "{vms:#?}");
+    ensure!(!fleet.agent("alpha")?.files("fast").is_empty(), "its images there are kept");
+    expect_whole(fleet, &web, &before).await?;
+    // From where it is now it is replicated to where it was.
+    cycle(fleet, "web", "alpha", &[]).await?;
+    expect_whole(fleet, &web, &before).await
+}
+
+/// The guest answers, writes on, and its disks hold what it had acknowledged.
+async fn expect_whole(fleet: &Fleet, web: &Watched, before: &[u64]) -> anyhow::Result<()> {
+    fleet.wait_for_witness("web", web.address).await?;
+    let mut witness = Witness::connect(&fleet.client, web.address, DEFAULT_PORT).await?;
+    for (disk, number) in before.iter().enumerate() {
+        let checked = witness.check(disk, *number).await?;
+        ensure!(checked.mismatches == 0 && checked.checked > 0, "disk {disk} up to {number}: {checked:?}");
+    }
+    Watched::watch(fleet, web.address).await.map(drop)
+}
