@@ -136,6 +136,7 @@ impl Source {
     /// After a restart of the agent: what was not ceded is undone, what was is settled.
     pub async fn recover(mut self) -> Outcome {
         self.machine = self.context.keeper.machine().await.ok().flatten();
+        self.power_button_pressed = shut_down::shuts_down(self.plan());
         match self.owns() {
             true => self.unwind(MoveError::AgentRestarted).await,
             false => self.await_verdict().await,
@@ -449,6 +450,9 @@ impl Source {
             let error = MoveError::Refused { target: context.plan.target.id.clone() };
             if let Some(machine) = self.machine.clone() {
                 self.let_writes_go(&machine).await;
+                if shut_down::shuts_down(self.plan()) {
+                    self.let_run_again(&machine).await;
+                }
                 if let Err(error) = SourceDisks::clear(&machine, context.plan.job).await {
                     warn!(job = %context.plan.job, %error, "bitmaps are left over until the guest ends");
                 }

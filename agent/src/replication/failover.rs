@@ -8,16 +8,22 @@
 //! It is the same VM, with its id, name and addresses. What it wrote after the snapshot is not here. That its old host runs it no
 //! more is the operator's word ([`sterna_shared::ownership`]); that host is told when it comes back.
 
+use std::time::Duration;
+
 use sterna_shared::id::Generation;
 use sterna_shared::ownership::{Input, Record};
 use sterna_shared::replica::{Base, Replica};
 use sterna_shared::vm::{DiskFormat, DiskSpec, VmSpec};
+use tokio::time::timeout;
 use tracing::info;
 
 use crate::host::Host;
 use crate::migration::context::MoveError;
 use crate::migration::images::{self, ImageError};
 use crate::migration::keeper::Keeper;
+
+/// How long it waits until no layer is merged or copied: far less than whoever asked does.
+const LAYERS_WAIT: Duration = Duration::from_secs(15);
 
 /// The VM as it is here, on a layer of its replica.
 fn spec_on(replica: &Replica, layer: u32) -> VmSpec {
@@ -34,9 +40,8 @@ fn spec_on(replica: &Replica, layer: u32) -> VmSpec {
 /// # Errors
 /// Before the record is on the disk nothing has changed; after it the VM is this host's and does not run.
 pub async fn take_over(host: &Host, keeper: &Keeper, snapshot: u32, above: Generation) -> Result<(), MoveError> {
-    match keeper.record().ownership {
-        Record::Owner { generation } if generation > above => {}
-        _ => own(host, keeper, snapshot, above).await?,
+    if !runs_above(keeper, above) {
+        own(host, keeper, snapshot, above).await?;
     }
     if keeper.machine().await?.is_none() {
         keeper.start().await?;
@@ -44,10 +49,20 @@ pub async fn take_over(host: &Host, keeper: &Keeper, snapshot: u32, above: Gener
     Ok(())
 }
 
+fn runs_above(keeper: &Keeper, above: Generation) -> bool {
+    matches!(keeper.record().ownership, Record::Owner { generation } if generation > above)
+}
+
 async fn own(host: &Host, keeper: &Keeper, snapshot: u32, above: Generation) -> Result<(), MoveError> {
     let vm = keeper.record().spec.id;
-    // From here to the record no layer goes that the snapshot needs.
-    let _in_use = host.layers_in_use.lock().await;
+    // From here to the record no layer goes that the snapshot needs. Who asked waits a minute; what he said may not be true later.
+    let in_use = timeout(LAYERS_WAIT, host.layers_in_use.lock()).await;
+    let _in_use = in_use.map_err(|_| MoveError::Stale {
+        what: "layers of replicas are being merged or copied at this host; give the command again in a while",
+    })?;
+    if runs_above(keeper, above) {
+        return Ok(()); // It was asked for twice.
+    }
     let record = host.journal.replica(vm)?.filter(|record| !record.dropped);
     let replica = record.ok_or(MoveError::Stale { what: "the replica is no longer there" })?.replica;
     let layer = replica.layer_of(snapshot).ok_or(MoveError::Stale { what: "the snapshot is no longer there" })?;

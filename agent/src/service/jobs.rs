@@ -10,7 +10,7 @@ use sterna_shared::job::{EventBody, FailureCode, FailureReport, JobKind, Plan};
 use sterna_shared::ownership::Record;
 use sterna_shared::peer::attach::{Admitted, Attach, Refusal, RefusalCode, SessionId};
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use uuid::Uuid;
 
 use super::{Ending, Job, Service};
@@ -100,6 +100,9 @@ impl Service {
         if let Some(job) = self.job_of(vm).filter(|_| role != Role::Staging) {
             return Some(format!("VM {} is in job {job}", plan.vm.name));
         }
+        if self.is_out_of_reach(vm) {
+            return Some(format!("the guest of VM {} does not answer at this host", plan.vm.name));
+        }
         let record = self.keepers.get(&vm).map(|keeper| keeper.record());
         match (role, record) {
             // Whether the VM itself is here does not matter.
@@ -122,6 +125,11 @@ impl Service {
         }
     }
 
+    /// Whether the journal has the VM and nobody keeps it, as where its guest runs and does not answer.
+    pub(super) fn is_out_of_reach(&self, vm: VmId) -> bool {
+        !self.keepers.contains_key(&vm) && !matches!(self.host.journal.vm(vm), Ok(None))
+    }
+
     /// The job that makes a clone of the replica of a VM.
     fn cloning(&self, vm: VmId) -> Option<JobId> {
         let of = |job: &Job| job.context.plan.clone.as_ref().is_some_and(|clone| clone.replica == vm);
@@ -134,6 +142,11 @@ impl Service {
         let (job, vm) = (plan.job, plan.vm.id);
         let keeper = match self.keepers.get(&vm) {
             Some(keeper) => keeper.clone(),
+            // Its guest did not answer when this agent started. What becomes of the job is for one that can see it.
+            None if self.is_out_of_reach(vm) => {
+                error!(%job, %vm, "the VM's guest does not answer; its job is taken up by the next agent");
+                return Ok(());
+            }
             None => {
                 let record =
                     VmRecord { spec: plan.vm_at_target.clone(), ownership: Record::default(), wanted_running: false };

@@ -94,6 +94,25 @@ impl Service {
         }
     }
 
+    /// What keeps a VM from being taken over here from its replica, where its disks stand on layers and need no room of their own.
+    pub(super) async fn hindrance_of_takeover(&self, spec: &VmSpec) -> Option<AgentReply> {
+        let way_back = |partial: &Partial| partial.vm == spec.id && partial.way_back_seconds.is_some();
+        if self.kept().iter().any(way_back) {
+            return Some(requests::refused(
+                format!(
+                    "{} keeps images of the VM from when it was cut over from here, which may be newer than the snapshot",
+                    self.host.id()
+                ),
+                &format!(
+                    "save what is in them, then give them up: `sterna vm drop {} --host {}`",
+                    spec.name,
+                    self.host.id()
+                ),
+            ));
+        }
+        self.hindrance(&VmSpec { disks: Vec::new(), ..spec.clone() }).await
+    }
+
     /// What keeps a VM from being defined here.
     pub(super) async fn hindrance(&self, spec: &VmSpec) -> Option<AgentReply> {
         if let Some(taken) = self.name_taken(spec) {
@@ -126,7 +145,7 @@ impl Service {
     async fn drop_kept(&self, partial: &Partial, reason: &'static str) -> bool {
         let record = self.keepers.get(&partial.vm).map(|keeper| keeper.record().ownership);
         let dropped = match record {
-            _ if self.job_of(partial.vm).is_some() => return false,
+            _ if self.job_of(partial.vm).is_some() || self.is_out_of_reach(partial.vm) => return false,
             None | Some(Record::Absent { .. }) => {
                 info!(vm = %partial.vm, job = %partial.job, reason, "images kept for a further move go");
                 partial::drop_all(&self.host, partial).await

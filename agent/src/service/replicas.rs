@@ -56,13 +56,17 @@ impl Service {
         reply: oneshot::Sender<AgentReply>,
     ) {
         let refused = match (self.job_of(vm), self.host.journal.replica(vm)) {
+            _ if self.is_out_of_reach(vm) => Err(requests::refused(
+                "the VM's guest runs here, and does not answer".to_owned(),
+                "end it by hand, or wait until it answers",
+            )),
             (Some(job), _) => Err(requests::refused(
                 format!("the VM is in job {job} here"),
                 "wait until that has noticed that the host is gone, a few minutes, or cancel it with `sterna job cancel`",
             )),
             (None, Err(error)) => Err(requests::failed(&error)),
             (None, Ok(None)) => Err(requests::refused(format!("{} has no replica of the VM", self.host.id()), "")),
-            (None, Ok(Some(record))) => match self.hindrance(&record.replica.vm).await {
+            (None, Ok(Some(record))) => match self.hindrance_of_takeover(&record.replica.vm).await {
                 Some(hindrance) => Err(hindrance),
                 None => Ok(record.replica.vm),
             },

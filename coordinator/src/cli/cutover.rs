@@ -16,7 +16,7 @@ use super::migrate::{SubmitArgs, parse_placement};
 use super::output::{Format, Output, moment, or_dash, table};
 use super::vm::done;
 use super::{failover, job, now, schedule};
-use crate::client::Client;
+use crate::client::{Client, Job};
 use crate::view::JobView;
 
 #[derive(Debug, Subcommand)]
@@ -42,7 +42,7 @@ pub(super) enum CutoverCommand {
         /// Its id
         job: JobId,
     },
-    /// Move a VM back to where it was cut over from: only what differs from what is kept there is sent
+    /// Move a VM back to where it was cut over from, live if it runs: only what differs from what is kept there is sent
     Revert(Box<RevertArgs>),
 }
 
@@ -51,9 +51,6 @@ pub(super) enum CutoverCommand {
 pub(super) struct WayArgs {
     /// The VM's name or id
     vm: String,
-    /// Shut the guest down, and start it at the other host; it is moved live where this is left out
-    #[arg(long)]
-    cold: bool,
     /// A rate that disks and memory together stay under, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
     bandwidth: Option<Bandwidth>,
@@ -73,6 +70,9 @@ pub(super) struct WayArgs {
 pub(super) struct StartArgs {
     #[command(flatten)]
     way: WayArgs,
+    /// Shut the guest down, and start it at the other host; it is moved live where this is left out
+    #[arg(long)]
+    cold: bool,
     /// The host whose replica it is moved to; where it is left out, that with the latest snapshot
     #[arg(long, value_name = "HOST")]
     to: Option<HostId>,
@@ -87,7 +87,7 @@ pub(super) struct StartArgs {
     force: bool,
     /// Start it from its latest snapshot, without its host: what it wrote since is lost
     #[arg(long, requires = "fenced", conflicts_with_all = [
-        "cold", "disks", "revert_window", "bandwidth", "max_blackout", "dry_run", "detach", "job", "ScheduleArgs",
+        "cold", "disks", "revert_window", "bandwidth", "max_blackout", "dry_run", "detach", "job", "PolicyArgs", "ScheduleArgs",
     ])]
     from_replica: bool,
     /// The VM's host, which is gone and was fenced
@@ -127,11 +127,12 @@ pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Outpu
             Ok(Exit::Ok)
         }
         CutoverCommand::Show { job } => {
-            let view = client.job(*job).await?.view();
+            let view = cutover(*job, client).await?.view();
             output.result(&view, || job::show(&view))?;
             Ok(Exit::Ok)
         }
         CutoverCommand::Cancel { job } => {
+            cutover(*job, client).await?;
             let told = format!("cancel of {job} was sent; sterna job watch {job} tells when everything is back");
             done(client.cancel(*job).await, told, output)
         }
@@ -165,6 +166,11 @@ fn last_of<'a>(vm: &str, jobs: &'a [JobStatus]) -> Option<&'a Plan> {
         of && plan.kind == JobKind::Cutover && status.state == JobState::Completed
     };
     jobs.iter().filter(is_one).max_by_key(|status| (status.finished_at, status.job)).map(|status| &status.plan)
+}
+
+async fn cutover(id: JobId, client: &Client) -> Result<Job, CliError> {
+    let job = client.job(id).await?;
+    if job.status.plan.kind == JobKind::Cutover { Ok(job) } else { Err(no_such_job(id)) }
 }
 
 fn no_such_job(job: JobId) -> CliError {
@@ -201,7 +207,7 @@ fn request(args: &StartArgs) -> MoveRequest {
     MoveRequest {
         kind: JobKind::Cutover,
         target: args.to.clone(),
-        mode: if args.way.cold { ModeWish::Cold } else { ModeWish::Auto },
+        mode: if args.cold { ModeWish::Cold } else { ModeWish::Auto },
         disks: args.disks.clone(),
         cutover: Some(CutoverWish { revert_seconds: args.revert_window, force: args.force }),
         ..wish(&args.way)
@@ -218,7 +224,6 @@ fn way_back(plan: &Plan, args: &WayArgs) -> MoveRequest {
     MoveRequest {
         vm: plan.vm.id.to_string(),
         target: Some(plan.source.id.clone()),
-        mode: if args.cold { ModeWish::Cold } else { ModeWish::Auto },
         disks: plan.disks.iter().map(place).collect(),
         ..wish(args)
     }

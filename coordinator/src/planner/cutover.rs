@@ -10,11 +10,13 @@ use sterna_shared::job::{JobKind, MoveMode, MoveRequest, Plan, Refusal, RefusalC
 use sterna_shared::replica::{CutoverOf, REVERT_DEFAULT_SECONDS, REVERT_MAX_SECONDS, Replica, Snapshot};
 
 use super::check::{Check, refusal};
+use super::placement::placed;
 use super::{Case, replica, replicate};
 use crate::fleet::Fleet;
 
 /// All checks, in the order in which their reasons are told, after those of a move.
-pub(super) const CHECKS: &[Check] = &[replica_is_there, snapshot_is_there, wish_makes_sense];
+pub(super) const CHECKS: &[Check] =
+    &[replica_is_there, snapshot_is_there, shared_disks_stay_with_their_guest, wish_makes_sense];
 
 /// Where a cutover goes that names no host: to the one that has the VM's replica; where several have one, that with the latest
 /// snapshot.
@@ -101,6 +103,19 @@ fn snapshot_is_there(case: &Case, out: &mut Vec<Refusal>) {
             wait,
         ),
     });
+}
+
+/// A guest that was shut down starts at the target while the source's QEMU, which is off, still has its disks open.
+fn shared_disks_stay_with_their_guest(case: &Case, out: &mut Vec<Refusal>) {
+    let Some(vm) = case.vm().filter(|_| shuts_down(case)) else { return };
+    for disk in placed(case).into_iter().filter(|disk| !disk.copied) {
+        let (disk, name) = (&disk.source.name, &vm.spec.name);
+        out.push(refusal(
+            RefusalCode::PoolKind,
+            format!("disk {disk} of VM {name} lies in a pool that both hosts share, and a guest that is shut down on the way is not moved with such a disk"),
+            format!("leave out --cold; or stop it, `sterna vm stop {name}`, and give the command again"),
+        ));
+    }
 }
 
 fn wish_makes_sense(case: &Case, out: &mut Vec<Refusal>) {

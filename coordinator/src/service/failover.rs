@@ -6,7 +6,7 @@
 
 use sterna_shared::bus::{AgentRequest, ApiError, ApiErrorKind};
 use sterna_shared::id::{Generation, HostId, VmId};
-use sterna_shared::job::{JobKind, Refusal};
+use sterna_shared::job::Refusal;
 use sterna_shared::replica::Replica;
 
 use super::request::{AGENT_WORK_WAIT_MAX, Outcome, reachable};
@@ -81,7 +81,7 @@ impl State {
             let message = format!("{fenced} is not gone: it was heard of at {}", owner.heard_at);
             return no(message, format!("stop the VM there, or move it: `sterna migrate {name} --to HOST`"));
         }
-        let moves = |plan: &sterna_shared::job::Plan| plan.kind == JobKind::Move && plan.vm.id == vm;
+        let moves = |plan: &sterna_shared::job::Plan| plan.moves() && plan.vm.id == vm;
         let mut jobs = self.jobs.values().map(|job| &job.status);
         if let Some(job) = jobs.find(|job| job.has_begun() && !job.state.is_final() && moves(&job.plan)) {
             let message = format!("job {} moves VM {name}, and whose it is then is not known", job.job);

@@ -61,7 +61,7 @@ impl State {
         reachable(taker)
     }
 
-    /// Tells a host that has come back which of its VMs were taken back from it meanwhile. Only the word of a host that is there
+    /// Tells a host that is heard of which of its VMs were taken back from it, or over, meanwhile. Only the word of a host that is there
     /// counts, and only of one that owns the VM in a later generation: such a one is run by nobody else, by the table.
     pub(super) fn supersede(&self, host: &HostId, out: &mut Vec<Action>) {
         let Some(back) = self.fleet.host(host) else { return };

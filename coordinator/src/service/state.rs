@@ -241,7 +241,6 @@ impl State {
             Heard::CameOnline => {
                 out.push(Action::EnsureConsumer(host.clone()));
                 self.read_journal(&host, out);
-                self.supersede(&host, out);
             }
             Heard::Changed | Heard::Same => {
                 let due = matches!(self.journals.get(&host), Some(Reading::RetryAt(at)) if *at <= now.clock);
@@ -250,6 +249,8 @@ impl State {
                 }
             }
         }
+        // With each heartbeat, until it has let go: the owner may be heard of after it, and a word to it may be lost.
+        self.supersede(&host, out);
         if heard != Heard::Same {
             self.host_changed(&host, now, out);
         }

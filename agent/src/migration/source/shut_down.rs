@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sterna_shared::job::{EventBody, MoveMode, Plan, StepFigures, StepKind};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use super::Source;
@@ -21,8 +22,10 @@ use crate::migration::context::MoveError;
 
 /// How long a guest may take to obey its power button.
 const SHUT_DOWN_WAIT: Duration = Duration::from_secs(120);
-/// How long a job that is given up waits for a guest that may be on its way down: it is started again when it is off.
-const ON_ITS_WAY_WAIT: Duration = Duration::from_secs(20);
+/// How long a guest that has had its power button pressed may go down after a job that was given up: it is started again then.
+const ON_ITS_WAY_WAIT: Duration = SHUT_DOWN_WAIT;
+/// How long the job itself waits for that.
+const UNWIND_WAIT: Duration = Duration::from_secs(20);
 
 /// Whether the guest of a plan runs until the job shuts it down.
 pub(super) fn shuts_down(plan: &Plan) -> bool {
@@ -61,22 +64,32 @@ impl Source {
         context.end(step, figures).await
     }
 
-    /// The job comes to nothing: the guest runs on, or is started again.
+    /// The job comes to nothing: the guest runs on, or is started again; also where it is on its way down and goes off later.
     pub(super) async fn let_run_again(&self, machine: &Machine) {
-        let job = self.plan().job;
-        let off = match self.power_button_pressed {
-            true => machine.run_state_reached(&[RunState::Shutdown], ON_ITS_WAY_WAIT).await.is_ok(),
-            false => matches!(machine.run_state().await, Ok(RunState::Shutdown)),
-        };
-        if !off {
+        let (job, keeper, machine) = (self.plan().job, self.context.keeper.clone(), machine.clone());
+        let pressed = self.power_button_pressed;
+        let waits = async move {
+            let runs = machine.run_state().await.is_ok_and(|state| state == RunState::Running);
+            let wait = if pressed && runs { ON_ITS_WAY_WAIT } else { Duration::ZERO };
+            let _ = machine.run_state_reached(&[RunState::Shutdown], wait).await;
+            // From here on its QEMU ends with it; whether it went off before is asked after that.
             if let Err(error) = machine.on_shutdown(ShutdownAction::PowerOff).await {
                 warn!(%job, %error, "when the guest shuts down its QEMU will stay");
             }
-            return;
-        }
-        info!(%job, "the guest was shut down by the job, and is started again");
-        if let Err(error) = self.context.keeper.start().await {
-            warn!(%job, %error, "the guest is off; start it with `sterna vm start`");
-        }
+            if !matches!(machine.run_state().await, Ok(RunState::Shutdown)) {
+                return;
+            }
+            if !keeper.record().wanted_running {
+                let _ = machine.quit().await; // Somebody has stopped it meanwhile.
+                return;
+            }
+            info!(%job, "the guest was shut down by the job, and is started again");
+            if let Err(error) = keeper.start().await {
+                warn!(%job, %error, "the guest is off; start it with `sterna vm start`");
+            }
+        };
+        let task = tokio::spawn(waits);
+        // The job does not wait longer than it takes most guests; the rest goes on without it.
+        let _ = timeout(UNWIND_WAIT, task).await;
     }
 }
