@@ -2,6 +2,7 @@
 
 #![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -20,8 +21,12 @@ const POOL_MIB: u64 = 400;
 const TOO_LITTLE_TO_BEGIN_MIB: u64 = 28;
 /// Less than half of it.
 const TOO_LITTLE_MIB: u64 = 10;
+/// What a cycle that was cut has left: more than the headroom lacks then, by all that the next may write.
+const PART_MIB: usize = 64;
 /// So slow that a first cycle takes a while.
 const SLOW_MEGABITS: u32 = 60;
+/// So slow that a later one does.
+const SLOWER_MEGABITS: u32 = 8;
 
 #[tokio::test]
 async fn a_pool_that_fills_up_costs_the_cycle_and_not_the_guest() {
@@ -71,7 +76,32 @@ async fn fills_up(fleet: &mut Fleet) -> anyhow::Result<()> {
     expect_no_beginning(fleet, &mut web, target).await?;
     let left = snapshots(&replica(fleet, "web").await?.context("the replica is still there")?);
     ensure!(left == [snapshot], "as it was: {left:?}");
+    expect_part_to_make_room(fleet, &mut web, target).await?;
     cycle(fleet, "web", "bravo", &[]).await.map(drop)
+}
+
+/// What a cycle that was cut has left for the next is what the headroom lacks: it goes, and the next cycle does not fail.
+async fn expect_part_to_make_room(fleet: &Fleet, web: &mut Watched, at: &(&str, SmallPool)) -> anyhow::Result<()> {
+    let (host, pool) = at;
+    web.more_records().await?;
+    fleet.agent(host)?.host.shape(Link::Data, SLOWER_MEGABITS)?;
+    let job = begun(fleet).await?;
+    begins(fleet, "alpha", &job, "copy_disks").await?;
+    fleet.sterna(&["job", "cancel", &job]).await?;
+    let over = ended(fleet, &job, WAIT).await?;
+    fleet.agent(host)?.host.unshape(Link::Data)?;
+    ensure!(over["state"] == "terminated", "{over:#}");
+    expect_as_before(fleet, web).await?;
+    let found = replica(fleet, "web").await?.context("the replica is still there")?;
+    let (vm, next) = (found["vm"]["id"].as_str().context("an id")?, &found["next"]);
+    let part = fleet.agent(host)?.pool("fast").join(vm).join(format!("root.layer-{next}.qcow2"));
+    // As if that much had come.
+    let mut file = std::fs::File::options().append(true).open(&part).context("the part is kept")?;
+    file.write_all(&vec![1; PART_MIB << 20])?;
+    let somebody_elses = pool.fill(TOO_LITTLE_TO_BEGIN_MIB)?;
+    cycle(fleet, "web", "bravo", &[]).await.context("where the part was lacking")?;
+    std::fs::remove_file(somebody_elses)?;
+    expect_as_before(fleet, web).await
 }
 
 async fn expect_no_beginning(fleet: &Fleet, web: &mut Watched, at: &(&str, SmallPool)) -> anyhow::Result<()> {

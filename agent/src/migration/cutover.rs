@@ -19,15 +19,16 @@ use crate::disk::pool::{LayerFile, Pool};
 use crate::host::Host;
 use crate::journal::{Kept, Partial, PartialDisk};
 
-/// Copies what the replica holds into those images of a cutover that were just made, and notes it as held. A disk that the
-/// replica has not is left empty.
+/// Copies what the replica holds into those images of a cutover that hold nothing, and notes it as held: those that were just made,
+/// and those that an earlier one was copying into when it was cut. A disk that the replica has not is left empty.
 ///
 /// # Errors
 /// [`ImageError`]; what was copied until then is noted.
 pub async fn fill(host: &Host, plan: &Plan, held: &mut [Option<ExtentSet>]) -> Result<(), ImageError> {
     let Some(of) = &plan.cutover else { return Ok(()) };
     for (index, disk) in plan.disks.iter().map(|moved| &moved.target).enumerate() {
-        if held.get(index).is_none_or(Option::is_some) || !copy(host, plan, disk, of.snapshot).await? {
+        let is_to_fill = held.get(index).is_some_and(|held| held.as_ref().is_none_or(ExtentSet::is_empty));
+        if !is_to_fill || !copy(host, plan, disk, of.snapshot).await? {
             continue;
         }
         held[index] = Some(whole(disk));

@@ -26,6 +26,7 @@ use sterna_shared::job::{EventBody, MoveMode};
 use sterna_shared::ownership::{Action, Illegal, Input, Message, Ownership, Record};
 use sterna_shared::vm::{Firmware, VmSpec};
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tracing::{error, info, warn};
 
 use crate::guest::launcher::{self, Launch, LaunchError, Launched};
@@ -43,6 +44,8 @@ const LAUNCH_WAIT: Duration = Duration::from_secs(30);
 const RUN_WAIT: Duration = Duration::from_secs(10);
 /// How long the target's QEMU may take to finish loading after the source has sent everything.
 const LOADED_WAIT: Duration = Duration::from_secs(30);
+/// How long a QEMU that was told to quit may take to close its images: it answers before it does.
+const CLOSE_WAIT: Duration = Duration::from_secs(10);
 
 /// What the machine wants said, and to whom.
 pub type Outbound = (HostId, Message);
@@ -433,10 +436,13 @@ impl Handover {
         plan.is_some_and(|plan| plan.mode == MoveMode::Cold && plan.cutover.is_some_and(|of| of.runs))
     }
 
-    /// Ends a guest that is off: its QEMU flushes its images and writes persistent bitmaps.
-    async fn end_in_good_order(&mut self) {
-        if let Some(machine) = self.machine() {
-            let _ = machine.quit().await;
+    /// Ends a guest that is off, or is to be: its QEMU has time to flush its images and to write persistent bitmaps.
+    pub async fn end_in_good_order(&mut self) {
+        if let Some(guest) = &self.guest
+            && guest.machine.quit().await.is_ok()
+            && timeout(CLOSE_WAIT, guest.process.ended()).await.is_err()
+        {
+            warn!(vm = %self.record.spec.id, "QEMU takes too long to close its images, and is ended");
         }
         self.destroy().await;
     }

@@ -314,9 +314,7 @@ impl Task {
                 () = ended => {}
             }
         }
-        // In good order first: QEMU then flushes its images and writes persistent bitmaps.
-        let _ = machine.quit().await;
-        self.handover.destroy().await;
+        self.handover.end_in_good_order().await;
         Ok(())
     }
 

@@ -93,6 +93,8 @@ pub async fn prepare(
         // What cannot be used on stays in the list, and goes.
         held.push(found.filter(|_| usable).map(|found| left.swap_remove(found).received()));
     }
+    // A way back of which a part is gone is none.
+    let way_back_seconds = way_back_seconds.filter(|_| left.is_empty());
     images::remove(host, plan.vm.id, &left.iter().map(|disk| &disk.spec).collect::<Vec<_>>()).await;
     let (mut disks, mut missing, mut used_on) = (Vec::new(), Vec::new(), Vec::new());
     for (DiskMove { target: disk, .. }, held) in plan.disks.iter().zip(&held) {

@@ -170,12 +170,14 @@ impl Target {
             // What makes files or processes is done to its end, or nobody would know what to undo.
             let patient = !matches!(message, Message::PassEnd { .. } | Message::Prove | Message::Held { .. });
             let given_up = conversation.given_up();
-            // A replica may take long to be copied: whoever gives the job up, or is gone, is not waited for.
+            // A replica may take long to be copied: whoever gives the job up, or is gone, is not waited for. Only who says so wants
+            // nothing of what was copied.
             let (told, gone) = (conversation.given_up(), conversation.failure());
             let nobody_waits = async {
                 tokio::select! {
-                    () = told => {}
-                    _ = gone => {}
+                    biased;
+                    () = told => MoveError::Ended(Wish::Cancel),
+                    gone = gone => gone.into(),
                 }
             };
             let began = Instant::now();
@@ -226,7 +228,7 @@ impl Target {
         &mut self,
         message: Message,
         session: &mut Session,
-        nobody_waits: impl Future<Output = ()>,
+        nobody_waits: impl Future<Output = MoveError>,
     ) -> Result<Option<Message>, MoveError> {
         Ok(Some(match message {
             Message::Open => {
@@ -272,7 +274,7 @@ impl Target {
         generation: Generation,
         variables: Option<Vec<u8>>,
         session: &mut Session,
-        nobody_waits: impl Future<Output = ()>,
+        nobody_waits: impl Future<Output = MoveError>,
     ) -> Result<Vec<u64>, MoveError> {
         let context = Arc::clone(&self.context);
         let plan = &context.plan;
@@ -291,7 +293,7 @@ impl Target {
         let mut held = partial::prepare(&context.host, plan, variables).await?;
         tokio::select! {
             biased;
-            () = nobody_waits, if plan.cutover.is_some() => return Err(MoveError::Ended(Wish::Cancel)),
+            nobody = nobody_waits, if plan.cutover.is_some() => return Err(nobody),
             filled = cutover::fill(&context.host, plan, &mut held) => filled?,
         }
         let held_bytes = held.iter().map(|held| held.as_ref().map_or(0, ExtentSet::total)).collect();

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use sterna_shared::id::VmId;
 use sterna_shared::job::Plan;
 use sterna_shared::replica::{Replica, Retention};
+use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{CacheMode, DiskSpec};
 use tracing::{info, warn};
 
@@ -110,7 +111,8 @@ pub fn table_of(host: &Host, replica: &Replica, disk: &DiskSpec, layer: u32) -> 
     Some(table)
 }
 
-/// Gives up the snapshots that are not to be kept, and merges or removes layers that are needed no more.
+/// Gives up the snapshots that are not to be kept, and merges or removes layers that are needed no more. Layers for which there is
+/// no room are merged another time.
 ///
 /// # Errors
 /// The journal cannot be written, or layers cannot be merged: what is left is merged the next time.
@@ -125,6 +127,10 @@ pub async fn tidy(host: &Host, vm: VmId, retention: Option<Retention>) -> Result
         }
         let _in_use = host.layers_in_use.lock().await;
         let Some((lower, upper)) = record.replica.mergeable(&used) else { return Ok(()) };
+        if !has_room_to_merge(host, &record.replica, upper) {
+            warn!(%vm, lower, upper, "layers are not merged until their pool has room for what is there twice meanwhile");
+            return Ok(());
+        }
         merge(host, &record.replica, lower, upper).await?;
         let merged = host.journal.change_replica(vm, ReplicaChange::Merged { lower, upper }).await?;
         let Some((after, used)) = merged else { return Ok(()) };
@@ -136,6 +142,14 @@ pub async fn tidy(host: &Host, vm: VmId, retention: Option<Retention>) -> Result
         state = Some((after, used));
     }
     Ok(())
+}
+
+/// What the upper layer takes is written into the lower one before it is removed.
+fn has_room_to_merge(host: &Host, replica: &Replica, upper: u32) -> bool {
+    host.has_room_to_merge(replica.disks.iter().map(|disk| {
+        let taken = host.pool(disk).map(|pool| pool.layer_allocated(replica.vm.id, &disk.name, upper));
+        (disk, taken.unwrap_or(ByteCount(0)))
+    }))
 }
 
 async fn merge(host: &Host, replica: &Replica, lower: u32, upper: u32) -> Result<(), ImageError> {

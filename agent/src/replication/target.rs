@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::job::{FailureCode, Plan};
+use sterna_shared::job::{FailureCode, FailureReport, Plan};
 use sterna_shared::peer::message::Message;
 use sterna_shared::replica::{Consistency, LAYERS_MAX, Replica, Snapshot, limit_reached};
 use sterna_shared::time::Timestamp;
@@ -28,7 +28,7 @@ use crate::guest::launcher::Launched;
 use crate::host::headroom::NearlyFull;
 use crate::hypervisor::qemu::Export;
 use crate::hypervisor::qemu::command_line::format_node;
-use crate::journal::ReplicaChange;
+use crate::journal::{ReplicaChange, ReplicaRecord};
 use crate::link::Session;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
@@ -51,6 +51,8 @@ pub struct CycleTarget {
     disks: Option<TargetDisks>,
     /// Why the cycle is given up, as far as that was said.
     cause: Option<FailureCode>,
+    /// What the source was told first of why the cycle cannot go on here.
+    told: Option<FailureReport>,
 }
 
 /// A layer that is being filled.
@@ -69,7 +71,7 @@ impl CycleTarget {
     /// A cycle that has just been accepted, or is taken up after a restart of the agent.
     #[must_use]
     pub fn new(context: Arc<Context>) -> Self {
-        Self { context, layer: None, daemon: None, disks: None, cause: None }
+        Self { context, layer: None, daemon: None, disks: None, cause: None, told: None }
     }
 
     /// Follows the source, to whatever end.
@@ -120,6 +122,8 @@ impl CycleTarget {
                 full = pools_fill_up(&context, self.layer.is_some()), if !failed => {
                     failed = true;
                     let failure = self.cannot_go_on("writing", &full.into());
+                    // Whether the source obeys or not, no more is written.
+                    self.disks = None;
                     match conversation.say(&failure).await {
                         Ok(()) => continue,
                         Err(error) => Err(error),
@@ -162,7 +166,8 @@ impl CycleTarget {
 
     fn cannot_go_on(&mut self, what: &str, error: &MoveError) -> Message {
         warn!(job = %self.context.plan.job, what, error = error as &dyn std::error::Error, "the cycle cannot go on here");
-        let failure = error.report(&self.context.host);
+        // What cannot be done any more for that reason is no other reason.
+        let failure = self.told.get_or_insert_with(|| error.report(&self.context.host)).clone();
         self.cause = Some(failure.code);
         Message::Failed { failure }
     }
@@ -224,8 +229,7 @@ impl CycleTarget {
             return Err(MoveError::OutOfOrder { message: "cycle begin" });
         }
         let disks = disks_here(plan);
-        host.expect_headroom(&disks)?;
-        let record = host.journal.replica(plan.vm.id)?;
+        let record = self.expect_headroom(&disks).await?;
         let part = record.as_ref().and_then(|record| record.part.clone());
         let replica = match record {
             None => Replica::new(plan.vm.clone(), disks, plan.source.id.clone()),
@@ -291,6 +295,20 @@ impl CycleTarget {
         };
         self.disks = Some(TargetDisks::open(&socket, &plan.disks, images, blocks).await?);
         Ok(held)
+    }
+
+    /// The replica's record, where there is room for a cycle. What one that was cut has left may be what is lacking: then it goes,
+    /// and is sent anew.
+    async fn expect_headroom(&self, disks: &[DiskSpec]) -> Result<Option<ReplicaRecord>, MoveError> {
+        let (host, vm) = (&self.context.host, self.context.plan.vm.id);
+        let record = host.journal.replica(vm)?;
+        let Err(full) = host.expect_headroom(disks) else { return Ok(record) };
+        let Some(ReplicaRecord { replica, part: Some(part), .. }) = &record else { return Err(full.into()) };
+        let left = host.journal.change_replica(vm, ReplicaChange::GiveUp).await?;
+        layers::remove(host, replica, part.number);
+        info!(job = %self.context.plan.job, layer = part.number, %full, "what an earlier cycle has left goes");
+        host.expect_headroom(disks)?;
+        Ok(left.map(|(record, _)| record))
     }
 
     /// What was written is compared with what the source read; then the snapshot is there.
