@@ -51,6 +51,8 @@ async fn somebody_else(fleet: &mut Fleet) -> anyhow::Result<()> {
     to_clone.answers(fleet, "Trial_1").await?;
     let clone = to_clone.identity().await?;
     ensure!(clone.hostname == "trial-1", "{clone:?}");
+    let told = format!("machine id: {}, in /etc/machine-id", clone.machine_id);
+    ensure!(notices(&job).iter().any(|text| text.starts_with(&told)), "{told}: {job:#}");
     let differ = [
         clone.machine_id != web.machine_id,
         clone.mac != web.mac,
@@ -61,7 +63,9 @@ async fn somebody_else(fleet: &mut Fleet) -> anyhow::Result<()> {
     ];
     ensure!(differ == [true; 6], "{differ:?}: {web:#?} {clone:#?}");
     let kept = to_clone.run("cat /etc/fstab /etc/hosts; ls /etc/udev/rules.d; mount | grep ' / '").await?;
-    ensure!(kept.contains("UUID=") && !kept.contains("\n/dev/vda1\t"), "{kept}");
+    let uuid = to_clone.run("/sbin/blkid -o value -s UUID /dev/vda1").await?;
+    let root = format!("\nUUID={}\t/\text4\t", uuid.trim());
+    ensure!(!uuid.trim().is_empty() && kept.contains(&root) && !kept.contains("\n/dev/vda1\t"), "{uuid} {kept}");
     ensure!(kept.contains("trial-1.example\ttrial-1") && !kept.contains("original"), "{kept}");
     ensure!(!kept.contains("persistent-net") && kept.contains("/dev/vda1 on / type ext4 (rw"), "{kept}");
     eventually("its login prompt", WAIT, async || {

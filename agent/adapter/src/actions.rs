@@ -1,7 +1,7 @@
 //! What is changed of a system, each by itself: one that cannot be done is told, and the others are done all the same.
 //!
 //! Files are written in place, so that their owners, rights and labels stay. A job that is cut in the middle throws the clone's
-//! disks away, so none of this has to be atomic.
+//! disks away, so none of this has to be atomic; but a file that is left half written must end the job.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
@@ -11,9 +11,10 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::OFlags;
 
-use crate::fstab;
+use crate::hosts::Names;
 use crate::protocol::{Action, Report};
 use crate::worker::Task;
+use crate::{fstab, rules};
 
 /// The longest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 << 10;
@@ -30,12 +31,58 @@ const RULES: [&str; 2] = ["/etc/udev/rules.d/70-persistent-net.rules", "/etc/ude
 
 type Told = io::Result<()>;
 
-/// What came of an action: a sentence where something was changed, none where there was nothing to change.
-type Outcome = io::Result<Option<String>>;
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Undone {
+    /// What it is about is as it was.
+    #[error(transparent)]
+    AsItWas(#[from] io::Error),
+    /// A file is neither what it was nor what it was to be: nothing more is done.
+    #[error("half written: {0}")]
+    HalfWritten(io::Error),
+    /// Nobody can be told any more.
+    #[error("what was done cannot be said")]
+    Untold(#[source] io::Error),
+}
+
+/// What a part of an action did; none where there was nothing to do.
+type Outcome = Result<Option<String>, Undone>;
+
+/// What came of an action. Nothing of either where there was nothing to change.
+#[derive(Debug, Default)]
+struct Tally {
+    done: Vec<String>,
+    left: Vec<String>,
+}
+
+impl Tally {
+    /// Counts what came of a part of it.
+    fn count(&mut self, outcome: Outcome) -> Result<(), Undone> {
+        match outcome {
+            Ok(done) => self.done.extend(done),
+            Err(Undone::AsItWas(error)) => self.left.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn report(self, action: Action) -> Option<Report> {
+        let (done, left) = (self.done.join("; "), self.left.join("; "));
+        match (done.is_empty(), left.is_empty()) {
+            (true, true) => None,
+            (true, false) => Some(Report::Left { action, text: left }),
+            (false, true) => Some(Report::Changed { action, text: done }),
+            (false, false) => Some(Report::Changed { action, text: format!("{done}; not done: {left}") }),
+        }
+    }
+}
 
 /// Does all of them, and says of each what came of it.
-pub(crate) fn all(task: &Task, say: &mut dyn FnMut(Report) -> Told) -> Told {
-    type Do = fn(&Task) -> Outcome;
+///
+/// # Errors
+/// [`Undone`], but never [`Undone::AsItWas`], which costs no more than its own part of an action.
+pub(crate) fn all(task: &Task, say: &mut dyn FnMut(Report) -> Told) -> Result<(), Undone> {
+    type Do = fn(&Task, &mut Tally) -> Result<(), Undone>;
     let actions: [(Action, Do); 6] = [
         (Action::Hostname, hostname),
         (Action::MachineId, machine_id),
@@ -45,95 +92,73 @@ pub(crate) fn all(task: &Task, say: &mut dyn FnMut(Report) -> Told) -> Told {
         (Action::Fstab, fstab),
     ];
     for (action, run) in actions {
-        match run(task) {
-            Ok(Some(text)) => say(Report::Changed { action, text })?,
-            Ok(None) => {}
-            Err(error) => say(Report::Left { action, text: error.to_string() })?,
+        let mut tally = Tally::default();
+        let outcome = run(task, &mut tally);
+        tally.count(outcome.map(|()| None))?;
+        if let Some(report) = tally.report(action) {
+            say(report).map_err(Undone::Untold)?;
         }
     }
     Ok(())
 }
 
-fn hostname(task: &Task) -> Outcome {
-    let new = &task.order.hostname;
-    let old = found(read("/etc/hostname"))?.unwrap_or_default();
-    let old = old.trim();
-    write("/etc/hostname", &format!("{new}\n"))?;
+fn hostname(task: &Task, tally: &mut Tally) -> Result<(), Undone> {
+    let old = found(read_bytes("/etc/hostname"))?.unwrap_or_default();
+    let names = Names::of(&String::from_utf8_lossy(&old), &task.order.hostname);
+    write("/etc/hostname", &format!("{}\n", names.new))?;
+    let was = if names.old.is_empty() { "not set" } else { &names.old };
+    tally.done.push(format!("{}, which was {was}", names.new));
     if let Some(hosts) = found(read("/etc/hosts"))?
-        && let Some(renamed) = renamed(&hosts, old, new)
+        && let Some(renamed) = names.renamed(&hosts)
     {
         write("/etc/hosts", &renamed)?;
     }
-    Ok(Some(format!("{new}, which was {}", if old.is_empty() { "not set" } else { old })))
+    Ok(())
 }
 
-/// A table of hosts in which one has another name; none where the old one is not in it.
-fn renamed(hosts: &str, old: &str, new: &str) -> Option<String> {
-    // The machine itself is called so in every table.
-    if old.is_empty() || old == "localhost" {
-        return None;
-    }
-    let word = |word: &str| -> String {
-        let bare = word.trim_end();
-        let space = &word[bare.len()..];
-        match bare.strip_prefix(old) {
-            Some(rest) if rest.is_empty() || rest.starts_with('.') => format!("{new}{rest}{space}"),
-            _ => word.to_owned(),
-        }
-    };
-    let line = |line: &str| -> String {
-        let (text, comment) = line.split_at(line.find('#').unwrap_or(line.len()));
-        let words: String = text.split_inclusive([' ', '\t', '\n']).map(word).collect();
-        words + comment
-    };
-    let changed: String = hosts.split_inclusive('\n').map(line).collect();
-    (changed != hosts).then_some(changed)
-}
-
-fn machine_id(task: &Task) -> Outcome {
+fn machine_id(task: &Task, tally: &mut Tally) -> Result<(), Undone> {
     let new = &task.order.machine_id;
     // Where it is empty or not set yet the guest makes one by itself when it starts.
     let has_one = |text: &str| text.trim().len() == 32;
-    let mut changed = Vec::new();
-    for path in ["/etc/machine-id", "/var/lib/dbus/machine-id"] {
+    let renew = |path: &str| -> Outcome {
         let own = fs::symlink_metadata(path).is_ok_and(|of| of.is_file());
-        if own && found(read(path))?.is_some_and(|text| has_one(&text)) {
-            write(path, &format!("{new}\n"))?;
-            changed.push(path);
+        if !own || !found(read(path))?.is_some_and(|text| has_one(&text)) {
+            return Ok(None);
         }
-    }
-    Ok((!changed.is_empty()).then(|| format!("{new}, in {}", changed.join(" and "))))
+        write(path, &format!("{new}\n"))?;
+        Ok(Some(format!("{new}, in {path}")))
+    };
+    ["/etc/machine-id", "/var/lib/dbus/machine-id"].into_iter().try_for_each(|path| tally.count(renew(path)))
 }
 
-fn host_keys(task: &Task) -> Outcome {
-    let Some(entries) = found(fs::read_dir(SSH))? else { return Ok(None) };
+fn host_keys(task: &Task, tally: &mut Tally) -> Result<(), Undone> {
+    let Some(entries) = found(fs::read_dir(SSH))? else { return Ok(()) };
     let mut kinds: Vec<String> =
         entries.flatten().filter_map(|entry| kind_of_key(entry.file_name().to_str()?)).collect();
     kinds.sort();
     kinds.truncate(HOST_KEYS_MAX);
-    let (mut made, mut removed) = (Vec::new(), Vec::new());
-    for kind in kinds {
-        let path = format!("{SSH}/ssh_host_{kind}_key");
-        match make_key(&kind, &path, &task.order.hostname) {
-            Ok(()) => made.push(kind),
-            // One that somebody else has is worse than none: the guest makes what is missing, or refuses to be reached.
-            Err(_) => {
-                remove(&path)?;
-                remove(&format!("{path}.pub"))?;
-                removed.push(kind);
-            }
-        }
+    let outcome = kinds.iter().try_for_each(|kind| host_key(kind, &task.order.hostname, tally));
+    // Whatever came of them: a spare key is a secret that nobody looks after.
+    for spare in [KEY_IN_THE_MAKING.to_owned(), public(KEY_IN_THE_MAKING)] {
+        tally.count(remove(&spare).map(|_| None).map_err(Undone::from))?;
     }
-    for left in [KEY_IN_THE_MAKING.to_owned(), format!("{KEY_IN_THE_MAKING}.pub")] {
-        remove(&left)?;
+    outcome
+}
+
+fn host_key(kind: &str, hostname: &str, tally: &mut Tally) -> Result<(), Undone> {
+    let path = format!("{SSH}/ssh_host_{kind}_key");
+    let Err(why) = make_key(kind, &path, hostname) else {
+        tally.done.push(format!("made anew: {kind}"));
+        return Ok(());
+    };
+    // One that somebody else has is worse than none: the guest makes what is missing, or refuses to be reached.
+    let removed = [remove(&path), remove(&public(&path))];
+    match (removed.into_iter().find_map(Result::err), why) {
+        (None, why) => tally.done.push(format!("removed, as it could not be made: {kind} ({why})")),
+        (Some(error), Undone::AsItWas(why)) => tally.left.push(format!("{kind}: {why}; {error}")),
+        (Some(_), why) => return Err(why),
     }
-    let told = [("made anew: ", made), ("removed, as they could not be made: ", removed)];
-    let told: Vec<String> = told
-        .into_iter()
-        .filter(|(_, kinds)| !kinds.is_empty())
-        .map(|(what, kinds)| format!("{what}{}", kinds.join(", ")))
-        .collect();
-    Ok((!told.is_empty()).then(|| told.join("; ")))
+    Ok(())
 }
 
 /// Of `ssh_host_ed25519_key`, `ed25519`.
@@ -142,8 +167,11 @@ fn kind_of_key(name: &str) -> Option<String> {
     (kind.bytes().all(|byte| byte.is_ascii_alphanumeric()) && !kind.is_empty()).then(|| kind.to_owned())
 }
 
-fn make_key(kind: &str, path: &str, hostname: &str) -> io::Result<()> {
-    let public = |path: &str| format!("{path}.pub");
+fn public(path: &str) -> String {
+    format!("{path}.pub")
+}
+
+fn make_key(kind: &str, path: &str, hostname: &str) -> Result<(), Undone> {
     remove(KEY_IN_THE_MAKING)?;
     remove(&public(KEY_IN_THE_MAKING))?;
     let status = Command::new(KEYGEN)
@@ -151,39 +179,42 @@ fn make_key(kind: &str, path: &str, hostname: &str) -> io::Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .status()?;
+        .status()
+        .map_err(at(Path::new(KEYGEN)))?;
     if !status.success() {
-        return Err(io::Error::other(format!("{KEYGEN} ended with {status}")));
+        return Err(io::Error::other(format!("{KEYGEN} ended with {status}")).into());
     }
     write(path, &read(KEY_IN_THE_MAKING)?)?;
     write(&public(path), &read(public(KEY_IN_THE_MAKING))?)
 }
 
-fn random_seed(_: &Task) -> Outcome {
-    let mut removed = Vec::new();
-    for path in SEEDS {
-        if remove(path)? {
-            removed.push(path);
-        }
-    }
-    Ok((!removed.is_empty()).then(|| format!("{} removed", removed.join(" and "))))
+fn random_seed(_: &Task, tally: &mut Tally) -> Result<(), Undone> {
+    let take_away = |path: &str| -> Outcome { Ok(remove(path)?.then(|| format!("{path} removed"))) };
+    SEEDS.into_iter().try_for_each(|path| tally.count(take_away(path)))
 }
 
-fn network_rules(_: &Task) -> Outcome {
-    let mut removed = Vec::new();
-    for path in RULES {
+fn network_rules(_: &Task, tally: &mut Tally) -> Result<(), Undone> {
+    let take_out = |path: &str| -> Outcome {
         // One that leads to /dev/null was put there to have none.
-        if fs::symlink_metadata(path).is_ok_and(|of| of.is_file()) && remove(path)? {
-            removed.push(path);
+        if !fs::symlink_metadata(path).is_ok_and(|of| of.is_file()) {
+            return Ok(None);
         }
-    }
-    Ok((!removed.is_empty()).then(|| format!("{} removed", removed.join(" and "))))
+        let Some((kept, count)) = rules::without_addresses(&read(path)?) else { return Ok(None) };
+        if kept.is_empty() {
+            remove(path)?;
+            return Ok(Some(format!("{path} removed")));
+        }
+        write(path, &kept)?;
+        Ok(Some(format!("{count} that match by address taken out of {path}")))
+    };
+    RULES.into_iter().try_for_each(|path| tally.count(take_out(path)))
 }
 
-fn fstab(task: &Task) -> Outcome {
-    let Some((text, names)) = fstab::by_uuid(&read("/etc/fstab")?, &task.devices) else { return Ok(None) };
+fn fstab(task: &Task, tally: &mut Tally) -> Result<(), Undone> {
+    let Some((text, names)) = fstab::by_uuid(&read("/etc/fstab")?, &task.devices) else { return Ok(()) };
     write("/etc/fstab", &text)?;
-    Ok(Some(format!("{} by UUID", names.join(", "))))
+    tally.done.push(format!("{} by UUID", names.join(", ")));
+    Ok(())
 }
 
 /// What is not there is none, and no fault.
@@ -196,25 +227,43 @@ fn found<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 /// Reads a file of text, of some length.
-pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<String> {
+fn read(path: impl AsRef<Path>) -> io::Result<String> {
     let path = path.as_ref();
-    let mut text = String::new();
-    let length = open(path, OFlags::RDONLY)?.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(at(path))?;
+    String::from_utf8(read_bytes(path)?).map_err(|_| at(path)(io::Error::other("not text in UTF-8")))
+}
+
+/// Reads a file, of some length, whatever its text is written in.
+pub(crate) fn read_bytes(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    let path = path.as_ref();
+    let mut bytes = Vec::new();
+    let length = open(path, OFlags::RDONLY)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(at(path))?;
     if u64::try_from(length).is_ok_and(|length| length > FILE_BYTES_MAX) {
         return Err(at(path)(io::Error::other(format!("longer than {FILE_BYTES_MAX} bytes"))));
     }
-    Ok(text)
+    Ok(bytes)
 }
 
 /// Writes a file in place; one that was not there is made, for everybody to read.
-fn write(path: &str, text: &str) -> io::Result<()> {
+fn write(path: &str, text: &str) -> Result<(), Undone> {
     let path = Path::new(path);
-    let mut file = open(path, OFlags::WRONLY | OFlags::CREATE)?;
-    file.set_len(0).and_then(|()| file.write_all(text.as_bytes())).map_err(at(path))
+    overwrite(&mut open(path, OFlags::WRONLY | OFlags::CREATE)?, path, text.as_bytes())
+}
+
+/// Until its first byte is written a file is what it was; so it is cut to its new length last.
+fn overwrite(file: &mut File, path: &Path, bytes: &[u8]) -> Result<(), Undone> {
+    let first = loop {
+        match file.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            outcome => break outcome.map_err(at(path))?,
+        }
+    };
+    let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let rest = file.write_all(bytes.get(first..).unwrap_or_default()).and_then(|()| file.set_len(length));
+    rest.map_err(|error| Undone::HalfWritten(at(path)(error)))
 }
 
 /// Opens a regular file; a pipe or a device in its place holds nobody up.
-fn open(path: &Path, flags: OFlags) -> io::Result<File> {
+pub(crate) fn open(path: &Path, flags: OFlags) -> io::Result<File> {
     let mut options = File::options();
     options.read(!flags.contains(OFlags::WRONLY)).write(flags.contains(OFlags::WRONLY));
     options.create(flags.contains(OFlags::CREATE)).truncate(false).mode(0o644);
@@ -243,14 +292,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_host_has_its_new_name_in_the_table_of_hosts() {
-        let hosts = "127.0.0.1\tlocalhost\n127.0.1.1\tweb.example web # web\n10.0.0.2 webmail my.web web2\n::1 web";
-        let expected =
-            "127.0.0.1\tlocalhost\n127.0.1.1\ttrial.example trial # web\n10.0.0.2 webmail my.web web2\n::1 trial";
-        assert_eq!(renamed(hosts, "web", "trial").as_deref(), Some(expected));
-        assert_eq!(renamed(hosts, "other", "trial"), None);
-        assert_eq!(renamed(hosts, "localhost", "trial"), None, "that name is everybody's");
-        assert_eq!(renamed(hosts, "", "trial"), None);
+    fn what_is_done_is_said_with_what_is_not() {
+        let report = |parts: Vec<Outcome>| {
+            let mut tally = Tally::default();
+            parts.into_iter().for_each(|part| tally.count(part).expect("no more than left"));
+            tally.report(Action::HostKeys)
+        };
+        let (done, left) = (|| Ok(Some("rsa".to_owned())), || Err(io::Error::other("why").into()));
+        let (action, text) = (Action::HostKeys, |text: &str| text.to_owned());
+        assert_eq!(report(vec![Ok(None)]), None);
+        assert_eq!(report(vec![done(), done()]), Some(Report::Changed { action, text: text("rsa; rsa") }));
+        assert_eq!(report(vec![left(), Ok(None)]), Some(Report::Left { action, text: text("why") }));
+        assert_eq!(report(vec![left(), done()]), Some(Report::Changed { action, text: text("rsa; not done: why") }));
+        let torn = Tally::default().count(Err(Undone::HalfWritten(io::Error::other("torn"))));
+        assert!(matches!(torn, Err(Undone::HalfWritten(_))), "it is no part of an action: {torn:?}");
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_a_file_as_it_was_or_ends_everything() {
+        let outcome = |path: &str| {
+            let mut file = File::options().write(true).open(path).expect("a device");
+            overwrite(&mut file, Path::new(path), b"text").expect_err("no file")
+        };
+        let full = outcome("/dev/full");
+        assert!(matches!(full, Undone::AsItWas(_)) && full.to_string().starts_with("/dev/full: "), "{full:?}");
+        let uncut = outcome("/dev/null");
+        assert!(matches!(uncut, Undone::HalfWritten(_)), "written, and of no length: {uncut:?}");
     }
 
     #[test]
@@ -277,5 +344,8 @@ mod tests {
         assert!(error.contains("not a regular file"), "{error}");
         fs::write(&path, vec![b'a'; 300 << 10]).expect("written");
         assert!(read(&path).expect_err("too long").to_string().contains("longer than"));
+        fs::write(&path, b"gr\xfc\xdfe").expect("written");
+        assert!(read(&path).expect_err("another code").to_string().contains("UTF-8"));
+        assert_eq!(read_bytes(&path).expect("read"), b"gr\xfc\xdfe");
     }
 }

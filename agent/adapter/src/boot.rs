@@ -27,6 +27,15 @@ pub(crate) struct Part {
     pub(crate) device: PathBuf,
 }
 
+impl Part {
+    /// Whether it is on that disk, as `vda1` is on `vda`.
+    pub(crate) fn is_partition_of(&self, disk: &Self) -> bool {
+        let number = self.name.strip_prefix(disk.name.as_str()).unwrap_or_default();
+        disk.name.ends_with(|letter: char| letter.is_ascii_lowercase())
+            && number.starts_with(|c: char| c.is_ascii_digit())
+    }
+}
+
 /// What a file system is mounted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
@@ -43,6 +52,8 @@ pub(crate) enum BootError {
     Mount(PathBuf, #[source] Errno),
     #[error("cannot unmount {0}: what was changed there may not be on the disk")]
     Unmount(PathBuf, #[source] Errno),
+    #[error("what was changed on {0} is not all on the disk")]
+    Sync(PathBuf, #[source] Errno),
     #[error("cannot load the module {0}: it must be of the kernel that runs; build the initramfs again")]
     Module(String, #[source] Errno),
     #[error("cannot read {0}")]
@@ -150,6 +161,12 @@ impl FileSystem {
             Self::Xfs => c"norecovery",
         }
     }
+}
+
+/// Has everything on the disk of a file system that `root` is of, and tells what failed to get there since `root` was opened:
+/// an unmount does not.
+pub(crate) fn sync(root: &File, place: &str) -> Result<(), BootError> {
+    rustix::fs::syncfs(root).map_err(|error| BootError::Sync(place.into(), error))
 }
 
 /// Unmounts, with everything on the disk.

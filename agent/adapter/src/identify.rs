@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -13,6 +14,8 @@ const HEAD_BYTES: usize = 0x1_0100;
 const EXT_SUPERBLOCK: usize = 0x400;
 const BTRFS_SUPERBLOCK: usize = 0x1_0000;
 const SWAP_PAGE: usize = 0x1000;
+const MD_MAGIC: [u8; 4] = 0xa92b_4efc_u32.to_le_bytes();
+const SECTOR_BYTES: u64 = 512;
 
 /// What can be mounted of a device; none where it holds no file system that this knows.
 pub(crate) fn mountable(device: &Path) -> Option<FileSystem> {
@@ -24,13 +27,56 @@ pub(crate) fn mountable(device: &Path) -> Option<FileSystem> {
     }
 }
 
-/// Of each device that the guest's own kernel has, by the name that it has there, the UUID of what is on it.
+/// What holds on a device what nobody here looks into, where something does: a system may be in there, or a part of one.
+pub(crate) fn container(device: &Path, has_partitions: bool) -> Option<&'static str> {
+    let head = head(device)?;
+    // One half of a mirror looks like the whole of it, and must not be changed without the other.
+    if has_md_at_end(device) {
+        return Some("md");
+    }
+    // What a file system or a partition table was made over is of no account.
+    if has_partitions || is_ext(&head) || head.starts_with(b"XFSB") { None } else { container_by_head(&head) }
+}
+
+fn container_by_head(head: &[u8]) -> Option<&'static str> {
+    let has = |at: usize, magic: &[u8]| head.get(at..at + magic.len()) == Some(magic);
+    let label = |sector: usize| has(sector * 512, b"LABELONE") && has(sector * 512 + 24, b"LVM2");
+    let found = [
+        ("LUKS", has(0, b"LUKS\xba\xbe")),
+        ("dm-verity", has(0, b"verity\0\0")),
+        ("LVM2", (0..4).any(label)),
+        ("md", has(0, &MD_MAGIC) || has(0x1000, &MD_MAGIC)),
+        ("btrfs", has(BTRFS_SUPERBLOCK + 0x40, b"_BHRfS_M")),
+    ];
+    found.into_iter().find_map(|(name, is)| is.then_some(name))
+}
+
+/// md's versions 1.0 and 0.90 are at the end of a device, so that it can be mounted without md.
+fn has_md_at_end(device: &Path) -> bool {
+    let Ok(mut file) = File::open(device) else { return false };
+    let Ok(size) = file.seek(SeekFrom::End(0)) else { return false };
+    md_places(size / SECTOR_BYTES).into_iter().flatten().any(|sector| {
+        let mut magic = [0; 4];
+        file.read_exact_at(&mut magic, sector * SECTOR_BYTES).is_ok() && magic == MD_MAGIC
+    })
+}
+
+/// Where its superblock is in a device of so many sectors: 8 KiB before the end, or in the last whole 64 KiB.
+fn md_places(sectors: u64) -> [Option<u64>; 2] {
+    [sectors.checked_sub(16).map(|at| at & !7), (sectors & !127).checked_sub(128)]
+}
+
+/// Of each device that the guest's own kernel has, by the name that it has there, the UUID of what is on it. One that several
+/// have says of none which it is.
 pub(crate) fn devices(parts: &[Part], order: &Order) -> BTreeMap<String, String> {
-    let named = parts.iter().filter_map(|part| {
-        let uuid = uuid_of(&head(&part.device)?)?;
-        Some((name_in_guest(&part.name, order)?, uuid))
-    });
-    named.collect()
+    let of_each = parts.iter().filter_map(|part| Some((part.name.as_str(), uuid_of(&head(&part.device)?)?)));
+    named(&of_each.collect::<Vec<_>>(), order)
+}
+
+fn named(parts: &[(&str, String)], order: &Order) -> BTreeMap<String, String> {
+    let alone = |uuid: &String| parts.iter().filter(|(_, other)| other == uuid).count() == 1;
+    let alone = parts.iter().filter(|(_, uuid)| alone(uuid));
+    alone.filter_map(|(name, uuid)| Some((name_in_guest(name, order)?, uuid.clone()))).collect()
 }
 
 /// What the guest calls `vdb1`: its second disk, by whatever name, and the same partition.
@@ -130,5 +176,49 @@ mod tests {
         }
         assert_eq!(name_in_guest("loop0", &order), None);
         assert_eq!(name_in_guest("vdz", &order), None);
+    }
+
+    #[test]
+    fn what_several_have_names_none_of_them() {
+        let disks = vec![Some("vda".to_owned()), None];
+        let order = Order { hostname: "a".into(), machine_id: "b".into(), disks };
+        let parts = [("vda1", "1".to_owned()), ("vda2", "2".to_owned()), ("vdb1", "1".to_owned())];
+        assert_eq!(named(&parts, &order), BTreeMap::from([("vda2".to_owned(), "2".to_owned())]));
+    }
+
+    #[test]
+    fn what_holds_another_system_is_told() {
+        let label = [b"LABELONE".as_slice(), &[0; 16], b"LVM2 001"].concat();
+        for (at, magic, name) in [
+            (0, b"LUKS\xba\xbe".as_slice(), "LUKS"),
+            (0, b"verity\0\0", "dm-verity"),
+            (512, &label, "LVM2"),
+            (0x1000, &MD_MAGIC, "md"),
+            (0x1_0040, b"_BHRfS_M", "btrfs"),
+        ] {
+            assert_eq!(container_by_head(&with(at, magic)), Some(name));
+        }
+        assert_eq!(container_by_head(&with(4 * 512, &label)), None, "it is in one of the first four sectors");
+        assert_eq!(container_by_head(&[]), None);
+        assert_eq!(md_places(2048), [Some(2032), Some(1920)]);
+        assert_eq!(md_places(8), [None, None]);
+    }
+
+    #[test]
+    fn one_half_of_a_mirror_is_no_file_system_of_its_own() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("disk");
+        let mut disk = with(0x438, &[0x53, 0xef]);
+        disk[0x1_0040..0x1_0048].copy_from_slice(b"_BHRfS_M");
+        disk.resize(1 << 20, 0);
+        std::fs::write(&path, &disk).expect("written");
+        assert_eq!(container(&path, false), None, "an older file system was there");
+        disk[2032 * 512..2032 * 512 + 4].copy_from_slice(&MD_MAGIC);
+        std::fs::write(&path, &disk).expect("written");
+        assert_eq!(container(&path, false), Some("md"));
+        disk[0x438] = 0;
+        disk[2032 * 512] = 0;
+        std::fs::write(&path, &disk).expect("written");
+        assert_eq!((container(&path, false), container(&path, true)), (Some("btrfs"), None));
     }
 }

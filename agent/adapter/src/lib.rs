@@ -23,18 +23,24 @@ pub mod protocol;
 mod actions;
 mod boot;
 mod fstab;
+mod hosts;
 mod identify;
+mod rules;
 mod worker;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader, Read};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use protocol::{LINE_BYTES_MAX, Order, Report};
 
 /// Where the guest's root is mounted.
 const ROOT: &str = "/root";
+/// How long the agent may take to say what there is to do.
+const ORDER_WAIT: Duration = Duration::from_secs(60);
+const ORDER_POLL: Duration = Duration::from_millis(10);
 
 /// Runs as pid 1, or as the worker, as the first argument says.
 pub fn run() {
@@ -54,9 +60,7 @@ fn adapt() -> Result<(), Fault> {
     boot::mount_all()?;
     boot::load_modules()?;
     let mut port = File::options().read(true).write(true).open(boot::find_port()?)?;
-    let mut line = String::new();
-    BufReader::new((&port).take(LINE_BYTES_MAX)).read_line(&mut line)?;
-    let order: Order = serde_json::from_str(&line)?;
+    let order: Order = serde_json::from_slice(&first_line(&port, ORDER_WAIT)?)?;
     let outcome = look_and_adapt(&order, &port);
     if let Err(error) = &outcome {
         say(&mut port, &Report::Failed { text: chain(&**error) })?;
@@ -64,6 +68,26 @@ fn adapt() -> Result<(), Fault> {
         say(&mut port, &Report::Over)?;
     }
     Ok(())
+}
+
+/// The first line that comes. As long as nobody is at the other end of a port, it reads as one that has ended.
+fn first_line(port: impl Read, wait: Duration) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + wait;
+    let mut port = BufReader::new(port.take(LINE_BYTES_MAX));
+    let mut line = Vec::new();
+    loop {
+        port.read_until(b'\n', &mut line)?;
+        if line.ends_with(b"\n") {
+            return Ok(line);
+        }
+        if port.get_ref().limit() == 0 {
+            return Err(io::Error::other(format!("the order is longer than {LINE_BYTES_MAX} bytes")));
+        }
+        if Instant::now() >= deadline {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no order came within {wait:?}")));
+        }
+        std::thread::sleep(ORDER_POLL);
+    }
 }
 
 /// Finds the one system on the disks, and has it adapted.
@@ -93,12 +117,27 @@ fn look_and_adapt(order: &Order, port: &File) -> Result<(), Fault> {
             return Ok(say(&mut port, &Report::Unrecognised { text })?);
         }
     };
+    let held = |at: &boot::Part| {
+        let has_partitions = parts.iter().any(|other| other.is_partition_of(at));
+        Some(format!("{} on {}", identify::container(&at.device, has_partitions)?, at.name))
+    };
+    let held: Vec<String> = parts.iter().filter_map(held).collect();
+    if !held.is_empty() {
+        let (held, on) = (held.join(", "), &part.name);
+        let text = format!("there is a system on {on}, but also {held}, which may be a part of it or hold another");
+        return Ok(say(&mut port, &Report::Unrecognised { text })?);
+    }
     say(&mut port, &Report::Found { device: part.name.clone(), system: name.clone() })?;
     boot::mount_part(&part.device, *kind, ROOT, boot::Access::Change)?;
+    // Opened before anything is written, so that no error is told to somebody else.
+    let root = File::open(ROOT)?;
     let devices = identify::devices(&parts, order);
     let done = work(&worker::Task { order: order.clone(), devices }, &port);
+    let written = boot::sync(&root, ROOT);
+    drop(root);
     boot::unmount(ROOT)?;
-    done
+    done?;
+    Ok(written?)
 }
 
 /// What the system at [`ROOT`] calls itself; none where there is none.
@@ -134,4 +173,28 @@ fn say(out: &mut impl std::io::Write, report: &Report) -> std::io::Result<()> {
 fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Has ended as often as there are empty pieces, and goes on each time.
+    struct Pieces(Vec<&'static [u8]>);
+
+    impl Read for Pieces {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            if self.0.is_empty() { Ok(0) } else { self.0.remove(0).read(buffer) }
+        }
+    }
+
+    #[test]
+    fn an_order_is_waited_for() {
+        let line = first_line(Pieces(vec![b"", b"ab", b"", b"", b"c\nd"]), ORDER_WAIT).expect("a line");
+        assert_eq!(line, b"abc\n");
+        let error = first_line(Pieces(vec![b"", b"ab"]), Duration::from_millis(30)).expect_err("no line");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let error = first_line(io::repeat(b'a'), ORDER_WAIT).expect_err("too long").to_string();
+        assert!(error.contains("longer than"), "{error}");
+    }
 }

@@ -37,7 +37,7 @@ pub enum Report {
         /// What it calls itself.
         system: String,
     },
-    /// There is none, or more than one: nothing was changed.
+    /// There is none, or more than one, or what may hold another: nothing was changed.
     Unrecognised {
         /// Why.
         text: String,
@@ -46,7 +46,7 @@ pub enum Report {
     Changed {
         /// What about.
         action: Action,
-        /// What.
+        /// What, and what of it could not be.
         text: String,
     },
     /// Something could not be changed, and is as it was.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
+use std::path::Path;
 
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Order, Report};
@@ -67,8 +69,9 @@ fn enter() -> Result<(), crate::Fault> {
 }
 
 fn look() -> Result<(), crate::Fault> {
-    let release = actions::read("/etc/os-release")?;
-    actions::read("/etc/fstab")?;
+    let release = actions::read_bytes("/etc/os-release")?;
+    actions::open(Path::new("/etc/fstab"), OFlags::RDONLY)?;
+    let release = String::from_utf8_lossy(&release);
     let mut out = io::stdout().lock();
     Ok(out.write_all(name_of(&release).as_bytes())?)
 }
@@ -87,7 +90,12 @@ fn adapt() -> Result<(), crate::Fault> {
     io::stdin().lock().take(TASK_BYTES_MAX).read_to_string(&mut text)?;
     let task: Task = serde_json::from_str(&text)?;
     boot::mount_kernel("devtmpfs", "/dev")?;
-    let outcome = actions::all(&task, &mut |report: Report| say(&mut io::stdout().lock(), &report));
+    let mut tell = |report: Report| say(&mut io::stdout().lock(), &report);
+    let outcome = actions::all(&task, &mut tell);
+    // Said here, where it is known what failed; pid 1 knows only that something did.
+    if let Err(error) = &outcome {
+        tell(Report::Failed { text: chain(error) })?;
+    }
     boot::unmount("/dev")?;
     Ok(outcome?)
 }

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::config::AdapterSettings;
 use crate::guest::adapter::{self, Adapter, AdapterError};
+use crate::guest::launcher::LaunchError;
 use crate::host::PlacementError;
 use crate::hypervisor::qemu::QEMU;
 use crate::migration::context::{Context, MoveError};
@@ -65,7 +66,17 @@ async fn by_helper_guest(context: &Context, spec: &VmSpec) -> Result<(), MoveErr
         unit: format!("sterna-job-{}-{}", context.plan.job, images::ADAPTER),
     };
     let order = order(&context.plan, spec);
-    let launched = adapter.start().await?;
+    let launched = match adapter.start().await {
+        Ok(launched) => launched,
+        Err(error) => {
+            // Where something runs, its directory is what it is found by.
+            let runs = matches!(error, AdapterError::Launch(LaunchError::Occupied { .. } | LaunchError::Kill(_)));
+            if !runs && let Err(error) = adapter.runtime.remove() {
+                warn!(directory = %adapter.runtime.path().display(), %error, "a runtime directory is left over");
+            }
+            return Err(error.into());
+        }
+    };
     let outcome = tokio::select! {
         biased;
         wish = context.gate.ended() => Err(MoveError::Ended(wish)),

@@ -11,14 +11,15 @@
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
 use crate::command::{find_program, output, run, say, shown, target};
-use crate::guest::write_whole;
-use crate::packages;
+use crate::guest::{remove, write_whole};
+use crate::packages::{self, Mirror};
 
 const SUITE: &str = "bookworm";
 const PACKAGES: &str = "systemd-sysv,udev,dbus,openssh-server";
@@ -28,7 +29,10 @@ const PARTITION_START: u64 = 1 << 20;
 const BLOCK_BYTES: u64 = 4096;
 const SECTOR_BYTES: u64 = 512;
 /// Goes up when the disk is put together in another way.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
+const FILE_MODE: u32 = 0o644;
+const FOLDER_MODE: u32 = 0o755;
+const SECRET_FOLDER_MODE: u32 = 0o700;
 
 /// What is put into the system, beside what its packages bring.
 const FILES: [(&str, &str); 4] = [
@@ -47,7 +51,7 @@ const RULES: (&str, &str) = (
     "SUBSYSTEM==\"net\", ATTR{address}==\"52:54:00:00:00:64\", NAME=\"lan0\"\n",
 );
 /// Done inside. Timers would have a guest that is emulated busy with what no test needs.
-const FINISH: &str = "systemctl enable systemd-networkd && systemctl mask apt-daily.timer apt-daily-upgrade.timer \
+const FINISH: &str = "umask 022 && systemctl enable systemd-networkd && systemctl mask apt-daily.timer apt-daily-upgrade.timer \
                       dpkg-db-backup.timer e2scrub_all.timer fstrim.timer systemd-networkd-wait-online.service";
 /// What is left out of the disk: caches, and what nobody reads there.
 const LEFT_OUT: [&str; 6] = [
@@ -74,19 +78,25 @@ pub(crate) fn ensure() -> anyhow::Result<()> {
     }
     say(format_args!("making a Debian guest in {}; this takes a minute or two, once", folder.display()));
     fs::create_dir_all(&folder)?;
+    // One that is cut in the middle must not be taken for a whole one.
+    remove(&folder.join("key"))?;
     let root = folder.join("root");
-    remove(&root)?;
+    remove_root(&root)?;
     bootstrap(&root, &folder.join("debootstrap.log"))?;
     finish(&root, &folder)?;
     make_disk(&root, &folder)?;
     write_whole(&folder.join("key"), key.as_bytes())?;
-    remove(&root)
+    remove_root(&root)
 }
 
 fn bootstrap(root: &Path, log: &Path) -> anyhow::Result<()> {
     let mut command = Command::new(program("debootstrap")?);
-    command.args(["--variant=minbase", "--include", PACKAGES, SUITE]).arg(root);
-    command.args(packages::mirror_of(SUITE));
+    command.args(["--variant=minbase", "--include", PACKAGES]);
+    let mirror = packages::mirror_of(SUITE).filter(Mirror::is_plain);
+    if let Some(keyring) = mirror.as_ref().and_then(Mirror::keyring_file) {
+        command.arg(format!("--keyring={keyring}"));
+    }
+    command.arg(SUITE).arg(root).args(mirror.map(|mirror| mirror.uri));
     say(format_args!("$ {} (its words go to {})", shown(&command), log.display()));
     let words = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let status = command.env("LC_ALL", "C").stdout(words.try_clone()?).stderr(words).status()?;
@@ -103,10 +113,9 @@ fn bootstrap(root: &Path, log: &Path) -> anyhow::Result<()> {
 }
 
 fn finish(root: &Path, folder: &Path) -> anyhow::Result<()> {
+    set_mode(root, FOLDER_MODE)?;
     for (name, text) in FILES.into_iter().chain([RULES]) {
-        let path = root.join(name);
-        fs::create_dir_all(path.parent().context("every file is in a folder")?)?;
-        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        put(root, name, text)?;
     }
     run(Command::new(program("chroot")?).arg(root).args(["sh", "-c", FINISH]))?;
     let (secret, public) = (folder.join("id_ed25519"), folder.join("id_ed25519.pub"));
@@ -114,8 +123,8 @@ fn finish(root: &Path, folder: &Path) -> anyhow::Result<()> {
         remove(key)?;
     }
     run(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(&secret))?;
-    fs::create_dir_all(root.join("root/.ssh"))?;
-    fs::copy(&public, root.join("root/.ssh/authorized_keys"))?;
+    make_folder(root, Path::new("root/.ssh"), SECRET_FOLDER_MODE)?;
+    put(root, "root/.ssh/authorized_keys", &fs::read_to_string(&public)?)?;
     LEFT_OUT.iter().try_for_each(|name| remove(&root.join(name)))
 }
 
@@ -159,15 +168,53 @@ fn program(name: &str) -> anyhow::Result<PathBuf> {
     find_program(name).with_context(|| format!("{name} is not installed"))
 }
 
-/// Removes a file or a folder; one that is not there is no fault.
-fn remove(path: &Path) -> anyhow::Result<()> {
-    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-    match removed {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+/// Writes a file that everybody may read, whatever the umask is.
+fn put(root: &Path, name: &str, text: &str) -> anyhow::Result<()> {
+    let path = root.join(name);
+    make_folder(root, path.strip_prefix(root)?.parent().context("every file is in a folder")?, FOLDER_MODE)?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    set_mode(&path, FILE_MODE)
+}
+
+/// Makes the folders that are missing, each with this mode.
+fn make_folder(root: &Path, name: &Path, mode: u32) -> anyhow::Result<()> {
+    let mut path = root.to_owned();
+    for part in name {
+        path.push(part);
+        if !path.is_dir() {
+            fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+            set_mode(&path, mode)?;
         }
-        _ => Ok(()),
     }
+    Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> anyhow::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of {}", path.display()))
+}
+
+/// Removes the folder of the root, with nothing of this machine in it: a debootstrap that was cut leaves its /proc mounted there.
+fn remove_root(root: &Path) -> anyhow::Result<()> {
+    if let Ok(whole) = fs::canonicalize(root) {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot tell what is mounted")?;
+        for mount in mounts_below(&mounts, &whole) {
+            run(Command::new(program("umount")?).arg(mount))?;
+        }
+    }
+    remove(root)
+}
+
+/// What is mounted there and below, the latest first.
+fn mounts_below(mountinfo: &str, root: &Path) -> Vec<PathBuf> {
+    let places = mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|place| {
+        // Space, tab, newline and backslash are written in octal.
+        let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
+        PathBuf::from(plain.into_iter().fold(place.to_owned(), |place, (octal, letter)| place.replace(octal, letter)))
+    });
+    let mut below: Vec<PathBuf> = places.filter(|place| place.starts_with(root)).collect();
+    below.reverse();
+    below
 }
 
 #[cfg(test)]
@@ -180,5 +227,28 @@ mod tests {
         assert_eq!(entry[..8], [0, 0xfe, 0xff, 0xff, 0x83, 0xfe, 0xff, 0xff]);
         assert_eq!(entry[8..12], 2048_u32.to_le_bytes());
         assert_eq!(entry[12..], (767_u32 * 2048).to_le_bytes());
+    }
+
+    #[test]
+    fn what_is_mounted_below_a_folder_is_found() {
+        let text = "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n30 22 0:5 / /a\\040b/root/proc rw - proc proc rw\n\
+                    31 22 0:6 / /a\\040b/root2 rw - tmpfs t rw\n32 30 0:7 / /a\\040b/root/proc/sys rw - binfmt b rw\n";
+        let below = mounts_below(text, Path::new("/a b/root"));
+        assert_eq!(below, [Path::new("/a b/root/proc/sys"), Path::new("/a b/root/proc")]);
+        assert!(mounts_below(text, Path::new("/c")).is_empty());
+    }
+
+    #[test]
+    fn files_have_their_modes_and_folders_that_were_there_keep_theirs() {
+        let root = std::env::temp_dir().join(format!("sterna-modes-{}", std::process::id()));
+        fs::create_dir_all(root.join("old")).expect("a folder");
+        let outcome = set_mode(&root.join("old"), 0o711)
+            .and_then(|()| make_folder(&root, Path::new("old/secret"), SECRET_FOLDER_MODE))
+            .and_then(|()| put(&root, "old/secret/new/file", "text"));
+        let mode = |name: &str| fs::metadata(root.join(name)).map(|of| of.permissions().mode() & 0o777).unwrap_or(0);
+        let modes = ["old", "old/secret", "old/secret/new", "old/secret/new/file"].map(mode);
+        fs::remove_dir_all(&root).expect("removed");
+        outcome.expect("written");
+        assert_eq!(modes, [0o711, 0o700, 0o755, 0o644]);
     }
 }

@@ -15,11 +15,13 @@ use std::process::Command;
 
 use anyhow::{Context as _, bail};
 
-use crate::command::{cargo, output, run, say, target};
+use crate::command::{cargo, run, say, shown, target};
 use crate::initramfs::Archive;
 use crate::packages;
 
 const KERNEL: &str = "linux-image-cloud-amd64";
+/// What `apt-cache` ends with where it knows no such package.
+const APT_UNKNOWN: i32 = 100;
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Drivers of the devices that a guest may be given. What the kernel has built in or does not know is left out.
 const MODULES: [&str; 11] = [
@@ -59,10 +61,10 @@ pub(crate) fn ensure() -> anyhow::Result<PathBuf> {
     }
 
     say(format_args!("putting the guest together in {}", folder.display()));
+    // One that is cut in the middle must not be taken for a whole one.
+    remove(&folder.join("key"))?;
     let kernel = folder.join("kernel");
-    if kernel.exists() {
-        fs::remove_dir_all(&kernel)?;
-    }
+    remove(&kernel)?;
     run(Command::new("dpkg-deb").arg("--extract").arg(&package).arg(&kernel))?;
     let image = find(&kernel.join("boot"), |name| name.starts_with("vmlinuz-"))?;
     write_whole(&folder.join("vmlinuz"), &fs::read(image)?)?;
@@ -105,9 +107,17 @@ fn kernel_package(folder: &Path) -> anyhow::Result<PathBuf> {
     find(folder, is_package)
 }
 
-/// The package that the metapackage stands for: the first it depends on.
+/// The package that the metapackage stands for: the first it depends on. None where apt does not know it.
 fn kernel_name() -> anyhow::Result<Option<String>> {
-    let text = output(Command::new("apt-cache").args(["depends", KERNEL]))?;
+    let mut ask = Command::new("apt-cache");
+    ask.args(["depends", KERNEL]);
+    let answer = ask.output().with_context(|| format!("cannot run {}", shown(&ask)))?;
+    match answer.status.code() {
+        Some(0) => {}
+        Some(APT_UNKNOWN) => return Ok(None),
+        _ => bail!("{} ended with {}: {}", shown(&ask), answer.status, String::from_utf8_lossy(&answer.stderr)),
+    }
+    let text = String::from_utf8_lossy(&answer.stdout);
     Ok(text.lines().find_map(|line| line.trim().strip_prefix("Depends: ")).map(str::to_owned))
 }
 
@@ -226,6 +236,17 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let partial = path.with_extension("partial");
     fs::write(&partial, bytes).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Removes a file or a folder; one that is not there is no fault.
+pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
+    let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

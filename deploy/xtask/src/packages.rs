@@ -87,11 +87,17 @@ pub(crate) const PYTHON: [Package; 1] = [Package {
 }];
 
 /// Makes the disk of a Debian guest, and reaches the guest.
-pub(crate) const DEBIAN: [Package; 4] = [
+pub(crate) const DEBIAN: [Package; 5] = [
     Package {
         program: "debootstrap",
         package: "debootstrap",
         why: "makes the Debian guest that a test clones",
+        backports: false,
+    },
+    Package {
+        program: "/usr/share/keyrings/debian-archive-keyring.gpg",
+        package: "debian-archive-keyring",
+        why: "tells whose packages that guest is made of",
         backports: false,
     },
     Package { program: "mke2fs", package: "e2fsprogs", why: "makes the file system of that guest", backports: false },
@@ -195,8 +201,8 @@ fn names<'a>(packages: &[&'a Package]) -> Vec<&'a str> {
 }
 
 /// The mirror that this machine takes a release from, where it is of that release.
-pub(crate) fn mirror_of(codename: &str) -> Option<String> {
-    Mirror::of_this_machine(codename).map(|mirror| mirror.uri)
+pub(crate) fn mirror_of(codename: &str) -> Option<Mirror> {
+    Mirror::of_this_machine(codename)
 }
 
 fn apt_get(words: &[&str], packages: &[&str]) -> anyhow::Result<()> {
@@ -235,12 +241,24 @@ fn backports() -> anyhow::Result<Option<String>> {
 
 /// Where this machine takes its Debian from.
 #[derive(Debug, PartialEq, Eq)]
-struct Mirror {
-    uri: String,
+pub(crate) struct Mirror {
+    /// Its address.
+    pub(crate) uri: String,
     keyring: Option<String>,
 }
 
 impl Mirror {
+    /// Whether others than apt can fetch from it.
+    pub(crate) fn is_plain(&self) -> bool {
+        ["http:", "https:", "file:"].iter().any(|scheme| self.uri.starts_with(scheme))
+    }
+
+    /// The keyring that it is signed by, where it is one file that `gpgv` reads, and no key by itself.
+    pub(crate) fn keyring_file(&self) -> Option<&str> {
+        let one = |text: &&str| text.starts_with('/') && !text.contains([',', ' ']) && !text.ends_with(".asc");
+        self.keyring.as_deref().filter(one)
+    }
+
     fn of_this_machine(codename: &str) -> Option<Self> {
         let folder = fs::read_dir(SOURCES_FOLDER).into_iter().flatten().flatten().map(|entry| entry.path());
         let files = std::iter::once(Path::new("/etc/apt/sources.list").to_owned()).chain(folder);
@@ -323,5 +341,17 @@ mod tests {
     fn a_source_says_where_and_by_whom_it_is_signed() {
         let source = mirror(Some("/k/debian.gpg")).expect("given").source("bookworm-backports");
         assert!(source.contains("Suites: bookworm-backports\n") && source.ends_with("Signed-By: /k/debian.gpg\n"));
+    }
+
+    #[test]
+    fn what_debootstrap_is_given_is_what_it_can_use() {
+        let plain = |uri: &str| Mirror { uri: uri.into(), keyring: None }.is_plain();
+        assert!(plain("http://m.example") && plain("https://m.example") && plain("file:/srv/debian"));
+        assert!(!plain("mirror+file:/etc/apt/mirrors") && !plain("cdrom:[x]/") && !plain("tor+http://m.example"));
+        let file = |by: &str| mirror(Some(by)).expect("given").keyring_file().map(str::to_owned);
+        assert_eq!(file("/k/debian.gpg").as_deref(), Some("/k/debian.gpg"));
+        for other in ["0123ABCD", "/k/a.gpg,/k/b.gpg", "/k/a.gpg /k/b.gpg", "/k/debian.asc"] {
+            assert_eq!(file(other), None, "{other}");
+        }
     }
 }
