@@ -51,7 +51,8 @@ const RULES: (&str, &str) = (
     "SUBSYSTEM==\"net\", ATTR{address}==\"52:54:00:00:00:64\", NAME=\"lan0\"\n",
 );
 /// Done inside. Timers would have a guest that is emulated busy with what no test needs.
-const FINISH: &str = "umask 022 && systemctl enable systemd-networkd && systemctl mask apt-daily.timer apt-daily-upgrade.timer \
+const FINISH: &str = "umask 022 && systemctl enable systemd-networkd && \
+                      systemctl mask apt-daily.timer apt-daily-upgrade.timer \
                       dpkg-db-backup.timer e2scrub_all.timer fstrim.timer systemd-networkd-wait-online.service";
 /// What is left out of the disk: caches, and what nobody reads there.
 const LEFT_OUT: [&str; 6] = [
@@ -194,7 +195,8 @@ fn set_mode(path: &Path, mode: u32) -> anyhow::Result<()> {
         .with_context(|| format!("cannot set the mode of {}", path.display()))
 }
 
-/// Removes the folder of the root, with nothing of this machine in it: a debootstrap that was cut leaves its /proc mounted there.
+/// Removes the folder of the root, with nothing of this machine in it: a debootstrap that was cut leaves its `/proc` mounted
+/// there.
 fn remove_root(root: &Path) -> anyhow::Result<()> {
     if let Ok(whole) = fs::canonicalize(root) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot tell what is mounted")?;
