@@ -95,9 +95,10 @@ async fn expect_part_to_make_room(fleet: &Fleet, web: &mut Watched, at: &(&str, 
     let found = replica(fleet, "web").await?.context("the replica is still there")?;
     let (vm, next) = (found["vm"]["id"].as_str().context("an id")?, &found["next"]);
     let part = fleet.agent(host)?.pool("fast").join(vm).join(format!("root.layer-{next}.qcow2"));
-    // As if that much had come.
-    let mut file = std::fs::File::options().append(true).open(&part).context("the part is kept")?;
-    file.write_all(&vec![1; PART_MIB << 20])?;
+    // As if that much had come. Closed again: what somebody has open takes room also when it is removed.
+    let file = std::fs::File::options().append(true).open(&part).context("the part is kept")?;
+    (&file).write_all(&vec![1; PART_MIB << 20])?;
+    drop(file);
     let somebody_elses = pool.fill(TOO_LITTLE_TO_BEGIN_MIB)?;
     cycle(fleet, "web", "bravo", &[]).await.context("where the part was lacking")?;
     std::fs::remove_file(somebody_elses)?;

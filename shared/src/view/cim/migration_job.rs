@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use crate::id::VmId;
-use crate::job::{DiskMove, JobKind, JobState, JobStatus, MoveMode, Plan, Progress, Recovery};
+use crate::job::{DiskMove, JobKind, JobState, JobStatus, MoveMode, Plan, Progress, Recovery, StepState};
 use crate::replica::CloneOf;
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
@@ -346,6 +346,9 @@ fn description(plan: &Plan) -> String {
 
 /// The state, and what there is to say in it.
 fn told(status: &JobStatus, progress: Option<&Progress>, fault: Option<&str>) -> String {
+    // The two come by different ways: what is told of a step that is over is from before its end.
+    let over = |kind| status.steps.iter().any(|step| step.kind == kind && step.state == StepState::Finished);
+    let progress = progress.filter(|progress| !over(progress.step));
     let detail = match (fault, progress, status.blackout_us) {
         (Some(fault), _, _) => Some(fault.to_owned()),
         (None, Some(progress), _) => {
