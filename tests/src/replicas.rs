@@ -83,6 +83,25 @@ pub fn records(
     Ok(found)
 }
 
+/// Holds a snapshot against what the guest had acknowledged `before` it: nothing of that is missing, and of a guest that writes in
+/// lockstep both disks are of one instant.
+pub fn of_one_instant(
+    fleet: &Fleet,
+    host: &str,
+    replica: &Value,
+    snapshot: u64,
+    wish: &WitnessWish,
+    before: &[u64],
+) -> anyhow::Result<()> {
+    let found = records(fleet, host, replica, snapshot, wish)?;
+    for (disk, before) in found.iter().zip(before) {
+        ensure!(disk.mismatches == 0 && disk.acknowledged >= *before, "snapshot {snapshot}, of {before}: {disk:?}");
+    }
+    let numbers: Vec<u64> = found.iter().map(|disk| disk.acknowledged).collect();
+    ensure!(numbers[0].abs_diff(numbers[1]) <= 1, "snapshot {snapshot} is of two instants: {numbers:?}");
+    Ok(())
+}
+
 fn surveyed(raw: &std::path::Path, disk: u64, bytes: u64) -> anyhow::Result<DiskVerification> {
     let file = std::fs::File::open(raw)?;
     let records = Records::new(SEED, disk, bytes).context("a disk without room")?;

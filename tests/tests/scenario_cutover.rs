@@ -10,7 +10,7 @@ use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, processes, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::{cycle, records, replica, snapshots};
+use sterna_tests::replicas::{cycle, of_one_instant, replica, snapshots};
 use sterna_tests::scenario::{Watched, eventually, on_fleet, vm};
 
 const WAIT: Duration = Duration::from_secs(180);
@@ -87,13 +87,7 @@ async fn next_cycle_is_right(fleet: &Fleet, web: &Watched) -> anyhow::Result<()>
     cycle(fleet, "web", "bravo", &[]).await?;
     let found = replica(fleet, "web").await?.context("there is a replica")?;
     let last = snapshots(&found).last().copied().context("a snapshot")?;
-    let held = records(fleet, "bravo", &found, last, &wish())?;
-    for (disk, before) in held.iter().zip(&before) {
-        ensure!(disk.mismatches == 0 && disk.acknowledged >= *before, "snapshot {last}, of {before}: {disk:?}");
-    }
-    let numbers: Vec<u64> = held.iter().map(|disk| disk.acknowledged).collect();
-    ensure!(numbers[0].abs_diff(numbers[1]) <= 1, "snapshot {last} is of two instants: {numbers:?}");
-    Ok(())
+    of_one_instant(fleet, "bravo", &found, last, &wish(), &before)
 }
 
 #[tokio::test]

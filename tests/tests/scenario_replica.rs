@@ -5,11 +5,10 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::{cycle, records, replica, snapshots, strays};
+use sterna_tests::replicas::{cycle, of_one_instant, replica, snapshots, strays};
 use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, on_fleet};
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -27,23 +26,6 @@ fn lockstep() -> WitnessWish {
         disks: vec![("root", "fast", "qcow2", 64), ("data", "bulk", "raw", 64)],
         ..WitnessWish::small("web")
     }
-}
-
-/// The disks of a snapshot are of one instant, lack nothing of what was acknowledged `before` it, and have nothing wrong.
-fn expect_one_instant(
-    fleet: &Fleet,
-    replica: &Value,
-    snapshot: u64,
-    wish: &WitnessWish,
-    before: &[u64],
-) -> anyhow::Result<()> {
-    let found = records(fleet, "bravo", replica, snapshot, wish)?;
-    for (disk, before) in found.iter().zip(before) {
-        ensure!(disk.mismatches == 0 && disk.acknowledged >= *before, "snapshot {snapshot}, of {before}: {disk:?}");
-    }
-    let numbers: Vec<u64> = found.iter().map(|disk| disk.acknowledged).collect();
-    ensure!(numbers[0].abs_diff(numbers[1]) <= 1, "snapshot {snapshot} is of two instants: {numbers:?}");
-    Ok(())
 }
 
 #[tokio::test]
@@ -65,7 +47,7 @@ async fn instants(fleet: &mut Fleet) -> anyhow::Result<()> {
     let found = replica(fleet, "web").await?.context("there is a replica")?;
     ensure!(snapshots(&found) == (1..=CYCLES).collect::<Vec<_>>(), "{found:#}");
     for (number, before) in (1..).zip(&before) {
-        expect_one_instant(fleet, &found, number, &wish, before)?;
+        of_one_instant(fleet, "bravo", &found, number, &wish, before)?;
     }
     // A clone of each boots, beside the VM that it is of, and finds its disks.
     for numbers in (1..=CYCLES).collect::<Vec<_>>().chunks(CLONES_AT_ONCE) {
@@ -98,8 +80,8 @@ async fn instants(fleet: &mut Fleet) -> anyhow::Result<()> {
     })
     .await?;
     ensure!(snapshots(&pruned) == [CYCLES, CYCLES + 1], "{pruned:#}");
-    expect_one_instant(fleet, &pruned, CYCLES, &wish, &before[before.len() - 1])?;
-    expect_one_instant(fleet, &pruned, CYCLES + 1, &wish, &before_last)?;
+    of_one_instant(fleet, "bravo", &pruned, CYCLES, &wish, &before[before.len() - 1])?;
+    of_one_instant(fleet, "bravo", &pruned, CYCLES + 1, &wish, &before_last)?;
     fleet.sterna(&["replicate", "remove", "web", "--yes"]).await?;
     eventually("nothing is left of the replica", WAIT, async || Ok(expect_nothing_left(fleet, "bravo").ok())).await?;
     web.prove().await
@@ -153,7 +135,7 @@ async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
             ensure!(carried < 128 * MIB, "{at}: everything was read again: {next:#}");
             let found = replica(fleet, "web").await?.context("there is a replica")?;
             let newest = snapshots(&found).last().copied().context("a snapshot")?;
-            expect_one_instant(fleet, &found, newest, &wish, &before).with_context(|| at.clone())?;
+            of_one_instant(fleet, "bravo", &found, newest, &wish, &before).with_context(|| at.clone())?;
         }
     }
     web.prove().await
@@ -197,6 +179,6 @@ async fn goes_on(fleet: &mut Fleet) -> anyhow::Result<()> {
     eprintln!("after three cuts {} MiB were not sent again", resumed / MIB);
     ensure!(resumed > 16 * MIB, "{job:#}");
     let found = replica(fleet, "web").await?.context("there is a replica")?;
-    expect_one_instant(fleet, &found, 1, &wish, &before)?;
+    of_one_instant(fleet, "bravo", &found, 1, &wish, &before)?;
     web.prove().await
 }

@@ -19,7 +19,7 @@ use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::vm::{done, yes_or_no};
 use super::{job, now};
 use crate::client::Client;
-use crate::view::{JobView, PlanView};
+use crate::view::PlanView;
 
 /// The longest body that is read, in bytes. None that says something is as long.
 const BODY_MAX: u64 = 64 * 1024;
@@ -108,19 +108,14 @@ pub(super) async fn run(command: &CloneCommand, client: &Client, output: Output)
             output.json(&found.ok_or_else(|| no_clone(*job))?)?;
             Ok(Exit::Ok)
         }
-        CloneCommand::List => {
-            let mut jobs = client.jobs().await?;
-            jobs.retain(|status| status.plan.kind == JobKind::Clone);
-            let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
-            output.result(&views, || list(&jobs))?;
-            Ok(Exit::Ok)
-        }
+        CloneCommand::List => job::list_of_kind(JobKind::Clone, list, client, output).await,
         CloneCommand::Show { job } => {
-            let view = client.job(*job).await?.view();
+            let view = job::of_kind(*job, JobKind::Clone, client).await?.ok_or_else(|| no_clone(*job))?.view();
             output.result(&view, || job::show(&view))?;
             Ok(Exit::Ok)
         }
         CloneCommand::Cancel { job } => {
+            job::of_kind(*job, JobKind::Clone, client).await?.ok_or_else(|| no_clone(*job))?;
             let told = format!("cancel of {job} was sent; sterna job watch {job} tells when everything is back");
             done(client.cancel(*job).await, told, output)
         }

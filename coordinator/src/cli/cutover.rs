@@ -16,8 +16,7 @@ use super::migrate::{SubmitArgs, parse_placement};
 use super::output::{Format, Output, moment, or_dash, table};
 use super::vm::done;
 use super::{failover, job, now, schedule};
-use crate::client::{Client, Job};
-use crate::view::JobView;
+use crate::client::Client;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CutoverCommand {
@@ -119,20 +118,14 @@ pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Outpu
             output.json(&found.ok_or_else(|| no_such_job(*job))?)?;
             Ok(Exit::Ok)
         }
-        CutoverCommand::List => {
-            let mut jobs = client.jobs().await?;
-            jobs.retain(|status| status.plan.kind == JobKind::Cutover);
-            let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
-            output.result(&views, || list(&jobs))?;
-            Ok(Exit::Ok)
-        }
+        CutoverCommand::List => job::list_of_kind(JobKind::Cutover, list, client, output).await,
         CutoverCommand::Show { job } => {
-            let view = cutover(*job, client).await?.view();
+            let view = job::of_kind(*job, JobKind::Cutover, client).await?.ok_or_else(|| no_such_job(*job))?.view();
             output.result(&view, || job::show(&view))?;
             Ok(Exit::Ok)
         }
         CutoverCommand::Cancel { job } => {
-            cutover(*job, client).await?;
+            job::of_kind(*job, JobKind::Cutover, client).await?.ok_or_else(|| no_such_job(*job))?;
             let told = format!("cancel of {job} was sent; sterna job watch {job} tells when everything is back");
             done(client.cancel(*job).await, told, output)
         }
@@ -166,11 +159,6 @@ fn last_of<'a>(vm: &str, jobs: &'a [JobStatus]) -> Option<&'a Plan> {
         of && plan.kind == JobKind::Cutover && status.state == JobState::Completed
     };
     jobs.iter().filter(is_one).max_by_key(|status| (status.finished_at, status.job)).map(|status| &status.plan)
-}
-
-async fn cutover(id: JobId, client: &Client) -> Result<Job, CliError> {
-    let job = client.job(id).await?;
-    if job.status.plan.kind == JobKind::Cutover { Ok(job) } else { Err(no_such_job(id)) }
 }
 
 fn no_such_job(job: JobId) -> CliError {

@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::{JobAnswer, JobChange};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{CutoverForecast, DiskPlacement, JobKind, MoveMode, RequestedState, ReturnCode};
+use sterna_shared::job::{CutoverForecast, DiskPlacement, JobKind, JobStatus, MoveMode, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::MsvmError;
 
@@ -18,7 +18,7 @@ use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
 use super::vm::done;
 use super::{check, confirm, now, watch};
-use crate::client::{Client, StateChange};
+use crate::client::{Client, Job, StateChange};
 use crate::view::JobView;
 
 #[derive(Debug, Subcommand)]
@@ -422,4 +422,22 @@ pub(super) fn show(job: &JobView) -> String {
         }
     }
     text
+}
+/// Lists the jobs of one kind, which people see as `draw` has them.
+pub(super) async fn list_of_kind(
+    kind: JobKind,
+    draw: fn(&[JobStatus]) -> String,
+    client: &Client,
+    output: Output,
+) -> Result<Exit, CliError> {
+    let mut jobs = client.jobs().await?;
+    jobs.retain(|status| status.plan.kind == kind);
+    let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
+    output.result(&views, || draw(&jobs))?;
+    Ok(Exit::Ok)
+}
+
+/// The job with that id, if it is of that kind.
+pub(super) async fn of_kind(id: JobId, kind: JobKind, client: &Client) -> Result<Option<Job>, CliError> {
+    Ok(Some(client.job(id).await?).filter(|job| job.status.plan.kind == kind))
 }

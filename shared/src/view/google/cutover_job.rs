@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use crate::job::{JobState, JobStatus, Progress, StepKind, StepState, StepStatus};
 
-use super::clone_job::fails;
+use super::clone_job::{CloneStage, fails};
 use super::error::RpcStatus;
 use super::name::{CutoverJobName, MigratingVmName};
 use super::target::{ComputeEngineTargetDetails, TargetVmDetails};
-use super::values::CutoverJobState;
+use super::values::{CloneJobState, CutoverJobState};
 use super::wellknown::{Empty, ProtoDuration, ProtoTimestamp, resource};
 
 resource! {
@@ -105,21 +105,18 @@ impl CutoverStepKind {
 }
 
 impl CutoverJobState {
-    /// The state of a cutover job, by its job's: `begun` where a step has begun, `fails` where it unwinds from a failure and not
+    /// The state of a cutover job, by its job's, as of a clone job with other numbers: `begun` where a step has begun, `fails` where it unwinds from a failure and not
     /// because it was cancelled.
     #[must_use]
     pub const fn of(state: JobState, begun: bool, fails: bool) -> Self {
-        use JobState as J;
-        match (state, begun) {
-            (J::New | J::Starting | J::Suspended | J::Service | J::QueryPending, false) => Self::Pending,
-            (J::New | J::Starting | J::Suspended | J::Service | J::QueryPending, true) | (J::Running, _) => {
-                Self::Active
-            }
-            (J::ShuttingDown, _) if fails => Self::Active,
-            (J::ShuttingDown, _) => Self::Cancelling,
-            (J::Completed, _) => Self::Succeeded,
-            (J::Terminated | J::Killed, _) => Self::Cancelled,
-            (J::Exception, _) => Self::Failed,
+        match CloneJobState::of(state, if begun { CloneStage::Begun } else { CloneStage::Waiting }, fails) {
+            CloneJobState::Unspecified => Self::Unspecified,
+            CloneJobState::Pending => Self::Pending,
+            CloneJobState::Active | CloneJobState::AdaptingOs => Self::Active,
+            CloneJobState::Cancelling => Self::Cancelling,
+            CloneJobState::Succeeded => Self::Succeeded,
+            CloneJobState::Cancelled => Self::Cancelled,
+            CloneJobState::Failed => Self::Failed,
         }
     }
 }
