@@ -92,8 +92,8 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
     if find_program("cargo-nextest").is_some() {
         tests.args(["nextest", "run", "--locked", "--workspace"]);
     } else {
-        // One at a time: without nextest's groups, guests would crowd each other out.
-        tests.args(["test", "--locked", "--workspace"]).env("RUST_TEST_THREADS", "1");
+        // Two at a time, as nextest's group of guests: more would crowd each other out.
+        tests.args(["test", "--locked", "--workspace"]).env("RUST_TEST_THREADS", "2");
         say(
             "cargo-nextest is not installed; cargo test is used, which is slower (cargo install --locked cargo-nextest)",
         );
