@@ -197,8 +197,8 @@ impl Fleet {
         }
     }
 
-    /// Gives a host one more pool, and a directory with programs for it; its agent is started again.
-    pub async fn add_pool(&mut self, name: &str, section: &str, programs: &Path) -> anyhow::Result<()> {
+    /// Has a host's agent find programs in a directory before it looks elsewhere, and adds to its configuration; it is started again.
+    pub async fn equip(&mut self, name: &str, programs: &Path, section: &str) -> anyhow::Result<()> {
         self.stop_agent(name).await?;
         let agent = self.agents.get_mut(name).with_context(|| format!("the fleet has no host {name}"))?;
         agent.programs = Some(programs.to_owned());

@@ -1,7 +1,8 @@
 //! Replicas looked at from outside: what the layers of a snapshot hold is read by QEMU's own programs, and held against what the
 //! witness has written.
 
-use std::os::unix::fs::FileExt as _;
+use std::fs::Permissions;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -15,12 +16,30 @@ use crate::fleet::{Fleet, WitnessWish};
 /// The seed that every witness of a fleet has.
 const SEED: u64 = 7;
 
+/// Makes images slowly, and does all else as the one that is found behind it.
+const SLOW_QEMU_IMG: &str = r#"#!/bin/sh
+[ "$1" != create ] || sleep 3
+PATH="${PATH#*:}" exec qemu-img "$@"
+"#;
+
 /// Runs one cycle to its end, which must be a good one.
 pub async fn cycle(fleet: &Fleet, vm: &str, target: &str, more: &[&str]) -> anyhow::Result<Value> {
     let arguments = [&["replicate", "add", vm, "--to", target, "--once"], more].concat();
     let job = fleet.sterna(&arguments).await?;
     ensure!(job["state"] == "completed", "the cycle ended as {job:#}");
     Ok(job)
+}
+
+/// From now on a host takes some seconds over every image that it makes, so that it can be met while it does: its agent, which is
+/// started again, finds another `qemu-img`, in the directory that is given back, as long as that is there.
+pub async fn with_slow_images(fleet: &mut Fleet, host: &str) -> anyhow::Result<PathBuf> {
+    let programs = fleet.folder().join("slow-programs");
+    std::fs::create_dir(&programs)?;
+    let program = programs.join("qemu-img");
+    std::fs::write(&program, SLOW_QEMU_IMG)?;
+    std::fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+    fleet.equip(host, &programs, "").await?;
+    Ok(programs)
 }
 
 /// The replica of a VM as the fleet shows it; nothing where there is none.

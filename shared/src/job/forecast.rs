@@ -36,7 +36,7 @@ const BLACKOUT_SECONDS_CAUTIOUS: f64 = 0.1;
 /// channel at least (`link/flow.rs`, `MEMORY_IN_FLIGHT_MIN`). On a slow link it is always full.
 const QUEUED_PER_LANE: f64 = 1_048_576.0;
 /// How often that is waited for: by the rest of memory, and by the pass over the disks that the pause falls into. Fitted, not
-/// derived: in two runs of `scenario_check` a guest of 192 MiB stood still for 77 to 106 ms at 800 Mbit/s, 98 and 291 at 600,
+/// derived: in two runs of `scenarios::check` a guest of 192 MiB stood still for 77 to 106 ms at 800 Mbit/s, 98 and 291 at 600,
 /// 203 to 552 at 400, and 1295 and 1773 at 200, where it is too little.
 const QUEUES: f64 = 2.0;
 /// The same on a bad day: the passes of a guest that writes come one after the other, and lanes may share a full link badly,

@@ -2,13 +2,14 @@
 
 #![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
 
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::processes;
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::cycle;
+use sterna_tests::replicas::{cycle, with_slow_images};
 use sterna_tests::scenario::{Watched, eventually, on_fleet};
 use sterna_tests::witness::Witness;
 use sterna_witness::protocol::DEFAULT_PORT;
@@ -55,6 +56,7 @@ async fn failover(fleet: &mut Fleet) -> anyhow::Result<()> {
     ensure!(unsure.status.code() == Some(2) && said.contains("Not answered"), "somebody has to be sure: {said}");
     let other = fleet.try_sterna(&["cutover", "start", "web", "--from-replica", "--fenced", "bravo", "--yes"]).await?;
     ensure!(!other.status.success(), "bravo does not have it");
+    cut_while_it_makes_images(fleet, &sure).await?;
     let taken = fleet.try_sterna(&sure).await?;
     let said = String::from_utf8_lossy(&taken.stderr).into_owned();
     ensure!(taken.status.success(), "{said}");
@@ -88,6 +90,24 @@ async fn failover(fleet: &mut Fleet) -> anyhow::Result<()> {
     // From where it is now it is replicated to where it was.
     cycle(fleet, "web", "alpha", &[]).await?;
     expect_whole(fleet, &web, &before).await
+}
+
+/// The agent that takes the VM over falls out in the middle: nothing is left that is in the way of the next try.
+async fn cut_while_it_makes_images(fleet: &mut Fleet, take_over: &[&str]) -> anyhow::Result<()> {
+    let images = |fleet: &Fleet| {
+        let files = fleet.agent("bravo")?.files("fast");
+        anyhow::Ok(files.iter().filter(|path| path.ends_with("root.qcow2")).count())
+    };
+    let programs = with_slow_images(fleet, "bravo").await?;
+    let mut asked = fleet.sterna_command(take_over).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let begun = eventually("an image is made", WAIT, async || Ok((images(fleet)? > 0).then_some(()))).await;
+    asked.kill()?;
+    asked.wait()?;
+    begun?;
+    fleet.kill_agent("bravo")?;
+    std::fs::remove_dir_all(programs)?;
+    fleet.start_agent("bravo").await?;
+    eventually("what it had made is gone", WAIT, async || Ok((images(fleet)? == 0).then_some(()))).await
 }
 
 /// The guest answers, writes on, and its disks hold what it had acknowledged.

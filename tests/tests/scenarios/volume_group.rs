@@ -1,6 +1,6 @@
 //! A pool that is a volume group: a running guest moves into it, out of it, and on to another host.
 
-#[path = "../../agent/tests/nbd/lvm.rs"]
+#[path = "../../../agent/tests/nbd/lvm.rs"]
 mod lvm;
 
 use anyhow::ensure;
@@ -18,7 +18,7 @@ async fn a_guest_moves_onto_logical_volumes_and_off_them() {
 }
 
 async fn onto_and_off(fleet: &mut Fleet, group: &Group) -> anyhow::Result<()> {
-    fleet.add_pool("bravo", &format!("[pools.block]\nvolume_group = \"{}\"\n", group.name), &group.programs).await?;
+    fleet.equip("bravo", &group.programs, &format!("[pools.block]\nvolume_group = \"{}\"\n", group.name)).await?;
     // The second is no whole number of extents, and mostly a hole.
     let disks = vec![("root", "fast", "raw", 64), ("data", "bulk", "qcow2", 66)];
     let mut watched = Watched::start(fleet, "alpha", &WitnessWish { disks, ..WitnessWish::small("witness") }).await?;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use sterna_tests::fleet::{Fleet, WitnessWish};
+use sterna_tests::replicas::cycle;
 use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, migrate, on_fleet, vm};
 
 /// How long the firmware may take to its shell, under an emulated processor.
@@ -100,6 +101,7 @@ async fn uefi(fleet: &mut Fleet) -> anyhow::Result<()> {
             expect_nothing_left(fleet, left)?;
         }
     }
+    replicated(fleet, &written).await?;
     // A stopped VM takes them along too, and finds them when it starts.
     fleet.sterna(&["vm", "stop", "shell", "--force"]).await?;
     for (arguments, host, pool) in [
@@ -112,6 +114,44 @@ async fn uefi(fleet: &mut Fleet) -> anyhow::Result<()> {
     expect_nothing_left(fleet, "bravo")?;
     fleet.sterna(&["vm", "start", "shell"]).await?;
     expect_open(fleet, "alpha", "fast")
+}
+
+/// A snapshot at alpha has the variables too: what is made of it begins with them, and such that are altered are found.
+async fn replicated(fleet: &Fleet, written: &[u8]) -> anyhow::Result<()> {
+    let keep = ["--keep", "last=1"];
+    cycle(fleet, "shell", "alpha", &keep).await?;
+    expect_in_clone(fleet, written).await?;
+    cycle(fleet, "shell", "alpha", &keep).await?;
+    eventually("layers are merged", FIRMWARE_WAIT, async || Ok((notes(fleet)?.len() == 1).then_some(()))).await?;
+    expect_in_clone(fleet, written).await.context("of a layer that was merged")?;
+
+    let mut kept = std::fs::read(&notes(fleet)?[0])?;
+    *kept.last_mut().context("an empty note")? ^= 1;
+    std::fs::write(&notes(fleet)?[0], kept)?;
+    let found = fleet.try_sterna(&["replicate", "verify", "shell"]).await?;
+    let said = String::from_utf8_lossy(&found.stderr).into_owned();
+    ensure!(!found.status.success() && said.contains("UEFI variables"), "{said}");
+    cycle(fleet, "shell", "alpha", &keep).await?;
+    expect_in_clone(fleet, written).await.context("after it was repaired")?;
+    fleet.sterna(&["replicate", "remove", "shell", "--yes"]).await?;
+    eventually("the replica is gone", FIRMWARE_WAIT, async || {
+        Ok(fleet.agent("alpha")?.files("fast").is_empty().then_some(()))
+    })
+    .await
+}
+
+async fn expect_in_clone(fleet: &Fleet, written: &[u8]) -> anyhow::Result<()> {
+    let job = fleet.sterna(&["clone", "create", "shell", "--name", "copy", "--skip-os-adaptation"]).await?;
+    ensure!(job["state"] == "completed", "{job:#}");
+    ensure!(variables(fleet, "alpha", "fast")? == written, "the clone has other variables");
+    fleet.sterna(&["vm", "delete", "copy", "--delete-disks", "--yes"]).await.map(drop)
+}
+
+/// The variables that replicas at alpha have, a file each.
+fn notes(fleet: &Fleet) -> anyhow::Result<Vec<PathBuf>> {
+    let agent = fleet.agent("alpha")?;
+    let named = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "variables");
+    Ok(agent.files("fast").into_iter().filter(named).map(|path| agent.pool("fast").join(path)).collect())
 }
 
 /// The running QEMU has the variable store of that pool open: what the guest writes goes where the next start reads.

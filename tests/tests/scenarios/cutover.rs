@@ -24,6 +24,8 @@ const BLACKOUT: [&str; 2] = ["--max-blackout", "60000"];
 /// So slow that the disks take a while; and that a guest which writes to its memory gets there still.
 const SLOW_MEGABITS: u32 = 60;
 const SLOWER_MEGABITS: u32 = 400;
+/// The steps of a live cutover; the first four are before the cede.
+const MOMENTS: [&str; 7] = ["prepare", "copy_disks", "copy_memory", "switchover", "prove", "handover", "release"];
 
 fn wish() -> WitnessWish {
     WitnessWish {
@@ -197,54 +199,73 @@ async fn cold(fleet: &mut Fleet) -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn a_cutover_that_is_cut_leaves_guest_and_replica_as_they_were() {
-    on_fleet(cuts).await;
+async fn a_cutover_that_is_cancelled_leaves_guest_and_replica_as_they_were() {
+    on_fleet(async |fleet: &mut Fleet| cuts(fleet, "cancel", &MOMENTS[..4]).await).await;
 }
 
-async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
+#[tokio::test]
+async fn a_cutover_whose_source_falls_out_leaves_guest_and_replica_as_they_were() {
+    on_fleet(async |fleet: &mut Fleet| cuts(fleet, "alpha", &MOMENTS).await).await;
+}
+
+#[tokio::test]
+async fn a_cutover_whose_target_falls_out_leaves_guest_and_replica_as_they_were() {
+    on_fleet(async |fleet: &mut Fleet| cuts(fleet, "bravo", &MOMENTS).await).await;
+}
+
+#[tokio::test]
+async fn a_cutover_needs_no_coordinator_once_it_has_begun() {
+    on_fleet(async |fleet: &mut Fleet| cuts(fleet, "coordinator", &["copy_disks", "switchover", "handover"]).await)
+        .await;
+}
+
+async fn cuts(fleet: &mut Fleet, fault: &str, moments: &[&str]) -> anyhow::Result<()> {
     let mut web = Watched::start(fleet, "alpha", &wish()).await?;
     cycle(fleet, "web", "bravo", &[]).await?;
-    for fault in ["cancel", "alpha", "bravo"] {
-        for moment in ["prepare", "copy_disks", "copy_memory", "switchover"] {
-            let at = format!("{fault} in {moment}");
-            let untouched = newest(fleet).await?;
-            web.more_records().await?;
-            let copies = matches!(moment, "prepare" | "copy_disks");
-            fleet.agent("bravo")?.host.shape(Link::Data, if copies { SLOW_MEGABITS } else { SLOWER_MEGABITS })?;
-            let arguments = [&["cutover", "start", "web", "--detach"][..], &BLACKOUT].concat();
-            let job = fleet.sterna(&arguments).await?;
-            let job = job["job"].as_str().context("an id")?.to_owned();
-            begins(fleet, "alpha", &job, moment).await?;
-            match fault {
-                "cancel" => drop(fleet.try_sterna(&["cutover", "cancel", &job]).await?),
-                host => {
-                    fleet.kill_agent(host)?;
-                    fleet.start_agent(host).await?;
-                }
+    for moment in moments {
+        let at = format!("{fault} in {moment}");
+        let untouched = newest(fleet).await?;
+        web.more_records().await?;
+        let copies = matches!(*moment, "prepare" | "copy_disks");
+        fleet.agent("bravo")?.host.shape(Link::Data, if copies { SLOW_MEGABITS } else { SLOWER_MEGABITS })?;
+        let arguments = [&["cutover", "start", "web", "--detach"][..], &BLACKOUT].concat();
+        let job = fleet.sterna(&arguments).await?;
+        let job = job["job"].as_str().context("an id")?.to_owned();
+        begins(fleet, "alpha", &job, moment).await?;
+        match fault {
+            "cancel" => drop(fleet.try_sterna(&["cutover", "cancel", &job]).await?),
+            "coordinator" => {
+                fleet.kill_coordinator()?;
+                fleet.start_coordinator().await?;
             }
-            fleet.agent("bravo")?.host.unshape(Link::Data)?;
-            let over = ended(fleet, &job, WAIT).await.with_context(|| at.clone())?;
-            let completed = over["state"] == "completed";
-            eprintln!("{at}: {}", over["state"]);
-            settled(fleet, if completed { "bravo" } else { "alpha" }).await.with_context(|| at.clone())?;
-            let elsewhere = if completed { "alpha" } else { "bravo" };
-            eventually(&format!("{at}: nothing runs at {elsewhere}"), WAIT, async || {
-                Ok(processes(fleet, elsewhere, "qemu")?.is_empty().then_some(()))
-            })
-            .await?;
-            ensure!(newest(fleet).await? == untouched, "{at}: the replica is as it was");
-            eventually(&format!("{at}: what is there has an owner"), WAIT, async || {
-                Ok((images(fleet, elsewhere)?.is_empty() || kept(fleet, elsewhere).await?).then_some(()))
-            })
-            .await?;
-            if fault == "cancel" && !completed {
-                ensure!(images(fleet, "bravo")?.is_empty(), "{at}: a cancel keeps nothing");
+            host => {
+                fleet.kill_agent(host)?;
+                fleet.start_agent(host).await?;
             }
-            web.prove().await.with_context(|| at.clone())?;
-            if completed {
-                let back = fleet.sterna(&[&["cutover", "revert", "web"][..], &BLACKOUT].concat()).await?;
-                report(&at, &back)?;
-            }
+        }
+        fleet.agent("bravo")?.host.unshape(Link::Data)?;
+        let over = ended(fleet, &job, WAIT).await.with_context(|| at.clone())?;
+        let completed = over["state"] == "completed";
+        ensure!(completed || fault != "coordinator", "{at}: the agents need no coordinator: {over:#}");
+        eprintln!("{at}: {}", over["state"]);
+        settled(fleet, if completed { "bravo" } else { "alpha" }).await.with_context(|| at.clone())?;
+        let elsewhere = if completed { "alpha" } else { "bravo" };
+        eventually(&format!("{at}: nothing runs at {elsewhere}"), WAIT, async || {
+            Ok(processes(fleet, elsewhere, "qemu")?.is_empty().then_some(()))
+        })
+        .await?;
+        ensure!(newest(fleet).await? == untouched, "{at}: the replica is as it was");
+        eventually(&format!("{at}: what is there has an owner"), WAIT, async || {
+            Ok((images(fleet, elsewhere)?.is_empty() || kept(fleet, elsewhere).await?).then_some(()))
+        })
+        .await?;
+        if fault == "cancel" && !completed {
+            ensure!(images(fleet, "bravo")?.is_empty(), "{at}: a cancel keeps nothing");
+        }
+        web.prove().await.with_context(|| at.clone())?;
+        if completed {
+            let back = fleet.sterna(&[&["cutover", "revert", "web"][..], &BLACKOUT].concat()).await?;
+            report(&at, &back)?;
         }
     }
     let job = fleet.sterna(&[&["cutover", "start", "web"][..], &BLACKOUT].concat()).await?;

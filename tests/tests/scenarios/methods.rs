@@ -1,5 +1,5 @@
 //! A job that is asked to stop while it is under way: suspended and resumed across restarts of everything. What else it can be
-//! asked for, in every state: `scenario_standings`.
+//! asked for, in every state: `scenarios::standings`.
 #![allow(clippy::print_stderr, reason = "figures are for whoever runs the test")]
 
 use std::time::Duration;

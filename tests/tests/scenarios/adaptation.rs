@@ -87,7 +87,7 @@ async fn ends(fleet: &mut Fleet) -> anyhow::Result<()> {
     cycle(fleet, "web", "bravo", &[]).await?;
     let before = files(fleet)?;
     ensure!(!before.is_empty(), "the replica has files");
-    for fault in ["cancel", "kill", "agent"] {
+    for fault in ["cancel", "kill", "agent", "coordinator"] {
         let job = fleet.sterna(&["clone", "create", "web", "--name", "copy", "--start", "--detach"]).await?;
         let job = job["job"].as_str().context("an id")?.to_owned();
         begins(fleet, "bravo", &job, "adapt_os").await?;
@@ -106,14 +106,25 @@ async fn ends(fleet: &mut Fleet) -> anyhow::Result<()> {
                 fleet.sterna(&["job", "kill", &job]).await?;
                 "killed"
             }
-            _ => {
+            "agent" => {
                 fleet.kill_agent("bravo")?;
                 fleet.start_agent("bravo").await?;
                 "exception"
             }
+            _ => {
+                fleet.kill_coordinator()?;
+                fleet.start_coordinator().await?;
+                "completed"
+            }
         };
         let over = ended(fleet, &job, WAIT).await?;
         ensure!(over["state"] == expected, "{fault}: {over:#}");
+        if expected == "completed" {
+            // The agent needs no coordinator, and nothing that it told is lost.
+            ensure!(notices(&over).iter().any(|text| text.starts_with("ssh host keys: made anew")), "{over:#}");
+            fleet.sterna(&["vm", "stop", "copy", "--force"]).await?;
+            fleet.sterna(&["vm", "delete", "copy", "--delete-disks", "--yes"]).await?;
+        }
         eventually(&format!("{fault}: nothing is left of the clone"), WAIT, async || {
             let agent = fleet.agent("bravo")?;
             let (processes, taps) = agent.processes_and_taps()?;
@@ -124,10 +135,6 @@ async fn ends(fleet: &mut Fleet) -> anyhow::Result<()> {
         .await?;
         ensure!(files(fleet)? == before, "{fault}: the replica is not as it was");
     }
-    // And it is made, once nobody stands in its way.
-    let job = fleet.sterna(&["clone", "create", "web", "--name", "copy"]).await?;
-    ensure!(job["state"] == "completed", "{job:#}");
-    ensure!(notices(&job).iter().any(|text| text.starts_with("ssh host keys: made anew")), "{job:#}");
     Ok(())
 }
 

@@ -1,0 +1,40 @@
+//! Scenarios: a whole fleet in network namespaces, with real guests, a real broker and real TLS. One program, since each would link
+//! all of Sterna anew.
+
+mod adaptation;
+mod cancel;
+mod check;
+mod commands;
+mod consistency;
+mod cutover;
+mod faces;
+mod failover;
+mod faults;
+mod fenced;
+mod formats;
+mod full;
+mod history;
+mod hostile;
+mod limits;
+mod many;
+mod methods;
+mod outages;
+mod peers;
+mod planned;
+mod refusals;
+mod replica;
+mod replica_cost;
+mod replica_faults;
+mod replica_room;
+mod replica_schedule;
+mod resume;
+mod schedule;
+mod settings;
+mod shapes;
+mod standings;
+mod storage;
+mod there_and_back;
+mod verify;
+mod volume_group;
+mod watch;
+mod witness;
