@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
+use tracing::warn;
 
 use super::process::{Ended, KillError, Process};
 use crate::hypervisor::qemu::Machine;
@@ -76,12 +77,25 @@ impl Launched {
     }
 }
 
-/// Starts it and returns when its monitor answers. On failure nothing runs. A caller that stops waiting leaves a process
-/// that does not execute its guest, and that [`attach`] finds.
+/// Starts it and returns when its monitor answers. One whose monitor stays silent has done nothing so far: it is ended, and
+/// started once more. On failure nothing runs. A caller that stops waiting leaves a process that does not execute its guest, and
+/// that [`attach`] finds.
+///
+/// A storage daemon of QEMU 10.0 was seen once to greet, and then to answer nothing.
 ///
 /// # Errors
 /// [`LaunchError`].
 pub async fn launch(launch: &Launch, wait: Duration) -> Result<Launched, LaunchError> {
+    match start(launch, wait).await {
+        Err(LaunchError::Silent { pid, .. }) => {
+            warn!(pid, program = %launch.program.display(), "its monitor stayed silent: it is started once more");
+            start(launch, wait).await
+        }
+        outcome => outcome,
+    }
+}
+
+async fn start(launch: &Launch, wait: Duration) -> Result<Launched, LaunchError> {
     let Launch { program, runtime, .. } = launch;
     let failed = |source| LaunchError::Spawn { program: program.clone(), source };
     // Before its sockets and its pid file are taken from under it.
@@ -102,6 +116,8 @@ pub async fn launch(launch: &Launch, wait: Duration) -> Result<Launched, LaunchE
     match outcome {
         Ok(machine) => Ok(Launched { process, machine, runtime: runtime.clone() }),
         Err(error) => {
+            let threads = process.threads();
+            warn!(pid = process.identity().pid, ?threads, "it is ended, since it cannot be used");
             process.kill(Duration::ZERO).await?;
             Err(error)
         }
@@ -298,6 +314,16 @@ mod tests {
         let error = launch(&failing("sleep 600", folder.path()), Duration::from_millis(300)).await.expect_err("silent");
         let LaunchError::Silent { pid, .. } = error else { panic!("{error}") };
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn one_whose_monitor_stays_silent_is_started_once_more() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mark = folder.path().join("mark");
+        let script = format!("[ ! -e {0} ] || exit 4; touch {0}; exec sleep 600", mark.display());
+        let error = launch(&failing(&script, folder.path()), Duration::from_secs(3)).await.expect_err("it ends");
+        let LaunchError::Ended { ended, .. } = error else { panic!("{error}") };
+        assert_eq!(ended.status.and_then(|status| status.code()), Some(4));
     }
 
     #[tokio::test]

@@ -18,6 +18,8 @@ use tokio::time::timeout;
 
 /// How long a process may take to end after SIGKILL: as long as I/O that is stuck in the kernel.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(30);
+/// The most threads of a process that are told.
+const THREADS_TOLD_MAX: usize = 32;
 /// How often a process is looked at where the kernel has no process file descriptors (before Linux 5.3).
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -77,6 +79,19 @@ pub enum KillError {
 }
 
 impl Process {
+    /// What its threads do, for whoever asks why it hangs: the name of each, its state, and where in the kernel it waits.
+    #[must_use]
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.identity.pid)).into_iter().flatten().flatten();
+        let told = |task: std::fs::DirEntry| {
+            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            // The state comes after the name, which is in brackets.
+            let state = read("stat").rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
+            format!("{} {state} {}", read("comm").trim(), read("wchan"))
+        };
+        tasks.take(THREADS_TOLD_MAX).map(told).collect()
+    }
+
     /// Takes over a child: it is reaped when it ends, and is not ended when this is dropped.
     ///
     /// # Errors
