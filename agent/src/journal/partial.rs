@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sterna_shared::bus::{decode, encode};
 use sterna_shared::id::{JobId, VmId, VmName};
 use sterna_shared::time::Timestamp;
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{DiskSpec, VmSpec};
 
 use super::{Journal, JournalError, write_error};
 use crate::disk::extent::{Extent, ExtentSet};
@@ -85,6 +85,21 @@ impl PartialDisk {
 }
 
 impl Partial {
+    /// What a takeover from a replica is about to make. It is no job: the VM's own id stands in the place of one.
+    #[must_use]
+    pub fn of_a_takeover(spec: &VmSpec) -> Self {
+        let disk = |disk: &DiskSpec| PartialDisk::new(disk.clone(), &ExtentSet::default());
+        let disks = spec.disks.iter().map(disk).collect();
+        let job = JobId::from_uuid(spec.id.uuid());
+        Self { vm: spec.id, name: spec.name.clone(), job, disks, kept: None, way_back_seconds: None }
+    }
+
+    /// Whether a takeover makes these images, or has left them when it was cut.
+    #[must_use]
+    pub fn is_of_a_takeover(&self) -> bool {
+        self.job.uuid() == self.vm.uuid()
+    }
+
     /// The bytes received of all its disks.
     #[must_use]
     pub fn received_bytes(&self) -> u64 {

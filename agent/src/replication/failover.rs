@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   images that stand on the snapshot's layers ─▶ the journal: the VM is this host's ─▶ started from these disks
-//!      └─ any failure: they are gone, and nobody's ┘      └─ from here on it is a VM like any other
+//!      └─ any failure, any death: they go ────────┘      └─ from here on it is a VM like any other
 //! ```
 //!
 //! It is the same VM, with its id, name and addresses. What it wrote after the snapshot is not here. That its old host runs it no
@@ -17,10 +17,13 @@ use sterna_shared::vm::{DiskFormat, DiskSpec, VmSpec};
 use tokio::time::timeout;
 use tracing::info;
 
+use super::variables;
 use crate::host::Host;
+use crate::journal::Partial;
 use crate::migration::context::MoveError;
 use crate::migration::images::{self, ImageError};
 use crate::migration::keeper::Keeper;
+use crate::migration::partial;
 
 /// How long it waits until no layer is merged or copied: far less than whoever asked does.
 const LAYERS_WAIT: Duration = Duration::from_secs(15);
@@ -68,19 +71,27 @@ async fn own(host: &Host, keeper: &Keeper, snapshot: u32, above: Generation) -> 
     let layer = replica.layer_of(snapshot).ok_or(MoveError::Stale { what: "the snapshot is no longer there" })?;
     let spec = spec_on(&replica, layer);
     images::expect_free(host, vm, &spec.disks)?;
+    // An agent that ends in between finds by it what nobody wants.
+    let partial = Partial::of_a_takeover(&spec);
+    host.journal.begin_partial(partial.clone()).await?;
     let owned = async {
         for disk in &spec.disks {
             let pool = host.pool(disk).map_err(ImageError::from)?;
             pool.create(vm, &disk.name, disk.format, disk.size).await.map_err(ImageError::from)?;
         }
+        variables::place(host, &replica, layer, &spec)?;
         keeper.respecify(spec.clone()).await?;
         keeper.feed(Input::TakeOver { above }).await?;
         Ok::<_, MoveError>(())
     };
     let outcome = owned.await;
     match keeper.record().ownership.may_run() {
-        Some(generation) => info!(%vm, snapshot, %generation, "the VM is taken over from its replica"),
-        None => images::remove_all(host, &spec).await,
+        Some(generation) => {
+            info!(%vm, snapshot, %generation, "the VM is taken over from its replica");
+            host.journal.forget_partial(vm).await?;
+        }
+        // What does not go now the service sees to.
+        None => drop(partial::drop_all(host, &partial).await),
     }
     outcome
 }

@@ -143,6 +143,11 @@ impl Service {
 
     /// Whether they are gone.
     async fn drop_kept(&self, partial: &Partial, reason: &'static str) -> bool {
+        // A takeover is no job: while it is under way it has the layers.
+        let layers = self.host.layers_in_use.try_lock();
+        if partial.is_of_a_takeover() && layers.is_err() {
+            return false;
+        }
         let record = self.keepers.get(&partial.vm).map(|keeper| keeper.record().ownership);
         let dropped = match record {
             _ if self.job_of(partial.vm).is_some() || self.is_out_of_reach(partial.vm) => return false,
