@@ -25,7 +25,7 @@ use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DISK_SIZE_MAX, DISK_SIZE_UNIT, DiskFormat};
 
 use self::directory::Directory;
-pub use self::layers::{LayerFile, chain};
+pub use self::layers::{LayerFile, Note, chain};
 use self::volume_group::VolumeGroup;
 pub use self::volume_group::{Lvm, VolumeGroupName};
 use super::copy::target::Origin;

@@ -57,6 +57,12 @@ pub enum ImageError {
     /// The journal could not be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// What is kept of a UEFI guest's variables is not what it was.
+    #[error("the UEFI variables in layer {layer} of the replica are not what was written there")]
+    VariablesDamaged {
+        /// The layer.
+        layer: u32,
+    },
     /// The peer sent no variable store for a UEFI guest.
     #[error("the VM has UEFI firmware, and the source sent no variable store")]
     NoVariables,
@@ -110,9 +116,16 @@ pub fn ensure_variable_store(host: &Host, spec: &VmSpec) -> Result<(), ImageErro
 /// [`ImageError`].
 pub fn copy_variable_store(host: &Host, from: &VmSpec, to: &VmSpec) -> Result<(), ImageError> {
     let disk = from.disks.first().ok_or(PlacementError::NoPlaceForVariables)?;
-    let content = host.pool(disk)?.read_variable_store(from.id)?;
-    remove_variable_store(host, to);
-    write_variable_store(host, to, &content)
+    replace_variable_store(host, to, &host.pool(disk)?.read_variable_store(from.id)?)
+}
+
+/// Makes a VM's variable store, in place of one that may be there.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn replace_variable_store(host: &Host, spec: &VmSpec, content: &[u8]) -> Result<(), ImageError> {
+    remove_variable_store(host, spec);
+    write_variable_store(host, spec, content)
 }
 
 /// Removes all files of a VM.

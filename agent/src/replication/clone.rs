@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use super::adapt::{Alive, adapt};
-use super::layers;
+use super::{layers, variables};
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::images::{self, ImageError};
 
@@ -112,6 +112,7 @@ impl Cloner {
                 }
             }
         }
+        variables::place(host, &replica, layer, &spec)?;
         Ok(spec)
     }
 

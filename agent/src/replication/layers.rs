@@ -14,7 +14,7 @@ use sterna_shared::vm::{CacheMode, DiskSpec};
 use tracing::{info, warn};
 
 use crate::disk::digest::{DigestTable, unpack};
-use crate::disk::pool::LayerFile;
+use crate::disk::pool::{LayerFile, Note};
 use crate::guest::launcher::Launched;
 use crate::guest::storage_daemon::{self, Access};
 use crate::host::{Host, PlacementError};
@@ -101,7 +101,7 @@ pub fn table(host: &Host, replica: &Replica, disk: &DiskSpec) -> Option<DigestTa
 /// As [`table`], of a layer with those below it.
 #[must_use]
 pub fn table_of(host: &Host, replica: &Replica, disk: &DiskSpec, layer: u32) -> Option<DigestTable> {
-    let read = host.pool(disk).ok()?.read_digests(replica.vm.id, &disk.name, layer);
+    let read = host.pool(disk).ok()?.read_note(replica.vm.id, &disk.name, layer, Note::Digests);
     let chunks = read.ok().and_then(|bytes| unpack(&bytes))?;
     let mut table = DigestTable::new(disk.size.0);
     if chunks.len() != table.count() {
@@ -157,8 +157,9 @@ async fn merge(host: &Host, replica: &Replica, lower: u32, upper: u32) -> Result
     for disk in &replica.disks {
         let pool = host.pool(disk)?;
         pool.merge_layer(replica.vm.id, &disk.name, &layers).await?;
+        pool.take_over_note(replica.vm.id, &disk.name, Note::Variables, upper, lower)?;
         // Without them the next cycle compares nothing, and sends everything.
-        if let Err(error) = pool.take_over_digests(replica.vm.id, &disk.name, upper, lower) {
+        if let Err(error) = pool.take_over_note(replica.vm.id, &disk.name, Note::Digests, upper, lower) {
             warn!(vm = %replica.vm.id, disk = %disk.name, %error, "the digests of a layer are not there");
         }
     }

@@ -3,7 +3,8 @@
 //! ```text
 //!   source ═ conversation ═ target            the steps of a cycle at either host
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
-//!          └─ rest                ├─ clone    its file systems frozen for that · a VM of its own, of a snapshot
+//!          └─ rest                ├─ variables   its file systems frozen for that · a UEFI guest's variables then
+//!                                 ├─ clone    a VM of its own, of a snapshot
 //!                                 ├─ failover the VM itself, of a snapshot, since its host is gone
 //!                                 │    └─ adapt   the system on its disks gets an identity of its own
 //!                                 └─ verify   whether what is kept is still what was written
@@ -17,4 +18,5 @@ pub mod layers;
 pub mod rest;
 pub mod source;
 pub mod target;
+pub mod variables;
 pub mod verify;

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::frozen::{FrozenDisks, clear, remove_scratch, source_disks};
-use super::rest;
+use super::{rest, variables};
 use crate::link::Session;
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::conversation::Conversation;
@@ -131,7 +131,8 @@ impl CycleSource {
         self.volume = Some(disks.volume());
         let ((taken_at, consistency), changes) = (disks.point(), disks.reads_changes());
         self.disks = Some(disks);
-        let begin = Message::CycleBegin { taken_at, consistency, changes };
+        let variables = variables::capture(&context.host, &context.plan)?;
+        let begin = Message::CycleBegin { taken_at, consistency, changes, variables };
         let held = |answer: &Message| match answer {
             Message::Prepared { held } => Some(held.clone()),
             _ => None,

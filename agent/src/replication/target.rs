@@ -15,15 +15,16 @@ use sterna_shared::peer::message::Message;
 use sterna_shared::replica::{Consistency, LAYERS_MAX, Replica, Snapshot, limit_reached};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{DiskSpec, Firmware};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::layers;
+use super::{layers, variables};
 use crate::clock;
 use crate::disk::copy::target::Origin;
 use crate::disk::digest::{DigestTable, pack};
 use crate::disk::extent::ExtentSet;
+use crate::disk::pool::Note;
 use crate::guest::launcher::Launched;
 use crate::host::headroom::NearlyFull;
 use crate::hypervisor::qemu::Export;
@@ -61,10 +62,17 @@ struct NewLayer {
     /// The replica without it.
     replica: Replica,
     number: u32,
-    taken_at: Timestamp,
-    consistency: Consistency,
+    point: Point,
     /// Whether only changes come.
     changes: bool,
+}
+
+/// The point in time that a layer is of.
+#[derive(Debug, Clone)]
+struct Point {
+    taken_at: Timestamp,
+    consistency: Consistency,
+    variables: Option<Vec<u8>>,
 }
 
 impl CycleTarget {
@@ -176,8 +184,8 @@ impl CycleTarget {
     async fn obey(&mut self, message: Message, session: &mut Session) -> Result<Option<Message>, MoveError> {
         Ok(Some(match message {
             Message::CycleOpen => self.open()?,
-            Message::CycleBegin { taken_at, consistency, changes } => {
-                let held = self.begin(session, taken_at, consistency, changes).await?;
+            Message::CycleBegin { taken_at, consistency, changes, variables } => {
+                let held = self.begin(session, Point { taken_at, consistency, variables }, changes).await?;
                 Message::Prepared { held }
             }
             Message::Held { disk, first } => {
@@ -216,17 +224,14 @@ impl CycleTarget {
         Ok(Message::CycleOpened { latest: latest.filter(|latest| !latest.damaged).map(|latest| latest.cycle), part })
     }
 
-    async fn begin(
-        &mut self,
-        session: &mut Session,
-        taken_at: Timestamp,
-        consistency: Consistency,
-        changes: bool,
-    ) -> Result<Vec<u64>, MoveError> {
+    async fn begin(&mut self, session: &mut Session, point: Point, changes: bool) -> Result<Vec<u64>, MoveError> {
         let context = Arc::clone(&self.context);
         let (host, plan) = (&context.host, &context.plan);
         if self.layer.is_some() {
             return Err(MoveError::OutOfOrder { message: "cycle begin" });
+        }
+        if plan.vm.firmware == Firmware::Uefi && point.variables.is_none() {
+            return Err(ImageError::NoVariables.into());
         }
         let disks = disks_here(plan);
         let record = self.expect_headroom(&disks).await?;
@@ -254,7 +259,7 @@ impl CycleTarget {
         }
         let number = replica.next;
         // Known to be made from here on, so that it goes however this ends.
-        self.layer = Some(NewLayer { replica: replica.clone(), number, taken_at, consistency, changes });
+        self.layer = Some(NewLayer { replica: replica.clone(), number, point, changes });
         let part = part.filter(|part| part.number == number && layers::is_there(host, &replica, number));
         if part.is_none() {
             layers::make(host, &replica, number).await?;
@@ -330,14 +335,19 @@ impl CycleTarget {
         if let Some(daemon) = self.daemon.take() {
             images::end_daemon(daemon).await;
         }
-        let NewLayer { mut replica, number, taken_at, consistency, .. } = layer;
+        let NewLayer { mut replica, number, point, .. } = layer;
         for (disk, proof) in replica.disks.iter().zip(&proofs) {
             let chunks: Vec<_> = (0..proof.table.count()).map(|index| proof.table.chunk(index)).collect();
             let pool = host.pool(disk).map_err(ImageError::from)?;
-            pool.write_digests(replica.vm.id, &disk.name, number, &pack(&chunks)).map_err(ImageError::from)?;
+            let written = pool.write_note(replica.vm.id, &disk.name, number, Note::Digests, &pack(&chunks));
+            written.map_err(ImageError::from)?;
+        }
+        if let Some(content) = &point.variables {
+            variables::write(host, &replica, number, content)?;
         }
         let written = ByteCount(proofs.iter().map(|proof| proof.received).sum());
         let (cycle, complete_at, damaged) = (plan.job, clock::now(), false);
+        let Point { taken_at, consistency, .. } = point;
         let snapshot = Snapshot { number, cycle, taken_at, complete_at, consistency, written, damaged };
         (replica.vm, replica.source) = (plan.vm.clone(), plan.source.id.clone());
         let add = ReplicaChange::Add(Box::new(replica), snapshot);

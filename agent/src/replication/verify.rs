@@ -17,17 +17,18 @@ use std::time::Duration;
 
 use sterna_shared::job::{EventBody, FailureCode, FailureReport, StepFigures, StepKind, Volume};
 use sterna_shared::replica::{Replica, Snapshot};
-use sterna_shared::vm::DiskSpec;
+use sterna_shared::vm::{DiskSpec, Firmware};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::layers;
+use super::{layers, variables};
 use crate::disk::copy::CopyError;
 use crate::disk::copy::source::{Content, whole_disk};
 use crate::disk::copy::target::read_back;
 use crate::disk::digest::{CHUNK_SIZE, Chunk, DigestTable, pack};
 use crate::disk::extent::{Extent, ExtentSet};
 use crate::disk::nbd::{BASE_ALLOCATION, Client, NbdError};
+use crate::disk::pool::Note;
 use crate::guest::launcher::Launched;
 use crate::host::Host;
 use crate::hypervisor::qemu::Export;
@@ -134,6 +135,7 @@ impl Verifier {
             }
             let mut subjects = self.subjects(&replica, snapshot, &newer).await;
             self.read_snapshot(&replica, snapshot, &mut subjects).await?;
+            self.read_variables(&replica, snapshot);
             if latest.is_none() {
                 latest = Some(subjects.iter().map(|subject| (subject.table.clone(), subject.bad.clone())).collect());
             }
@@ -199,6 +201,16 @@ impl Verifier {
         }
         self.put_away().await;
         Ok(())
+    }
+
+    fn read_variables(&mut self, replica: &Replica, snapshot: &Snapshot) {
+        let layer = replica.layer_of(snapshot.number).unwrap_or_default();
+        if replica.vm.firmware == Firmware::Uefi
+            && let Err(error) = variables::read(&self.context.host, replica, layer)
+        {
+            self.altered = true;
+            self.find(snapshot, format!("snapshot {}: {error}", snapshot.number));
+        }
     }
 
     async fn read_disk(
@@ -355,7 +367,7 @@ impl Latest {
             let Some(table) = table.as_ref().filter(|_| !bad.is_empty()) else { continue };
             let chunk = |index| if bad.contains(&index) { Chunk::Unknown } else { table.chunk(index) };
             let chunks: Vec<Chunk> = (0..table.count()).map(chunk).collect();
-            host.pool(disk)?.write_digests(self.replica.vm.id, &disk.name, layer, &pack(&chunks))?;
+            host.pool(disk)?.write_note(self.replica.vm.id, &disk.name, layer, Note::Digests, &pack(&chunks))?;
         }
         Ok(())
     }

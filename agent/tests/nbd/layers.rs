@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sterna_agent::disk::pool::{LayerFile, Pool, chain};
+use sterna_agent::disk::pool::{LayerFile, Note, Pool, chain};
 use sterna_shared::id::{DiskName, VmId};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::DiskFormat;
@@ -43,7 +43,11 @@ async fn merged_layers_show_what_they_showed_before_zeroes_too() {
     let mut layers = Vec::new();
     for number in 1..=4 {
         layers.push(pool.create_layer(vm, &disk, LayerFile::Layer(number), SIZE).await.expect("made"));
-        pool.write_digests(vm, &disk, number, &[u8::try_from(number).expect("small")]).expect("written");
+        let content = [u8::try_from(number).expect("small")];
+        pool.write_note(vm, &disk, number, Note::Digests, &content).expect("written");
+        if number != 3 {
+            pool.write_note(vm, &disk, number, Note::Variables, &content).expect("written");
+        }
         let pattern = format!("write -q -P {number} 0 {}", 3 * UNIT);
         match number {
             1 => write(&layers, &["write -q -P 1 0 2M"]),
@@ -58,13 +62,16 @@ async fn merged_layers_show_what_they_showed_before_zeroes_too() {
 
     // Layer 3 goes into layer 2, whose own snapshot nobody wants.
     pool.merge_layer(vm, &disk, &[1, 2, 3]).await.expect("merged");
-    pool.take_over_digests(vm, &disk, 3, 2).expect("taken over");
+    for note in [Note::Digests, Note::Variables] {
+        pool.take_over_note(vm, &disk, note, 3, 2).expect("taken over");
+    }
     pool.delete_layer(vm, &disk, LayerFile::Layer(3)).expect("deleted");
     let left = [layers[0].clone(), layers[1].clone(), layers[3].clone()];
     assert_eq!(read(&left[..1], elsewhere.path()), shown[0], "what is below is as it was");
     assert_eq!(read(&left[..2], elsewhere.path()), shown[2]);
     assert_eq!(read(&left, elsewhere.path()), shown[3]);
-    assert_eq!(pool.read_digests(vm, &disk, 2).expect("read"), [3]);
+    assert_eq!(pool.read_note(vm, &disk, 2, Note::Digests).expect("read"), [3]);
+    pool.read_note(vm, &disk, 2, Note::Variables).expect_err("layer 3 had none");
 
     // And all the rest into the lowest.
     pool.merge_layer(vm, &disk, &[1, 2]).await.expect("merged");

@@ -141,6 +141,14 @@ pub(super) fn vm_is_in_no_job(case: &Case, out: &mut Vec<Refusal>) {
     }
 }
 
+/// How the command that was given makes a cold move: of a cutover the guest need not be stopped before.
+fn cold(case: &Case) -> &'static str {
+    match case.request.kind {
+        JobKind::Cutover => "with --cold",
+        _ => "stopped, with --mode cold",
+    }
+}
+
 pub(super) fn vm_state_fits_the_mode(case: &Case, out: &mut Vec<Refusal>) {
     let Some(vm) = case.vm() else { return };
     let name = &vm.spec.name;
@@ -152,10 +160,10 @@ pub(super) fn vm_state_fits_the_mode(case: &Case, out: &mut Vec<Refusal>) {
         // It is shut down when its turn is there.
         (ModeWish::Cold, VmState::Running) if case.boots_at_target() => return,
         (ModeWish::Live, VmState::Stopped) => {
-            format!("start it (`sterna vm start {name}`), or move it with --mode cold")
+            format!("start it (`sterna vm start {name}`), or move it {}", cold(case))
         }
         (ModeWish::Cold, VmState::Running) => format!("stop it (`sterna vm stop {name}`), or move it with --mode live"),
-        (_, VmState::Failed) => format!("stop it (`sterna vm stop {name} --force`), then move it with --mode cold"),
+        (_, VmState::Failed) => format!("stop it (`sterna vm stop {name} --force`), then move it {}", cold(case)),
         (_, VmState::Paused | VmState::Incoming) => {
             format!("let it run, or stop it; if a handover of it is unresolved, see `sterna vm show {name}`")
         }
@@ -394,7 +402,7 @@ fn cpu_model_runs(case: &Case, out: &mut Vec<Refusal>) {
         out.push(refusal(
             RefusalCode::CpuModel,
             format!("the guest sees the source's whole processor (cpu {model}); {host} lacks: {}", lacking.join(" ")),
-            "define the VM with a named CPU model that both hosts have, or move it stopped with --mode cold",
+            format!("define the VM with a named CPU model that both hosts have, or move it {}", cold(case)),
         ));
     }
 }
@@ -412,7 +420,7 @@ fn accelerator_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
                 target.inventory.host,
                 of(target).as_str()
             ),
-            "choose a target with the same accelerator, or move it stopped with --mode cold",
+            format!("choose a target with the same accelerator, or move it {}", cold(case)),
         ));
     }
 }

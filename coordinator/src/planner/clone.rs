@@ -364,11 +364,11 @@ fn host_can_run_it(making: &Making, out: &mut Vec<Refusal>) {
             "replicate the VM to a host with at least that processor",
         ));
     }
-    if spec.firmware == Firmware::Uefi {
+    if spec.firmware == Firmware::Uefi && !hypervisor.uefi {
         out.push(refusal(
             RefusalCode::Firmware,
-            format!("VM {} starts by UEFI, whose variable store is not replicated yet", spec.name),
-            "clone VMs with firmware = \"bios\" only",
+            format!("host {host} has no UEFI firmware"),
+            "install OVMF there (package ovmf)",
         ));
     }
 }

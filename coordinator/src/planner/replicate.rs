@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use sterna_shared::job::{Refusal, RefusalCode};
 use sterna_shared::replica::{Replica, limit_reached};
-use sterna_shared::vm::Firmware;
 
 use super::check::{self, Check, refusal};
 use super::placement::{self, placed};
@@ -69,13 +68,6 @@ fn there_is_something_to_replicate(case: &Case, out: &mut Vec<Refusal>) {
             RefusalCode::NothingToMove,
             format!("VM {} has no disk", spec.name),
             "replicate a VM that has disks",
-        ));
-    }
-    if spec.firmware == Firmware::Uefi {
-        out.push(refusal(
-            RefusalCode::Firmware,
-            format!("VM {} starts by UEFI, whose variable store is not replicated yet", spec.name),
-            "replicate VMs with firmware = \"bios\" only",
         ));
     }
 }

@@ -115,6 +115,9 @@ pub enum Message {
         consistency: Consistency,
         /// Whether only what was written since the latest snapshot comes, as the source has recorded it.
         changes: bool,
+        /// A UEFI guest's variable store then, as in [`Message::Prepare`].
+        #[serde(default, with = "serde_bytes")]
+        variables: Option<Vec<u8>>,
     },
     /// Source to target: everything has been sent. Compare, and let the snapshot be there.
     CycleCommit {

@@ -3,6 +3,7 @@
 //! ```text
 //!   <pool directory>/<vm id>/<disk>.layer-<number>.qcow2     what one cycle has brought
 //!                           /<disk>.layer-<number>.digests   what the disk holds with it, a digest each MiB
+//!                           /<disk>.layer-<number>.variables a UEFI guest's variables then, beside its first disk
 //!                           /<disk>.scratch.qcow2            what a guest overwrites while the old is read
 //! ```
 //!
@@ -24,8 +25,8 @@ use super::{Pool, PoolError, program};
 
 /// The longest that two layers may take to be merged, or a snapshot to be copied.
 const COPY_MAX: Duration = Duration::from_secs(6 * 3600);
-/// The largest file of digests: of the largest disk.
-const DIGESTS_MAX: u64 = 4 << 30;
+/// The largest file of notes: the digests of the largest disk.
+const NOTE_MAX: u64 = 4 << 30;
 
 /// A file of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,8 +46,28 @@ impl LayerFile {
     }
 }
 
-fn digests_name(vm: VmId, disk: &DiskName, layer: u32) -> PathBuf {
-    PathBuf::from(format!("{vm}/{disk}.layer-{layer}.digests"))
+/// What is written down beside a layer of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// What the disk holds with it, a digest each MiB.
+    Digests,
+    /// A UEFI guest's variables, beside its first disk.
+    Variables,
+}
+
+impl Note {
+    const ALL: [Self; 2] = [Self::Digests, Self::Variables];
+
+    const fn suffix(self) -> &'static str {
+        match self {
+            Self::Digests => ".digests",
+            Self::Variables => ".variables",
+        }
+    }
+
+    fn name(self, vm: VmId, disk: &DiskName, layer: u32) -> PathBuf {
+        PathBuf::from(format!("{vm}/{disk}.layer-{layer}{}", self.suffix()))
+    }
 }
 
 impl Pool {
@@ -77,14 +98,16 @@ impl Pool {
         directory.settle(vm, &name, &opened, made)
     }
 
-    /// Deletes a file of a replica, and a layer's digests. One that is gone already is no error.
+    /// Deletes a file of a replica, and what is noted beside a layer. One that is gone already is no error.
     ///
     /// # Errors
     /// The file system fails.
     pub fn delete_layer(&self, vm: VmId, disk: &DiskName, file: LayerFile) -> Result<(), PoolError> {
         let directory = self.files()?;
         if let LayerFile::Layer(number) = file {
-            directory.delete_file(vm, &digests_name(vm, disk, number))?;
+            for note in Note::ALL {
+                directory.delete_file(vm, &note.name(vm, disk, number))?;
+            }
         }
         directory.delete_file(vm, &file.name(vm, disk))
     }
@@ -97,7 +120,8 @@ impl Pool {
         let names = entries.into_iter().flatten().filter_map(|entry| entry.ok()?.file_name().into_string().ok());
         let number = |name: String| {
             let rest = name.strip_prefix(&format!("{disk}.layer-"))?;
-            rest.strip_suffix(".qcow2").or_else(|| rest.strip_suffix(".digests"))?.parse().ok()
+            let suffixes = Note::ALL.map(Note::suffix).into_iter().chain([".qcow2"]);
+            suffixes.into_iter().find_map(|suffix| rest.strip_suffix(suffix))?.parse().ok()
         };
         names.filter_map(number).collect()
     }
@@ -108,37 +132,47 @@ impl Pool {
         self.files().map_or(ByteCount(0), |files| files.allocated_at(&LayerFile::Layer(layer).name(vm, disk)))
     }
 
-    /// Writes what a disk holds with a layer, and puts it on stable storage.
+    /// Writes a note beside a layer, and puts it on stable storage.
     ///
     /// # Errors
     /// The file system fails.
-    pub fn write_digests(&self, vm: VmId, disk: &DiskName, layer: u32, digests: &[u8]) -> Result<(), PoolError> {
-        let (directory, name) = (self.files()?, digests_name(vm, disk, layer));
+    pub fn write_note(
+        &self,
+        vm: VmId,
+        disk: &DiskName,
+        layer: u32,
+        note: Note,
+        content: &[u8],
+    ) -> Result<(), PoolError> {
+        let (directory, name) = (self.files()?, note.name(vm, disk, layer));
         directory.delete_file(vm, &name)?;
         let mut file = directory.create_file(vm, &name)?;
-        let written = file.write_all(digests).map_err(|source| directory.io("write", &name, source));
+        let written = file.write_all(content).map_err(|source| directory.io("write", &name, source));
         directory.settle(vm, &name, &file, written).map(drop)
     }
 
     /// What was written so.
     ///
     /// # Errors
-    /// It is not there, far too long, or cannot be read.
-    pub fn read_digests(&self, vm: VmId, disk: &DiskName, layer: u32) -> Result<Vec<u8>, PoolError> {
-        let (directory, name) = (self.files()?, digests_name(vm, disk, layer));
+    /// It is not there, or cannot be read.
+    pub fn read_note(&self, vm: VmId, disk: &DiskName, layer: u32, note: Note) -> Result<Vec<u8>, PoolError> {
+        let (directory, name) = (self.files()?, note.name(vm, disk, layer));
         let (file, _) = directory.open_file(&name)?;
-        let mut digests = Vec::new();
-        file.take(DIGESTS_MAX).read_to_end(&mut digests).map_err(|source| directory.io("read", &name, source))?;
-        Ok(digests)
+        let mut content = Vec::new();
+        file.take(NOTE_MAX).read_to_end(&mut content).map_err(|source| directory.io("read", &name, source))?;
+        Ok(content)
     }
 
-    /// Gives a layer the digests of the one above it, which is merged into it.
+    /// Gives a layer the note of the one above it, which is merged into it: none where that has none.
     ///
     /// # Errors
     /// The file system fails.
-    pub fn take_over_digests(&self, vm: VmId, disk: &DiskName, from: u32, to: u32) -> Result<(), PoolError> {
-        let digests = self.read_digests(vm, disk, from)?;
-        self.write_digests(vm, disk, to, &digests)
+    pub fn take_over_note(&self, vm: VmId, disk: &DiskName, note: Note, from: u32, to: u32) -> Result<(), PoolError> {
+        match self.read_note(vm, disk, from, note) {
+            Ok(content) => self.write_note(vm, disk, to, note, &content),
+            Err(PoolError::Missing { .. }) => self.files()?.delete_file(vm, &note.name(vm, disk, to)),
+            Err(error) => Err(error),
+        }
     }
 
     /// Has `qemu-img` write what the uppermost of these layers holds into the one below it. `layers` are all that there are up

@@ -133,6 +133,7 @@ fn every_reason_why_there_is_no_clone_is_told() {
         (RefusalCode::Firmware, |world| {
             world.target.replicas[0].vm.firmware = Firmware::Uefi;
             world.target.replicas[0].vm.kernel = None;
+            world.target.hypervisor.uefi = false;
         }),
         (RefusalCode::BootFile, |world| world.target.boot_files.clear()),
         (RefusalCode::NoAdapter, |world| world.target.adapts = false),

@@ -64,7 +64,7 @@ fn what_only_a_guest_needs_is_not_asked_for() {
 
 #[test]
 fn every_reason_why_a_vm_is_not_replicated_is_told() {
-    let faults: [(RefusalCode, Plant); 21] = [
+    let faults: [(RefusalCode, Plant); 20] = [
         (RefusalCode::HostOffline, |world| world.target_silent = true),
         (RefusalCode::HostOffline, |world| world.source_silent = true),
         (RefusalCode::SameHost, |world| world.request.target = Some("alpha".parse().expect("a name"))),
@@ -80,10 +80,6 @@ fn every_reason_why_a_vm_is_not_replicated_is_told() {
             (world.request.storage_only, world.request.target) = (true, None);
         }),
         (RefusalCode::NothingToMove, |world| world.spec().disks.clear()),
-        (RefusalCode::Firmware, |world| {
-            world.spec().firmware = Firmware::Uefi;
-            world.spec().kernel = None;
-        }),
         (RefusalCode::UnknownDisk, |world| world.request.disks.push(placement("swap", "fast"))),
         (RefusalCode::UnknownPool, |world| world.request.disks.push(placement("data", "slow"))),
         (RefusalCode::PoolSpace, |world| world.target.pools[0].free = ByteCount(1)),

@@ -1,0 +1,69 @@
+//! A replicated UEFI guest's variables, as they were at a snapshot's point in time.
+//!
+//! They come whole with every cycle, and are kept in one small file beside the layer of the VM's first disk, a digest before them.
+//! Where the layer is merged they go with it.
+
+use sterna_shared::job::Plan;
+use sterna_shared::replica::Replica;
+use sterna_shared::vm::{Firmware, VmSpec};
+
+use crate::disk::pool::{Note, PoolError, VARIABLE_STORE_MAX};
+use crate::host::{Host, PlacementError};
+use crate::migration::images::{self, ImageError};
+
+/// How often it is read anew while the guest writes to it. One that is cut short by a loss of power it puts in order by itself, and
+/// what is read so is no worse.
+const READINGS_MAX: usize = 5;
+
+/// The variables of the VM that a cycle replicates, if it has any.
+///
+/// # Errors
+/// The store cannot be read.
+pub fn capture(host: &Host, plan: &Plan) -> Result<Option<Vec<u8>>, ImageError> {
+    let mut read = images::read_variable_store(host, plan)?;
+    for _ in 1..READINGS_MAX {
+        let again = images::read_variable_store(host, plan)?;
+        if again == read {
+            break;
+        }
+        read = again;
+    }
+    Ok(read)
+}
+
+/// Keeps them with a layer, on stable storage.
+///
+/// # Errors
+/// There are none, or far too many, or the file system fails.
+pub fn write(host: &Host, replica: &Replica, layer: u32, content: &[u8]) -> Result<(), ImageError> {
+    if content.is_empty() || content.len() > VARIABLE_STORE_MAX {
+        return Err(PoolError::VariableStore { length: content.len() }.into());
+    }
+    let disk = replica.disks.first().ok_or(PlacementError::NoPlaceForVariables)?;
+    let kept = [blake3::hash(content).as_bytes().as_slice(), content].concat();
+    Ok(host.pool(disk)?.write_note(replica.vm.id, &disk.name, layer, Note::Variables, &kept)?)
+}
+
+/// What was written so.
+///
+/// # Errors
+/// It is not there, or no longer what it was.
+pub fn read(host: &Host, replica: &Replica, layer: u32) -> Result<Vec<u8>, ImageError> {
+    let disk = replica.disks.first().ok_or(PlacementError::NoPlaceForVariables)?;
+    let kept = host.pool(disk)?.read_note(replica.vm.id, &disk.name, layer, Note::Variables)?;
+    match kept.split_first_chunk::<32>() {
+        Some((digest, content)) if blake3::hash(content) == *digest => Ok(content.to_vec()),
+        _ => Err(ImageError::VariablesDamaged { layer }),
+    }
+}
+
+/// Gives a VM that is made of a snapshot the variables of its layer.
+///
+/// # Errors
+/// As [`read`], or they cannot be written.
+pub fn place(host: &Host, replica: &Replica, layer: u32, spec: &VmSpec) -> Result<(), ImageError> {
+    match spec.firmware {
+        Firmware::Uefi => images::replace_variable_store(host, spec, &read(host, replica, layer)?),
+        Firmware::Bios => Ok(()),
+    }
+}
