@@ -23,6 +23,7 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("plan", "drop"),
     ("replica", "list"),
     ("replica", "drop"),
+    ("replica", "finalize"),
     ("job", "migrate"),
     ("job", "check"),
     ("job", "list"),
@@ -162,6 +163,7 @@ mod tests {
             },
             ApiRequest::ReplicaList,
             ApiRequest::ReplicaDrop { vm: vm(), host: "a".parse().expect("a name") },
+            ApiRequest::ReplicaFinalize { vm: vm() },
             ApiRequest::JobBandwidth { job: example::job(1), bandwidth: None },
             ApiRequest::SystemShow,
         ] {

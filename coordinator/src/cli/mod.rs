@@ -22,6 +22,7 @@ mod failover;
 mod history;
 mod host;
 mod job;
+mod lifetime;
 mod manual;
 mod migrate;
 mod nats_config;

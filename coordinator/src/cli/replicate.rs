@@ -21,12 +21,12 @@ use super::error::{CliError, Exit};
 use super::migrate::{parse_placement, submit};
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::vm::{done, yes_or_no};
-use super::{confirm, job, now, schedule};
+use super::{confirm, job, lifetime, now, schedule};
 use crate::client::Client;
 
 /// How long a cycle that was cancelled may take to put everything back before the removal gives up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How often it is asked for what a host says with its next heartbeat.
 const HEARTBEAT_POLLS: u32 = 10;
 
@@ -65,6 +65,17 @@ pub(super) enum ReplicateCommand {
     },
     /// Read a VM's replica through, and compare it with what was written; what is damaged, the next cycle repairs
     Verify(VerifyArgs),
+    /// End the replication of a VM that is cut over, for good: its replica goes, and the way back of the cutover
+    Finalize {
+        /// The VM's name or id
+        vm: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Do not wait until nothing of it is left; print the job's id
+        #[arg(long)]
+        detach: bool,
+    },
     /// End a VM's replication and remove its replica with all snapshots
     Remove {
         /// The VM's name or id
@@ -169,6 +180,7 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
             done(Ok(()), format!("{vm}: replication goes on; see it with sterna replicate show {vm}"), output)
         }
         ReplicateCommand::Verify(args) => verify(args, client, output).await,
+        ReplicateCommand::Finalize { vm, yes, detach } => lifetime::finalize(vm, *yes, *detach, client, output).await,
         ReplicateCommand::Remove { vm, yes } => remove(vm, *yes, client, output).await,
     }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use sterna_shared::bus::{
     ApiError, ApiErrorKind, ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer, JobChange, SystemView,
 };
-use sterna_shared::host::{LimitsChange, MovesInHand, PartialReport};
+use sterna_shared::host::{LimitsChange, MovesInHand};
 use sterna_shared::id::{Epoch, HostId};
 use sterna_shared::job::{
     CheckReport, DayOfWeek, DiskPlacement, Event, EventBody, FailureCode, FailureReport, Finding, Forecast,
@@ -39,14 +39,7 @@ fn fleet() -> Fleet {
     let mut source = example::inventory("alpha");
     let vm = example::vm("web");
     source.pools[1].extent = Some(ByteCount::mebibytes(4));
-    source.partials = vec![PartialReport {
-        vm: vm.id,
-        name: vm.name.clone(),
-        job: example::job(9),
-        since: example::now(),
-        received: ByteCount::mebibytes(1),
-        allocated: ByteCount::mebibytes(2),
-    }];
+    source.partials = vec![example::partial(&vm)];
     source.vms = vec![example::report(&vm)];
     source.planned = vec![a_planned_vm()];
     fleet.heard(source, example::now(), Duration::ZERO);
@@ -173,6 +166,7 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::PlanDrop { planned: a_planned_vm().id }, &["done"]),
         (ApiRequest::ReplicaList, &["replicas"]),
         (ApiRequest::ReplicaDrop { vm: vm(), host: host("beta") }, &["done"]),
+        (ApiRequest::ReplicaFinalize { vm: vm() }, &["job"]),
         (replicate(), &["plan", "job_started"]),
         (clone(), &["plan", "job_started"]),
         (ApiRequest::JobList, &["jobs"]),

@@ -68,6 +68,7 @@ impl State {
                 let query = Box::new(ArchiveQuery { job, vm, since, before });
                 return out.push(Action::ReadArchive { call, query });
             }
+            ApiRequest::ReplicaFinalize { vm } => self.finalize(&vm, now, out),
             ApiRequest::JobCancel { job } => self.cancel(job, token, now, out),
             ApiRequest::JobState { job, requested, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms.unwrap_or(0));
@@ -399,7 +400,7 @@ pub(super) fn reachable(member: &Member) -> Result<HostId, ApiError> {
     ))
 }
 
-fn not_found(error: &FindError) -> ApiError {
+pub(super) fn not_found(error: &FindError) -> ApiError {
     match error {
         FindError::Unknown { .. } => {
             fault(ApiErrorKind::NotFound, error.to_string(), "see `sterna vm list`, and whether its host is online")

@@ -148,6 +148,9 @@ impl State {
         let mut told = Vec::new();
         for status in self.jobs.values().map(|job| &job.status).filter(|status| status.policy.schedule.is_some()) {
             let Some(schedule) = status.policy.schedule.as_ref().filter(|_| !status.state.is_final()) else { continue };
+            if status.is_finalizing() {
+                continue;
+            }
             let runs = &status.runs;
             // Once only: the job is its own run.
             if !status.policy.recurs() && !status.is_queued() {

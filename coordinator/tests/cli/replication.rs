@@ -81,6 +81,14 @@ fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex
                 note(format!("drop at {host}"));
                 ApiReply::Done
             }
+            ApiRequest::ReplicaFinalize { vm } => {
+                note(format!("finalize {vm}"));
+                let mut status = replication();
+                let body = EventBody::Completed { blackout_us: 0 };
+                let event = Event { job: status.job, reporter: Reporter::Coordinator, sequence: 9, at: at(9), body };
+                status.apply(&event).expect("a legal event");
+                shown(&status)
+            }
             ApiRequest::Migrate { request, dry_run, job, policy } => {
                 note(format!("{:?} of {}, dry {dry_run}", request.kind, request.vm));
                 let mut status = replicating(&job.to_string());
@@ -145,6 +153,17 @@ fn a_replication_is_ended_before_anything_of_it_is_removed() {
     assert!(asked.is_empty(), "nobody said yes");
     let (_, asked) = ran(&["replicate", "remove", "web", "--yes"], 0);
     assert_eq!(asked, [format!("cancel {JOB}"), "drop at alpha".to_owned(), "drop at beta".to_owned()]);
+}
+
+#[test]
+fn a_replication_is_finalized_by_whoever_is_sure() {
+    let (_, asked) = ran(&["replicate", "finalize", "web"], 2);
+    assert!(asked.is_empty(), "nobody said yes");
+    let (printed, asked) = ran(&["replicate", "finalize", "web", "--yes"], 0);
+    assert_eq!(asked, ["finalize web"]);
+    assert!(printed.contains("is finalized"), "{printed}");
+    let (printed, _) = ran(&["replicate", "finalize", "web", "--yes", "--detach"], 0);
+    assert_eq!(printed.trim(), JOB);
 }
 
 #[test]

@@ -140,6 +140,11 @@ pub enum ApiRequest {
         /// At which host.
         host: HostId,
     },
+    /// End the replication of a VM that is cut over for good: its replica goes, and the way back of the cutover.
+    ReplicaFinalize {
+        /// The replicated VM, by name or id.
+        vm: String,
+    },
     /// All jobs, newest first.
     JobList,
     /// One job.
@@ -233,6 +238,7 @@ impl ApiRequest {
             Self::PlanDrop { .. } => ("plan", "drop"),
             Self::ReplicaList => ("replica", "list"),
             Self::ReplicaDrop { .. } => ("replica", "drop"),
+            Self::ReplicaFinalize { .. } => ("replica", "finalize"),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
             Self::JobGroup { .. } => ("job", "group"),

@@ -12,6 +12,7 @@ mod cutover;
 mod event;
 mod failure;
 mod forecast;
+mod lifetime;
 mod percent;
 mod plan;
 mod policy;
@@ -31,6 +32,7 @@ pub use cutover::CutoverForecast;
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use forecast::{Estimate, Forecast, ForecastInput};
+pub use lifetime::Finalization;
 pub use plan::{DiskMove, Host, MoveMode, Plan};
 pub use policy::{
     KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,

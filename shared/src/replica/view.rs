@@ -54,6 +54,8 @@ pub enum ReplicaState {
     Error,
     /// The VM is at the host that has its replica: no cycle begins until it is elsewhere again.
     Cutover,
+    /// It is about to be over for good: the replica goes, and the way back of the cutover.
+    Finalizing,
 }
 
 impl fmt::Display for ReplicaState {
@@ -65,6 +67,7 @@ impl fmt::Display for ReplicaState {
             Self::Paused => "PAUSED",
             Self::Error => "ERROR",
             Self::Cutover => "CUTOVER",
+            Self::Finalizing => "FINALIZING",
         })
     }
 }
@@ -103,7 +106,8 @@ impl ReplicaView {
     /// The same, where the VM is at the host that has the replica.
     #[must_use]
     pub fn cut_over(self) -> Self {
-        Self { state: ReplicaState::Cutover, late: false, ..self }
+        let state = if self.state == ReplicaState::Finalizing { self.state } else { ReplicaState::Cutover };
+        Self { state, late: false, ..self }
     }
 }
 
@@ -126,6 +130,7 @@ fn state(has_snapshot: bool, job: Option<&JobStatus>, cycles: &[Run]) -> Replica
     let runs = cycles.last().is_some_and(|cycle| cycle.state.is_none());
     let failed = cycles.last().is_some_and(|cycle| cycle.state == Some(JobState::Exception));
     match job.map(|job| job.state) {
+        _ if job.is_some_and(JobStatus::is_finalizing) => ReplicaState::Finalizing,
         Some(JobState::Suspended | JobState::Service) => ReplicaState::Paused,
         Some(_) if failed => ReplicaState::Error,
         Some(JobState::QueryPending) => ReplicaState::Error,

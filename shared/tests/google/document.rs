@@ -161,7 +161,7 @@ fn the_documented_states_are_these() {
             (false, true, true),
         ]
         .map(|(under_way, synced, failed)| {
-            MigratingVmState::of(Standing { state, fails, under_way, synced, failed, cutover: None }).name()
+            MigratingVmState::of(Standing { state, fails, under_way, synced, failed, cutover: None, finalizing: false }).name()
         });
         assert_eq!(row("replication", &name), vm, "replication: {name}");
     }

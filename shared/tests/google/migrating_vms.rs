@@ -185,6 +185,26 @@ fn ended_it_is_finalized() {
     }
 }
 
+/// Whatever the VM's state was, and until none of its hosts keeps anything.
+#[test]
+fn finalized_it_is_finalizing_until_nothing_of_it_is_left() {
+    let hosts = vec!["alpha".parse().expect("a name")];
+    let paused = (5, EventBody::Suspended { figures: Default::default() });
+    let mut events = vec![run_begun(1, 11), run_ended(3, 11, JobState::Completed), paused];
+    events.push((7, EventBody::Finalizing { hosts }));
+    let job = replication(events.clone());
+    let finalizing = json!({
+        "state": "FINALIZING",
+        "stateTime": printed(7),
+        "updateTime": printed(7),
+        "lastReplicationCycle": remembered(&job, 1),
+    });
+    assert_eq!(read(&job, &NOTHING), expected(finalizing));
+    events.push((9, EventBody::Completed { blackout_us: 0 }));
+    let vm = read(&replication(events), &NOTHING);
+    assert_eq!((&vm["state"], &vm["stateTime"]), (&"FINALIZED".into(), &printed(9).into()));
+}
+
 #[test]
 fn a_replication_that_itself_failed_is_in_error() {
     let failure = jobs::failure(FailureCode::PlanStale, None);
@@ -263,7 +283,7 @@ fn states_of_what_is_not_built_yet_are_never_told() {
     for state in JobState::ALL {
         for bits in 0..16_u8 {
             let [fails, under_way, synced, failed] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
-            let found = Said::of(Standing { state, fails, under_way, synced, failed, cutover: None });
+            let found = Said::of(Standing { state, fails, under_way, synced, failed, cutover: None, finalizing: false });
             assert!(said.contains(&found), "{state}: {found:?}");
             let over = matches!(found, Said::Finalized | Said::Error);
             assert!(over || !state.is_final(), "{state}: {found:?}");

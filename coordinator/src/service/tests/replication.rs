@@ -12,7 +12,7 @@ use super::*;
 const IDLE: u32 = 10;
 
 impl World {
-    fn replicate(&mut self) -> ApiReply {
+    pub(super) fn replicate(&mut self) -> ApiReply {
         let request = MoveRequest { kind: JobKind::Replicate, vm: "vm0".into(), ..example::request() };
         let policy = Box::new(Policy { schedule: Some(Schedule::after_pauses(IDLE)), ..Policy::default() });
         let job = example::job(60 + u8::try_from(self.begun.len()).expect("few"));
@@ -20,7 +20,7 @@ impl World {
     }
 
     /// A VM whose replication was just asked for; its recurring job.
-    fn replicating() -> (Self, JobId) {
+    pub(super) fn replicating() -> (Self, JobId) {
         let mut world = Self::new(1, 1);
         let job = started(&world.replicate());
         world.wait(1);
@@ -34,21 +34,21 @@ impl World {
         }
     }
 
-    fn view(&mut self) -> ReplicaView {
+    pub(super) fn view(&mut self) -> ReplicaView {
         let mut views = self.views();
         assert_eq!(views.len(), 1);
         views.remove(0)
     }
 
     /// The agents take the latest job on.
-    fn accept(&mut self) {
+    pub(super) fn accept(&mut self) {
         let job = *self.begun.last().expect("a job");
         let accepted = self.accepted(job);
         self.tell(job, [accepted]);
     }
 
     /// The cycle under way is over, and the target has its snapshot.
-    fn end_cycle(&mut self) {
+    pub(super) fn end_cycle(&mut self) {
         let cycle = *self.begun.last().expect("a cycle");
         let spec = self.inventories(1)[0].vms[0].spec.clone();
         if self.replicas.is_empty() {
@@ -85,7 +85,7 @@ fn started(reply: &ApiReply) -> JobId {
     }
 }
 
-fn error(reply: ApiReply) -> ApiError {
+pub(super) fn error(reply: ApiReply) -> ApiError {
     match reply {
         ApiReply::Error { error } => error,
         other => panic!("{other:?}"),

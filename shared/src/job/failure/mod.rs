@@ -220,6 +220,10 @@ pub enum RefusalCode {
     SnapshotUnknown,
     /// The snapshot does not hold what was written to it.
     SnapshotDamaged,
+    /// The VM is not at the host that has its replica.
+    NotCutOver,
+    /// The replication of the VM was finalized.
+    ReplicationFinalized,
     /// The target has as many replicas, or layers of them, as one host may have.
     ReplicaLimit,
 }

@@ -246,6 +246,17 @@ catalogue!(RefusalCode {
             "Or give an older snapshot that is not damaged, with `--snapshot`: `sterna replicate show {vm}`.",
             "Look for errors of the medium: `journalctl -k` on the host that has the replica.",
         ];
+    NotCutOver = "STERNA-R052", "not_cut_over",
+        "The VM is not at the host that has its replica, and its replication cannot be finalized.",
+        causes ["It was never cut over, the cutover is not over yet, or it was reverted."],
+        remedies [
+            "Cut it over first: `sterna cutover start {vm}`.",
+            "To end the replication where it is, with its replica: `sterna replicate remove {vm}`.",
+        ];
+    ReplicationFinalized = "STERNA-R053", "replication_finalized",
+        "The replication of the VM was finalized: there is no way back of its cutover any more.",
+        causes ["Somebody has given `sterna replicate finalize`."],
+        remedies ["Move the VM back as any other, which sends all of it: `sterna migrate {vm} --to HOST`."];
     ReplicaLimit = "STERNA-R055", "replica_limit",
         "The target has as many replicas, or layers of them, as one host may have.",
         causes ["Many VMs are replicated to one host.", "Many snapshots are kept, or clones stand on old ones and keep their layers."],

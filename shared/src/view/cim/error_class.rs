@@ -109,7 +109,9 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::SameHost => unsupported(Cause::ProceduralError).status(Status::InvalidParameter),
             RefusalCode::NoTarget => unsupported(Cause::InformationMissing).status(Status::InvalidParameter),
             RefusalCode::VmInJob => Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Low),
-            RefusalCode::VmState => unsupported(Cause::ProceduralError),
+            RefusalCode::VmState | RefusalCode::NotCutOver | RefusalCode::ReplicationFinalized => {
+                unsupported(Cause::ProceduralError)
+            }
             // The guest stands still.
             RefusalCode::VmUnresolved => Self::new(Type::UnavailableResource, Cause::ElementUnavailable, High),
             RefusalCode::Memory => Self::new(Type::Oversubscription, Cause::OutOfMemory, Medium),

@@ -185,7 +185,9 @@ impl<'a> Known<'a> {
             runs: &runs,
             clones: &clones,
             cutovers: &cutovers,
-            cut_over: self.replica(vm, host).is_some_and(|view| view.state == ReplicaState::Cutover),
+            cut_over: self
+                .replica(vm, host)
+                .is_some_and(|view| matches!(view.state, ReplicaState::Cutover | ReplicaState::Finalizing)),
             replica: self.replica(vm, host).and_then(|view| view.replica.as_ref()),
             pace,
             now: self.now,

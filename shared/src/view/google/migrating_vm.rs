@@ -127,6 +127,8 @@ pub struct Standing {
     pub failed: bool,
     /// How far a cutover is, if there is any.
     pub cutover: Option<CutoverStanding>,
+    /// Whether it is about to be over for good.
+    pub finalizing: bool,
 }
 
 impl MigratingVmState {
@@ -135,6 +137,9 @@ impl MigratingVmState {
     pub const fn of(standing: Standing) -> Self {
         use JobState as J;
         if !standing.state.is_final() && !matches!(standing.state, J::ShuttingDown) {
+            if standing.finalizing {
+                return Self::Finalizing;
+            }
             match standing.cutover {
                 Some(CutoverStanding::UnderWay) => return Self::CuttingOver,
                 Some(CutoverStanding::FinalSync) => return Self::FinalSync,
@@ -216,6 +221,7 @@ impl<'a> Replication<'a> {
             },
             failed: last == Some(JobState::Exception),
             cutover: self.cutover_standing(),
+            finalizing: self.job.is_finalizing(),
         }
     }
 
@@ -240,6 +246,9 @@ impl<'a> Replication<'a> {
     /// Since when it has been in that state, as far as the cycles tell that are remembered.
     fn state_time(&self, cycles: &[Cycle<'a>], standing: Standing) -> Timestamp {
         let job = self.job;
+        if let Some(finalization) = job.finalization.as_ref().filter(|_| standing.finalizing) {
+            return finalization.asked_at;
+        }
         if standing.cutover.is_some() && !job.state.is_final() {
             // Since it began, or since it was over.
             let changed = self.our_cutovers().map(|status| status.changed_at).max();
@@ -259,6 +268,7 @@ impl<'a> Replication<'a> {
             synced: begun_before || synced_before,
             failed: false,
             cutover: None,
+            finalizing: false,
         };
         let mut since = if begun_before { first.began_at() } else { None }.unwrap_or(job.submitted_at);
         for pair in gone_through(before, cycles).windows(2) {
@@ -274,7 +284,8 @@ impl<'a> Replication<'a> {
         let of_cycles = cycles.iter().flat_map(|cycle| {
             [cycle.began_at(), cycle.ended_at(), cycle.status.map(|status| status.changed_at)].into_iter().flatten()
         });
-        of_cycles.fold(self.job.changed_at.max(self.job.submitted_at), Timestamp::max)
+        let asked = self.job.finalization.as_ref().map(|finalization| finalization.asked_at);
+        of_cycles.chain(asked).fold(self.job.changed_at.max(self.job.submitted_at), Timestamp::max)
     }
 
     fn cycle(&self, name: &MigratingVmName, cycle: Cycle<'a>) -> Option<ReplicationCycle> {
