@@ -86,7 +86,9 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R048", "snapshot_damaged", 5, 10, 4, 1),
     ("STERNA-R052", "not_cut_over", 10, 129, 2, 1),
     ("STERNA-R053", "replication_finalized", 10, 129, 2, 1),
+    ("STERNA-R054", "not_extendable", 10, 129, 2, 1),
     ("STERNA-R055", "replica_limit", 8, 44, 2, 1),
+    ("STERNA-R056", "replication_expired", 9, 53, 2, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

@@ -1,18 +1,61 @@
-//! `sterna replicate finalize`: the end of a replication, for good, once its VM is cut over.
+//! `sterna replicate extend` and `finalize`: how long a replication lasts, and its end for good, once its VM is cut over.
 
 use std::time::Duration;
 
-use sterna_shared::job::{JobState, JobStatus, Refusal, RefusalCode};
+use sterna_shared::job::{EXTENSION_MAX_SECONDS, JobState, JobStatus, Refusal, RefusalCode};
+use sterna_shared::replica::ReplicaView;
+use sterna_shared::time::Timestamp;
 
-use super::confirm;
 use super::error::{CliError, Exit};
-use super::output::Output;
+use super::output::{Output, moment};
 use super::replicate::POLL_INTERVAL;
 use super::vm::done;
+use super::{confirm, now, schedule};
 use crate::client::Client;
 
 /// How long hosts may take to let go before the command ends. They go on.
 const FINALIZE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pushes back when a replication expires.
+pub(super) async fn extend(vm: &str, by: Option<u32>, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let status = client.extend(vm, by).await?.status;
+    let until = status.policy.expiration.map_or_else(String::new, |of| moment(of.at));
+    done(Ok(()), format!("{vm}: the replication expires at {until}"), output)
+}
+
+/// When a replication expires, for people.
+pub(super) fn expiry(view: &ReplicaView) -> String {
+    match view.expires_at.map(moment) {
+        Some(at) if view.expires_soon => format!("{at}, soon"),
+        Some(at) => at,
+        None => "-".to_owned(),
+    }
+}
+
+/// What has expired does not go on because somebody says so.
+pub(super) fn expired(vm: &str) -> CliError {
+    let mut error = CliError::new(Exit::Refused, format!("the replication of {vm} does not go on"));
+    error.refusals.push(Refusal {
+        code: RefusalCode::ReplicationExpired,
+        message: format!("the replication of VM {vm} has expired"),
+        remedy: format!("push its expiry back: `sterna replicate extend {vm}`"),
+    });
+    error
+}
+
+/// An instant, or a span of time from now on.
+pub(super) fn parse_expiry(text: &str) -> Result<Timestamp, String> {
+    let after =
+        |seconds: u32| Timestamp::from_unix_microseconds(now().unix_microseconds() + i64::from(seconds) * 1_000_000);
+    let at = schedule::parse_seconds(text).map(after).or_else(|| text.parse().ok());
+    at.ok_or_else(|| "give a time such as 2026-12-01T02:00:00Z, or a number with s, m, h or d".to_owned())
+}
+
+pub(super) fn parse_extension(text: &str) -> Result<u32, String> {
+    schedule::parse_seconds(text)
+        .filter(|seconds| (1..=EXTENSION_MAX_SECONDS).contains(seconds))
+        .ok_or_else(|| format!("give a number with s, m, h or d, from 1s to {}d", EXTENSION_MAX_SECONDS / 86_400))
+}
 
 /// Finalizes a replication, and waits until nothing of it is left.
 pub(super) async fn finalize(
@@ -37,8 +80,11 @@ pub(super) async fn finalize(
         status = client.job(status.job).await?.status;
     }
     if status.state != JobState::Completed {
-        return Err(CliError::new(Exit::Cancelled, format!("the replication of {vm} was ended before all of it was gone"))
-            .hint(format!("see what is left: sterna job show {}, sterna host show HOST", status.job)));
+        return Err(CliError::new(
+            Exit::Cancelled,
+            format!("the replication of {vm} was ended before all of it was gone"),
+        )
+        .hint(format!("see what is left: sterna job show {}, sterna host show HOST", status.job)));
     }
     done(Ok(()), format!("{vm}: the replication is finalized; its replica and the way back are gone"), output)
 }

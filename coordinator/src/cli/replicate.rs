@@ -9,12 +9,13 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState, ReturnCode, Run,
-    Schedule, StorageWish,
+    DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState,
+    ReturnCode, Run, Schedule, StorageWish,
 };
 use sterna_shared::replica::{
-    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaView, ReplicationWish, Retention,
+    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaState, ReplicaView, ReplicationWish, Retention,
 };
+use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
@@ -65,6 +66,14 @@ pub(super) enum ReplicateCommand {
     },
     /// Read a VM's replica through, and compare it with what was written; what is damaged, the next cycle repairs
     Verify(VerifyArgs),
+    /// Push back when a VM's replication expires
+    Extend {
+        /// The VM's name or id
+        vm: String,
+        /// By how long, such as 30d [default: 100d]
+        #[arg(long, value_name = "TIME", value_parser = lifetime::parse_extension)]
+        by: Option<u32>,
+    },
     /// End the replication of a VM that is cut over, for good: its replica goes, and the way back of the cutover
     Finalize {
         /// The VM's name or id
@@ -102,6 +111,9 @@ pub(super) struct AddArgs {
     /// Which snapshots are kept: the last ones, and the latest of each hour and day [default: last=3]
     #[arg(long, value_name = "last=N,hourly=N,daily=N", value_parser = parse_keep)]
     keep: Option<Retention>,
+    /// No cycle is made from then on: a time such as 2026-12-01T02:00:00Z, or how long it is until then, such as 30d
+    #[arg(long, value_name = "TIME", value_parser = lifetime::parse_expiry, conflicts_with = "once")]
+    expires: Option<Timestamp>,
     /// A rate that a cycle stays under, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
     bandwidth: Option<Bandwidth>,
@@ -175,11 +187,15 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
         }
         ReplicateCommand::Pause { vm } => pause(vm, client, output).await,
         ReplicateCommand::Resume { vm } => {
+            if of(vm, client).await?.iter().any(|view| view.state == ReplicaState::Expired) {
+                return Err(lifetime::expired(vm));
+            }
             let status = kept_by(vm, client).await?;
             ask_for(&status, RequestedState::Start, client).await?;
             done(Ok(()), format!("{vm}: replication goes on; see it with sterna replicate show {vm}"), output)
         }
         ReplicateCommand::Verify(args) => verify(args, client, output).await,
+        ReplicateCommand::Extend { vm, by } => lifetime::extend(vm, *by, client, output).await,
         ReplicateCommand::Finalize { vm, yes, detach } => lifetime::finalize(vm, *yes, *detach, client, output).await,
         ReplicateCommand::Remove { vm, yes } => remove(vm, *yes, client, output).await,
     }
@@ -253,7 +269,8 @@ fn wish(kind: JobKind, vm: &str, host: Option<&HostId>, bandwidth: Option<Bandwi
 
 fn policy(args: &AddArgs, owner: &str) -> Policy {
     let schedule = (!args.once).then(|| Schedule::after_pauses(args.idle.unwrap_or(IDLE_DEFAULT_SECONDS)));
-    Policy { owner: Some(owner.to_owned()), schedule, ..Policy::default() }
+    let expiration = args.expires.map(Expiration::at);
+    Policy { owner: Some(owner.to_owned()), schedule, expiration, ..Policy::default() }
 }
 
 /// The replicas of a VM, and its replication where it has none yet.
@@ -371,10 +388,11 @@ fn list(views: &[ReplicaView]) -> String {
             or_dash(view.age_seconds.map(span)),
             yes_or_no(view.late).to_owned(),
             or_dash(view.idle_seconds.map(|idle| span(idle.into()))),
+            lifetime::expiry(view),
             or_dash(view.replication),
         ]
     });
-    table(["VM", "FROM → TO", "STATE", "SNAPSHOTS", "AGE", "LATE", "IDLE", "JOB"], rows)
+    table(["VM", "FROM → TO", "STATE", "SNAPSHOTS", "AGE", "LATE", "IDLE", "EXPIRES", "JOB"], rows)
 }
 
 fn show(view: &ReplicaView) -> String {
@@ -385,6 +403,7 @@ fn show(view: &ReplicaView) -> String {
         ("state", view.state.to_string()),
         ("job", or_dash(view.replication)),
         ("pause between cycles", or_dash(view.idle_seconds.map(|idle| span(idle.into())))),
+        ("expires", lifetime::expiry(view)),
         ("age of the latest snapshot", or_dash(view.age_seconds.map(span))),
         ("late", yes_or_no(view.late).to_owned()),
     ]);
@@ -505,6 +524,10 @@ mod tests {
         assert_eq!(schedule(&args), Some(Schedule::after_pauses(600)));
         assert_eq!(schedule(&added(&[])), Some(Schedule::after_pauses(IDLE_DEFAULT_SECONDS)));
         assert_eq!(schedule(&added(&["--once"])), None);
+        let expires = |expires| policy(&added(&["--expires", expires]), "somebody").expiration.map(|of| of.at);
+        assert_eq!(expires("2126-11-21T22:47:03Z"), "2126-11-21T22:47:03Z".parse().ok());
+        let days = expires("30d").map(|at| at.seconds_since(now()) / 86_400.0);
+        assert!(days.is_some_and(|days| days > 29.9 && days <= 30.0), "{days:?}");
     }
 
     #[test]
@@ -523,8 +546,10 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let wrong: [&[&str]; 8] = [
+        let wrong: [&[&str]; 10] = [
             &["--once", "--idle", "5m"],
+            &["--once", "--expires", "5d"],
+            &["--expires", "tomorrow"],
             &["--idle", "0s"],
             &["--idle", "31d"],
             &["--idle", "5"],
@@ -537,6 +562,7 @@ mod tests {
             assert!(line(&[&["add", "web", "--to", "beta"], arguments].concat()).is_err(), "{arguments:?}");
         }
         assert!(line(&["add", "web"]).is_err() && line(&["show"]).is_err());
+        assert!(line(&["extend", "web"]).is_ok() && line(&["extend", "web", "--by", "0d"]).is_err());
     }
 
     #[test]
@@ -545,6 +571,8 @@ mod tests {
         let view = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
         let (list, show) = (list(std::slice::from_ref(&view)), show(&view));
         assert!(list.contains("alpha → beta") && list.contains("READY") && list.contains("5 min"), "{list}");
+        let expires = ReplicaView { expires_at: Some(example::now()), expires_soon: true, ..view };
+        assert!(super::list(&[expires]).contains("UTC, soon"));
         assert!(show.contains("crash") && show.contains("7 MiB") && show.contains("fast"), "{show}");
         let spans = [119, 120, 7_200, 172_800].map(span);
         assert_eq!(spans, ["119 s", "2 min", "2 h", "2 d"]);

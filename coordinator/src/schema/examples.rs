@@ -11,7 +11,7 @@ use sterna_shared::bus::{
 use sterna_shared::host::{LimitsChange, MovesInHand};
 use sterna_shared::id::{Epoch, HostId};
 use sterna_shared::job::{
-    CheckReport, DayOfWeek, DiskPlacement, Event, EventBody, FailureCode, FailureReport, Finding, Forecast,
+    CheckReport, DayOfWeek, DiskPlacement, Event, EventBody, Expiration, FailureCode, FailureReport, Finding, Forecast,
     ForecastInput, JobKind, JobRecord, JobStatus, Month, MoveRequest, Plan, Policy, Progress, Refusal, RefusalCode,
     Reporter, ReturnCode, Rule, Schedule, Severity, StepFigures, StepKind, Volume, Weekday, Zone,
 };
@@ -166,6 +166,7 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::PlanDrop { planned: a_planned_vm().id }, &["done"]),
         (ApiRequest::ReplicaList, &["replicas"]),
         (ApiRequest::ReplicaDrop { vm: vm(), host: host("beta") }, &["done"]),
+        (ApiRequest::ReplicaExtend { vm: vm(), by_seconds: Some(86_400) }, &["job"]),
         (ApiRequest::ReplicaFinalize { vm: vm() }, &["job"]),
         (replicate(), &["plan", "job_started"]),
         (clone(), &["plan", "job_started"]),
@@ -199,7 +200,11 @@ fn replicate() -> ApiRequest {
         },
         dry_run: false,
         job: example::job(2),
-        policy: Box::new(Policy { schedule, ..Policy::default() }),
+        policy: Box::new(Policy {
+            schedule,
+            expiration: Some(Expiration::at(example::later(86_400))),
+            ..Policy::default()
+        }),
     }
 }
 

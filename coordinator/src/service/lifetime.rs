@@ -1,4 +1,5 @@
-//! How a replication ends: for good, once its VM is cut over (Google's `finalizeMigration`).
+//! How long a replication lasts: it expires, which is pushed back (Google's `extendMigration`); and it ends for good, once its VM is cut
+//! over (`finalizeMigration`).
 //!
 //! ```text
 //!   finalize ─▶ Finalizing { hosts } ─▶ each host: the replica goes, then what it keeps of the VM ─▶ none keeps any ─▶ Completed
@@ -13,7 +14,10 @@ use std::time::Duration;
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply};
 use sterna_shared::host::PartialReport;
 use sterna_shared::id::{HostId, JobId, VmId};
-use sterna_shared::job::{EventBody, JobKind, JobState, JobStatus, Refusal, RefusalCode};
+use sterna_shared::job::{
+    EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, EventBody, Expiration, JobKind, JobState,
+    JobStatus, Policy, Refusal, RefusalCode,
+};
 use sterna_shared::view::google::Rates;
 
 use super::request::{Outcome, forwarded, no_job, not_found};
@@ -63,6 +67,68 @@ impl State {
         self.say(job, EventBody::Finalizing { hosts }, now, out, &mut messages);
         let status = &self.jobs.get(&job).ok_or_else(|| no_job(job))?.status;
         Ok(Outcome::Publish { messages, reply: told(status) })
+    }
+
+    /// Pushes back when the replication of a VM expires.
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub(super) fn extend(
+        &mut self,
+        vm: &str,
+        by_seconds: Option<u32>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Outcome, ApiError> {
+        let by_seconds = by_seconds.unwrap_or(EXTENSION_DEFAULT_SECONDS);
+        if !(1..=EXTENSION_MAX_SECONDS).contains(&by_seconds) {
+            let hint = format!("give 1 to {EXTENSION_MAX_SECONDS} s");
+            return Err(fault(ApiErrorKind::Invalid, format!("a replication is not extended by {by_seconds} s"), hint));
+        }
+        let status = self.replication_of(vm)?;
+        let (job, name) = (self.live(status.job)?.job, &status.plan.vm.name);
+        let expiration = match status.policy.expiration {
+            _ if status.is_finalizing() => Err("is being finalized".to_owned()),
+            None => Err("does not expire".to_owned()),
+            Some(of) => of
+                .extended(by_seconds, now.at)
+                .ok_or_else(|| format!("was extended {EXTENSIONS_MAX} times, and expires at {}", of.at)),
+        };
+        let expiration = expiration.map_err(|why| {
+            let remedy = format!(
+                "end it, and begin it anew, from the replica that is there: `sterna job cancel {job}`, `sterna replicate add {name} --to HOST`"
+            );
+            let message = format!("the replication of VM {name} {why}");
+            let refusal = Refusal { code: RefusalCode::NotExtendable, message, remedy };
+            refused(format!("the replication of VM {name} cannot be extended"), vec![refusal])
+        })?;
+        let policy = Box::new(Policy { expiration: Some(expiration), ..status.policy.clone() });
+        let mut messages = Vec::new();
+        self.say(job, EventBody::Edited { policy }, now, out, &mut messages);
+        Ok(Outcome::Publish { messages, reply: told(self.live(job)?) })
+    }
+
+    /// Replications that are about to expire say so, each once.
+    pub(super) fn tend_expiry(&mut self, now: Now, out: &mut Vec<Action>) {
+        let near = |status: &JobStatus| {
+            let expiration = status.policy.expiration.filter(|of| !of.noticed && of.is_near(now.at))?;
+            let is_live = !self.replaying && !status.state.is_final() && !status.is_finalizing();
+            is_live.then(|| (status.job, status.plan.vm.name.clone(), expiration, status.policy.clone()))
+        };
+        let near: Vec<_> = self.jobs.values().filter_map(|job| near(&job.status)).collect();
+        let mut messages = Vec::new();
+        for (job, name, expiration, policy) in near {
+            let text = format!(
+                "the replication expires at {}, and no cycle is made from then on; push that back: sterna replicate extend {name}",
+                expiration.at
+            );
+            let policy = Box::new(Policy { expiration: Some(Expiration { noticed: true, ..expiration }), ..policy });
+            self.say(job, EventBody::Notice { text }, now, out, &mut messages);
+            self.say(job, EventBody::Edited { policy }, now, out, &mut messages);
+        }
+        if !messages.is_empty() {
+            out.push(Action::Publish { messages, answer: None });
+        }
     }
 
     /// The replication of a VM: that which is not over, else the newest.

@@ -89,6 +89,7 @@ impl State {
         // A VM that is where its replica is was cut over, or moved there; its cycles go on when it is elsewhere again.
         let elsewhere = |member: &Member| status.request.target.as_ref() != Some(&member.inventory.host);
         !status.is_finalizing()
+            && !status.has_expired(now.at)
             && self.fleet.vm(vm).is_some_and(|(member, _)| member.online && elsewhere(member))
             && status.request.target.as_ref().is_none_or(online)
             && !self.jobs.values().any(|other| held(&other.status))

@@ -121,7 +121,7 @@ impl State {
             JobState::Starting if schedule.run_times == 0 || status.runs.count < schedule.run_times => now.at,
             _ => return None,
         };
-        let mut policy = Policy { schedule: None, ..status.policy.clone() };
+        let mut policy = Policy { schedule: None, expiration: None, ..status.policy.clone() };
         if status.request.kind == JobKind::Replicate {
             if !self.may_replicate(status, now) {
                 return None; // Its turn waits.

@@ -235,6 +235,7 @@ impl State {
                 self.fence_due(now, &mut out);
                 self.answer_waits(now, &mut out);
                 self.remove_old(now.at, &mut out);
+                self.tend_expiry(now, &mut out);
                 self.tend_queue(now, &mut out);
             }
         }

@@ -140,6 +140,13 @@ pub enum ApiRequest {
         /// At which host.
         host: HostId,
     },
+    /// Push back when the replication of a VM expires.
+    ReplicaExtend {
+        /// The replicated VM, by name or id.
+        vm: String,
+        /// By how long, in seconds; [`EXTENSION_DEFAULT_SECONDS`](crate::job::EXTENSION_DEFAULT_SECONDS) where it is left out.
+        by_seconds: Option<u32>,
+    },
     /// End the replication of a VM that is cut over for good: its replica goes, and the way back of the cutover.
     ReplicaFinalize {
         /// The replicated VM, by name or id.
@@ -238,6 +245,7 @@ impl ApiRequest {
             Self::PlanDrop { .. } => ("plan", "drop"),
             Self::ReplicaList => ("replica", "list"),
             Self::ReplicaDrop { .. } => ("replica", "drop"),
+            Self::ReplicaExtend { .. } => ("replica", "extend"),
             Self::ReplicaFinalize { .. } => ("replica", "finalize"),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),

@@ -32,7 +32,9 @@ pub use cutover::CutoverForecast;
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use forecast::{Estimate, Forecast, ForecastInput};
-pub use lifetime::Finalization;
+pub use lifetime::{
+    EXPIRY_NOTICE_SECONDS, EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, Expiration, Finalization,
+};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
 pub use policy::{
     KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MoveRequest, Schedule};
+use super::{Expiration, MoveRequest, Schedule};
 
 /// The priority of a job that names none. Lower numbers come first, as in `CIM_Job.Priority`.
 pub const PRIORITY_DEFAULT: u32 = 100;
@@ -34,6 +34,9 @@ pub struct Policy {
     pub recovery: Recovery,
     /// The group that it is part of: jobs of one group run one after the other, in the order in which they were submitted.
     pub group: Option<String>,
+    /// Of a replication that goes on: when it expires. None for never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<Expiration>,
 }
 
 impl Default for Policy {
@@ -47,6 +50,7 @@ impl Default for Policy {
             schedule: None,
             recovery: Recovery::default(),
             group: None,
+            expiration: None,
         }
     }
 }
@@ -141,6 +145,9 @@ impl Policy {
             Recovery::Stop | Recovery::Next | Recovery::Run { .. } | Recovery::Other { .. } => {}
         }
         faults.extend(self.schedule.iter().flat_map(Schedule::faults));
+        if self.expiration.is_some() && !self.recurs() {
+            faults.push("the job runs once, and does not expire; leave the expiry out".to_owned());
+        }
         faults
     }
 

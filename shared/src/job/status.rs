@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CheckReport, Due, Event, EventBody, FailureReport, Finalization, Finding, Hands, IllegalTransition, JobKind, JobState,
-    MoveRequest, Plan, Policy, Reporter, Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
+    CheckReport, Due, Event, EventBody, FailureReport, Finalization, Finding, Hands, IllegalTransition, JobKind,
+    JobState, MoveRequest, Plan, Policy, Reporter, Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
 };
 use crate::id::{HostId, JobId, Token, VmId};
 use crate::time::Timestamp;
@@ -258,6 +258,13 @@ impl JobStatus {
     #[must_use]
     pub fn is_finalizing(&self) -> bool {
         self.finalization.is_some() && !self.state.is_final()
+    }
+
+    /// Whether it is a replication that has expired, or had when it was over.
+    #[must_use]
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        let then = self.finished_at.unwrap_or(now);
+        self.policy.expiration.is_some_and(|expiration| expiration.is_over(then))
     }
 
     /// What it has done, the time before it was last suspended counted in.

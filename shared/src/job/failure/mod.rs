@@ -224,8 +224,12 @@ pub enum RefusalCode {
     NotCutOver,
     /// The replication of the VM was finalized.
     ReplicationFinalized,
+    /// The replication of the VM cannot be extended.
+    NotExtendable,
     /// The target has as many replicas, or layers of them, as one host may have.
     ReplicaLimit,
+    /// The replication of the VM has expired.
+    ReplicationExpired,
 }
 
 /// One reason why not, with what to do about it.

@@ -53,6 +53,20 @@ resource! {
         recent_cutover_jobs: Vec<CutoverJob> = "recentCutoverJobs",
         /// What went wrong, in state `ERROR`.
         error: Option<RpcStatus> = "error",
+        /// When it expires. None of a replication that does not.
+        expiration: Option<Expiration> = "expiration",
+    }
+}
+
+resource! {
+    /// When a replication expires.
+    Expiration {
+        /// From then on no cycle is made.
+        expire_time: ProtoTimestamp = "expireTime",
+        /// How often it was pushed back.
+        extension_count: u32 = "extensionCount",
+        /// Whether it may be pushed back, again.
+        extendable: bool = "extendable",
     }
 }
 
@@ -129,6 +143,8 @@ pub struct Standing {
     pub cutover: Option<CutoverStanding>,
     /// Whether it is about to be over for good.
     pub finalizing: bool,
+    /// Whether it has expired, or had when it was over.
+    pub expired: bool,
 }
 
 impl MigratingVmState {
@@ -144,6 +160,7 @@ impl MigratingVmState {
                 Some(CutoverStanding::UnderWay) => return Self::CuttingOver,
                 Some(CutoverStanding::FinalSync) => return Self::FinalSync,
                 Some(CutoverStanding::Over) => return Self::Cutover,
+                None if standing.expired => return Self::Expired,
                 None => {}
             }
         }
@@ -151,6 +168,7 @@ impl MigratingVmState {
             (J::Suspended, ..) => Self::Paused,
             (J::ShuttingDown, ..) if standing.fails => Self::Error,
             (J::ShuttingDown, ..) => Self::Finalizing,
+            (J::Completed | J::Terminated | J::Killed, ..) if standing.expired => Self::FinalizedExpired,
             (J::Completed | J::Terminated | J::Killed, ..) => Self::Finalized,
             (J::Exception, ..) => Self::Error,
             (_, true, false) => Self::FirstSync,
@@ -222,6 +240,7 @@ impl<'a> Replication<'a> {
             failed: last == Some(JobState::Exception),
             cutover: self.cutover_standing(),
             finalizing: self.job.is_finalizing(),
+            expired: self.job.has_expired(self.now),
         }
     }
 
@@ -254,6 +273,9 @@ impl<'a> Replication<'a> {
             let changed = self.our_cutovers().map(|status| status.changed_at).max();
             return changed.unwrap_or(job.changed_at);
         }
+        if let Some(expiration) = job.policy.expiration.filter(|_| standing.expired && !job.state.is_final()) {
+            return expiration.at;
+        }
         let is_at_rest = matches!(job.state, JobState::Suspended | JobState::ShuttingDown) || job.state.is_final();
         let Some(first) = cycles.first().filter(|_| job.policy.recurs() && !is_at_rest) else {
             return job.changed_at;
@@ -269,6 +291,7 @@ impl<'a> Replication<'a> {
             failed: false,
             cutover: None,
             finalizing: false,
+            expired: false,
         };
         let mut since = if begun_before { first.began_at() } else { None }.unwrap_or(job.submitted_at);
         for pair in gone_through(before, cycles).windows(2) {
@@ -386,6 +409,11 @@ impl MigratingVm {
             recent_clone_jobs: replication.recent_clones(&name),
             cutover_forecast: replication.forecast(),
             recent_cutover_jobs: replication.recent_cutovers(&name),
+            expiration: job.policy.expiration.map(|of| Expiration {
+                expire_time: of.at.into(),
+                extension_count: of.extensions,
+                extendable: of.is_extendable() && !job.state.is_final() && !standing.finalizing,
+            }),
             error: if state == MigratingVmState::Error { replication.error(&cycles) } else { None },
             name,
         }

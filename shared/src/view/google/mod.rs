@@ -46,7 +46,9 @@ pub use error::{
 pub use lists::{
     CLONE_JOBS_MAX, CUTOVER_JOBS_MAX, CloneJobList, CutoverJobList, Known, MigratingVmList, ReplicationCycleList,
 };
-pub use migrating_vm::{CutoverStanding, MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing};
+pub use migrating_vm::{
+    CutoverStanding, Expiration, MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing,
+};
 pub use name::{CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, PROJECT, ReplicationCycleName};
 pub use target::{
     ComputeEngineTargetDefaults, ComputeEngineTargetDetails, InvalidMachineType, MachineType, NetworkInterface,
