@@ -3,6 +3,8 @@
 //! A replication is a recurring job; each of its cycles is a job of its own. What a command here does can be done with
 //! `sterna job` too, but for the replica itself.
 
+mod shown;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -20,10 +22,13 @@ use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
 use super::migrate::{parse_placement, submit};
-use super::output::{Format, Output, moment, or_dash, pairs, table};
-use super::vm::{done, yes_or_no};
+use super::output::{Format, Output, moment};
+use super::vm::done;
 use super::{confirm, job, lifetime, now, schedule};
 use crate::client::Client;
+
+pub(super) use shown::span;
+use shown::{cycles, list, show};
 
 /// How long a cycle that was cancelled may take to put everything back before the removal gives up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
@@ -377,85 +382,6 @@ async fn end(job: JobId, client: &Client) -> Result<(), CliError> {
     Ok(())
 }
 
-fn list(views: &[ReplicaView]) -> String {
-    let rows = views.iter().map(|view| {
-        let replica = view.replica.as_ref();
-        [
-            view.name.to_string(),
-            format!("{} → {}", view.source, view.host),
-            view.state.to_string(),
-            replica.map_or(0, |replica| replica.snapshots().count()).to_string(),
-            or_dash(view.age_seconds.map(span)),
-            yes_or_no(view.late).to_owned(),
-            or_dash(view.idle_seconds.map(|idle| span(idle.into()))),
-            lifetime::expiry(view),
-            or_dash(view.replication),
-        ]
-    });
-    table(["VM", "FROM → TO", "STATE", "SNAPSHOTS", "AGE", "LATE", "IDLE", "EXPIRES", "JOB"], rows)
-}
-
-fn show(view: &ReplicaView) -> String {
-    let replica = view.replica.as_ref();
-    let head = pairs([
-        ("vm", format!("{} ({})", view.name, view.vm)),
-        ("replication", format!("{} → {}", view.source, view.host)),
-        ("state", view.state.to_string()),
-        ("job", or_dash(view.replication)),
-        ("pause between cycles", or_dash(view.idle_seconds.map(|idle| span(idle.into())))),
-        ("expires", lifetime::expiry(view)),
-        ("age of the latest snapshot", or_dash(view.age_seconds.map(span))),
-        ("late", yes_or_no(view.late).to_owned()),
-    ]);
-    let snapshots = table(
-        ["SNAPSHOT", "TAKEN", "CONSISTENCY", "DAMAGED", "WRITTEN", "CYCLE"],
-        replica.into_iter().flat_map(|replica| replica.snapshots().rev()).map(|snapshot| {
-            [
-                snapshot.number.to_string(),
-                moment(snapshot.taken_at),
-                format!("{:?}", snapshot.consistency).to_lowercase(),
-                yes_or_no(snapshot.damaged).to_owned(),
-                snapshot.written.to_string(),
-                snapshot.cycle.to_string(),
-            ]
-        }),
-    );
-    let disks = table(
-        ["DISK", "POOL", "SIZE"],
-        replica
-            .into_iter()
-            .flat_map(|replica| &replica.disks)
-            .map(|disk| [disk.name.to_string(), disk.pool.to_string(), disk.size.to_string()]),
-    );
-    let why = view.cycles.last().and_then(|cycle| cycle.failure.as_ref());
-    let why = why
-        .map_or_else(String::new, |failure| format!("\n\nthe latest cycle failed: {failure}\n  → {}", failure.remedy));
-    format!("{head}\n\n{snapshots}\n\n{disks}{why}")
-}
-
-fn cycles(runs: &[Run]) -> String {
-    let rows = runs.iter().rev().map(|run| {
-        [
-            run.job.to_string(),
-            moment(run.began_at),
-            run.ended_at.map_or_else(|| "-".to_owned(), |at| format!("{:.1}", at.seconds_since(run.began_at))),
-            run.state.map_or_else(|| "running".to_owned(), |state| state.to_string()),
-            run.failure.as_ref().map_or_else(String::new, |failure| failure.message.clone()),
-        ]
-    });
-    table(["CYCLE", "BEGAN", "SECONDS", "STATE", "WHY"], rows)
-}
-
-/// A span of time for people, in the largest unit that tells enough.
-pub(super) fn span(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7_199 => format!("{} min", seconds / 60),
-        7_200..=172_799 => format!("{} h", seconds / 3_600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
 fn parse_idle(text: &str) -> Result<u32, String> {
     let within = |seconds: &u32| (1..=IDLE_MAX_SECONDS).contains(seconds);
     schedule::parse_seconds(text)
@@ -493,7 +419,6 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::planner::example;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -563,18 +488,5 @@ mod tests {
         }
         assert!(line(&["add", "web"]).is_err() && line(&["show"]).is_err());
         assert!(line(&["extend", "web"]).is_ok() && line(&["extend", "web", "--by", "0d"]).is_err());
-    }
-
-    #[test]
-    fn people_see_how_a_replica_stands() {
-        let host = "beta".parse().expect("a name");
-        let view = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
-        let (list, show) = (list(std::slice::from_ref(&view)), show(&view));
-        assert!(list.contains("alpha → beta") && list.contains("READY") && list.contains("5 min"), "{list}");
-        let expires = ReplicaView { expires_at: Some(example::now()), expires_soon: true, ..view };
-        assert!(super::list(&[expires]).contains("UTC, soon"));
-        assert!(show.contains("crash") && show.contains("7 MiB") && show.contains("fast"), "{show}");
-        let spans = [119, 120, 7_200, 172_800].map(span);
-        assert_eq!(spans, ["119 s", "2 min", "2 h", "2 d"]);
     }
 }
