@@ -17,7 +17,7 @@ use super::migrate::parse_placement;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
 use super::vm::done;
-use super::{check, confirm, now, watch};
+use super::{check, confirm, labels, now, watch};
 use crate::client::{Client, Job, StateChange};
 use crate::view::JobView;
 
@@ -383,6 +383,9 @@ pub(super) fn show(job: &JobView) -> String {
     }
     if let Some(forecast) = &job.forecast {
         rows.push(("expected", expected(forecast)));
+    }
+    if !job.labels.is_empty() {
+        rows.push(("labels", labels::told(&job.labels)));
     }
     let steps = table(
         ["STEP", "STATE", "HOST", "SECONDS", "CONTENT", "SENT", "RATE", "PASSES"],

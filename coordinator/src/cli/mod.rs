@@ -22,6 +22,7 @@ mod failover;
 mod history;
 mod host;
 mod job;
+mod labels;
 mod lifetime;
 mod manual;
 mod migrate;
@@ -195,7 +196,7 @@ const fn has_face(command: &Command, format: Format) -> bool {
         }
         Command::Clone(C::List | C::Show { .. })
         | Command::Cutover(O::List | O::Show { .. })
-        | Command::Replicate(R::List | R::Show { .. } | R::Cycles { .. }) => matches!(format, Format::Google),
+        | Command::Replicate(R::List { .. } | R::Show { .. } | R::Cycles { .. }) => matches!(format, Format::Google),
         _ => false,
     }
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use sterna_shared::bus::JobChange;
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
     DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState,
@@ -21,10 +22,11 @@ use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
+use super::labels::Wanted;
 use super::migrate::{parse_placement, submit};
 use super::output::{Format, Output, moment};
 use super::vm::done;
-use super::{confirm, job, lifetime, now, schedule};
+use super::{confirm, job, labels, lifetime, now, schedule};
 use crate::client::Client;
 
 pub(super) use shown::span;
@@ -48,7 +50,11 @@ pub(super) enum ReplicateCommand {
     Add(AddArgs),
     /// List all replicas and how they stand; also as Google has replications, with --output google
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Those only that have this label; of several, all of them
+        #[arg(long = "label", value_name = "KEY[=VALUE]", value_parser = labels::parse_wanted)]
+        labels: Vec<Wanted>,
+    },
     /// Show the replica of a VM with its snapshots; also as Google has replications, with --output google
     Show {
         /// The VM's name or id
@@ -71,6 +77,14 @@ pub(super) enum ReplicateCommand {
     },
     /// Read a VM's replica through, and compare it with what was written; what is damaged, the next cycle repairs
     Verify(VerifyArgs),
+    /// Change the labels of a VM's replication
+    Label {
+        /// The VM's name or id
+        vm: String,
+        /// KEY=VALUE for one to be set, KEY- for one to go
+        #[arg(value_name = "KEY=VALUE", required = true, value_parser = labels::parse_change)]
+        changes: Vec<JobChange>,
+    },
     /// Push back when a VM's replication expires
     Extend {
         /// The VM's name or id
@@ -119,6 +133,9 @@ pub(super) struct AddArgs {
     /// No cycle is made from then on: a time such as 2026-12-01T02:00:00Z, or how long it is until then, such as 30d
     #[arg(long, value_name = "TIME", value_parser = lifetime::parse_expiry, conflicts_with = "once")]
     expires: Option<Timestamp>,
+    /// A label to find it again by; may be given more than once
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = labels::parse_label)]
+    labels: Vec<(String, String)>,
     /// A rate that a cycle stays under, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
     bandwidth: Option<Bandwidth>,
@@ -153,9 +170,10 @@ pub(super) struct VerifyArgs {
 
 pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
-        ReplicateCommand::List if output.format == Format::Google => {
-            let told = client.replications(now()).await?;
-            output.json(&told.known().migrating_vms(None))?;
+        ReplicateCommand::List { labels } if output.format == Format::Google => {
+            let mut list = client.replications(now()).await?.known().migrating_vms(None);
+            list.migrating_vms.retain(|vm| labels::are_wanted(&vm.labels, labels));
+            output.json(&list)?;
             Ok(Exit::Ok)
         }
         ReplicateCommand::Show { vm } if output.format == Format::Google => {
@@ -175,8 +193,9 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
             Ok(Exit::Ok)
         }
         ReplicateCommand::Add(args) => add(args, client, output).await,
-        ReplicateCommand::List => {
-            let views = client.replicas().await?;
+        ReplicateCommand::List { labels } => {
+            let mut views = client.replicas().await?;
+            views.retain(|view| labels::are_wanted(&view.labels, labels));
             output.result(&views, || list(&views))?;
             Ok(Exit::Ok)
         }
@@ -200,6 +219,11 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
             done(Ok(()), format!("{vm}: replication goes on; see it with sterna replicate show {vm}"), output)
         }
         ReplicateCommand::Verify(args) => verify(args, client, output).await,
+        ReplicateCommand::Label { vm, changes } => {
+            let status = kept_by(vm, client).await?;
+            let told = format!("{vm}: the labels of its replication are changed");
+            done(client.edit(status.job, changes.clone()).await, told, output)
+        }
         ReplicateCommand::Extend { vm, by } => lifetime::extend(vm, *by, client, output).await,
         ReplicateCommand::Finalize { vm, yes, detach } => lifetime::finalize(vm, *yes, *detach, client, output).await,
         ReplicateCommand::Remove { vm, yes } => remove(vm, *yes, client, output).await,
@@ -275,7 +299,13 @@ fn wish(kind: JobKind, vm: &str, host: Option<&HostId>, bandwidth: Option<Bandwi
 fn policy(args: &AddArgs, owner: &str) -> Policy {
     let schedule = (!args.once).then(|| Schedule::after_pauses(args.idle.unwrap_or(IDLE_DEFAULT_SECONDS)));
     let expiration = args.expires.map(Expiration::at);
-    Policy { owner: Some(owner.to_owned()), schedule, expiration, ..Policy::default() }
+    Policy {
+        owner: Some(owner.to_owned()),
+        schedule,
+        expiration,
+        labels: args.labels.iter().cloned().collect(),
+        ..Policy::default()
+    }
 }
 
 /// The replicas of a VM, and its replication where it has none yet.
@@ -449,6 +479,8 @@ mod tests {
         assert_eq!(schedule(&args), Some(Schedule::after_pauses(600)));
         assert_eq!(schedule(&added(&[])), Some(Schedule::after_pauses(IDLE_DEFAULT_SECONDS)));
         assert_eq!(schedule(&added(&["--once"])), None);
+        let labels = policy(&added(&["--label", "team=shop", "--label", "new="]), "somebody").labels;
+        assert_eq!(labels::told(&labels), "new=, team=shop");
         let expires = |expires| policy(&added(&["--expires", expires]), "somebody").expiration.map(|of| of.at);
         assert_eq!(expires("2126-11-21T22:47:03Z"), "2126-11-21T22:47:03Z".parse().ok());
         let days = expires("30d").map(|at| at.seconds_since(now()) / 86_400.0);

@@ -203,6 +203,7 @@ fn replicate() -> ApiRequest {
         policy: Box::new(Policy {
             schedule,
             expiration: Some(Expiration::at(example::later(86_400))),
+            labels: [("team".to_owned(), "shop".to_owned())].into(),
             ..Policy::default()
         }),
     }
@@ -222,7 +223,8 @@ fn changes() -> Vec<JobChange> {
     let schedules = [Schedule::once(example::later(60)), Schedule::repeated(rule), Schedule::repeated(local)];
     let schedules = schedules.into_iter().map(|schedule| JobChange::Schedule { schedule: Some(Box::new(schedule)) });
     let priority = JobChange::Property { name: "Priority".into(), value: "5".into() };
-    schedules.chain([JobChange::Schedule { schedule: None }, priority]).collect()
+    let labels = [Some("shop".to_owned()), None].map(|value| JobChange::Label { key: "team".into(), value });
+    schedules.chain([JobChange::Schedule { schedule: None }, priority]).chain(labels).collect()
 }
 
 /// A check that has found something and measured something.

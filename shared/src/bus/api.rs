@@ -274,6 +274,13 @@ pub enum JobChange {
         /// The value as text; none in it is CIM's NULL.
         value: String,
     },
+    /// A label.
+    Label {
+        /// Its key.
+        key: String,
+        /// Its value; none for it to go.
+        value: Option<String>,
+    },
     /// When it runs.
     Schedule {
         /// None for as soon as its hosts have a slot.

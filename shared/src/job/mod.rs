@@ -12,6 +12,7 @@ mod cutover;
 mod event;
 mod failure;
 mod forecast;
+mod labels;
 mod lifetime;
 mod percent;
 mod plan;
@@ -32,6 +33,7 @@ pub use cutover::CutoverForecast;
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use forecast::{Estimate, Forecast, ForecastInput};
+pub use labels::{LABEL_BYTES_MAX, LABEL_LENGTH_MAX, LABELS_MAX, label_faults};
 pub use lifetime::{
     EXPIRY_NOTICE_SECONDS, EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, Expiration, Finalization,
 };

@@ -1,9 +1,11 @@
 //! Policy: what the submitter of a job says beside his wish, and may change while the job lives. They are the read/write
 //! properties of `Msvm_MigrationJob`, with its recovery action and its group.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Expiration, MoveRequest, Schedule};
+use super::{Expiration, MoveRequest, Schedule, label_faults};
 
 /// The priority of a job that names none. Lower numbers come first, as in `CIM_Job.Priority`.
 pub const PRIORITY_DEFAULT: u32 = 100;
@@ -37,6 +39,9 @@ pub struct Policy {
     /// Of a replication that goes on: when it expires. None for never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiration: Option<Expiration>,
+    /// By what operators find it again, and what it makes: keys and values.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Default for Policy {
@@ -51,6 +56,7 @@ impl Default for Policy {
             recovery: Recovery::default(),
             group: None,
             expiration: None,
+            labels: BTreeMap::new(),
         }
     }
 }
@@ -148,6 +154,7 @@ impl Policy {
         if self.expiration.is_some() && !self.recurs() {
             faults.push("the job runs once, and does not expire; leave the expiry out".to_owned());
         }
+        faults.extend(label_faults(&self.labels));
         faults
     }
 

@@ -1,5 +1,6 @@
 //! A replication as operators see it: the replica, the job that keeps it, and how old what it holds is. Pure.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,9 @@ pub struct ReplicaView {
     pub age_seconds: Option<u64>,
     /// Whether that is longer ago than the schedule and the latest cycle would have it.
     pub late: bool,
+    /// The labels of the replication.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// The latest cycles, the oldest first.
     pub cycles: Vec<Run>,
 }
@@ -109,6 +113,7 @@ impl ReplicaView {
                 let since = taken_at.unwrap_or(job.submitted_at);
                 seconds(since, now) > 2 * u64::from(idle) + last_took(&cycles)
             }),
+            labels: job.map(|job| job.policy.labels.clone()).unwrap_or_default(),
             cycles,
         })
     }

@@ -185,6 +185,13 @@ fn ended_it_is_finalized() {
     }
 }
 
+#[test]
+fn a_replication_has_its_job_s_labels() {
+    let mut job = replication(vec![]);
+    job.policy.labels = [("team".to_owned(), "shop".to_owned())].into();
+    assert_eq!(read(&job, &NOTHING)["labels"], json!({ "team": "shop" }));
+}
+
 /// Also where it is paused; and after its end as well, if it had expired before.
 #[test]
 fn what_has_expired_says_so_until_it_is_extended() {

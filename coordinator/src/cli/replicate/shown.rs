@@ -3,9 +3,9 @@
 use sterna_shared::job::Run;
 use sterna_shared::replica::ReplicaView;
 
-use crate::cli::lifetime;
 use crate::cli::output::{moment, or_dash, pairs, table};
 use crate::cli::vm::yes_or_no;
+use crate::cli::{labels, lifetime};
 
 pub(super) fn list(views: &[ReplicaView]) -> String {
     let rows = views.iter().map(|view| {
@@ -34,6 +34,7 @@ pub(super) fn show(view: &ReplicaView) -> String {
         ("job", or_dash(view.replication)),
         ("pause between cycles", or_dash(view.idle_seconds.map(|idle| span(idle.into())))),
         ("expires", lifetime::expiry(view)),
+        ("labels", labels::told(&view.labels)),
         ("age of the latest snapshot", or_dash(view.age_seconds.map(span))),
         ("late", yes_or_no(view.late).to_owned()),
     ]);

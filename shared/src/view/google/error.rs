@@ -134,12 +134,6 @@ resource! {
     }
 }
 
-impl Unset for BTreeMap<&'static str, String> {
-    fn is_unset(&self) -> bool {
-        self.is_empty()
-    }
-}
-
 impl Unset for RpcCode {
     fn is_unset(&self) -> bool {
         false

@@ -1,5 +1,7 @@
 //! `MigratingVm`: the replication of a VM, with its cycles and its clones.
 
+use std::collections::BTreeMap;
+
 use crate::id::{JobId, VmId, VmName};
 use crate::job::{DiskMove, FailureReport, JobKind, JobState, JobStatus, Plan, Run, StepKind};
 use crate::replica::Replica;
@@ -45,6 +47,8 @@ resource! {
         last_replication_cycle: Option<ReplicationCycle> = "lastReplicationCycle",
         /// The group that its job is in.
         group: Option<GroupName> = "group",
+        /// Its job's labels.
+        labels: BTreeMap<String, String> = "labels",
         /// The clone job that was last over, and those that are not. Google has them in its full view only.
         recent_clone_jobs: Vec<CloneJob> = "recentCloneJobs",
         /// What a cutover would take now. Left out where no cycle has measured anything, and once it is cut over.
@@ -406,6 +410,7 @@ impl MigratingVm {
             current_sync_info: cycle(cycles.last().filter(|cycle| cycle.end().is_none())),
             last_replication_cycle: cycle(cycles.iter().rev().find(|cycle| cycle.end().is_some())),
             group: name.group(&job.policy),
+            labels: job.policy.labels.clone(),
             recent_clone_jobs: replication.recent_clones(&name),
             cutover_forecast: replication.forecast(),
             recent_cutover_jobs: replication.recent_cutovers(&name),
