@@ -203,12 +203,7 @@ pub(super) async fn run(command: &JobCommand, client: &Client, output: Output) -
             let told = format!("{job} has another schedule; see it with sterna job show {job} --output cim");
             done(client.edit(*job, vec![JobChange::Schedule { schedule }]).await, told, output)
         }
-        JobCommand::Group { name } => {
-            let jobs = client.group(name).await?;
-            let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
-            output.result(&views, || list(&views))?;
-            Ok(Exit::Ok)
-        }
+        JobCommand::Group { name } => show_group(name, client, output).await,
         JobCommand::History(args) => history::run(args, client, output).await,
         JobCommand::Answer { job, answer } => {
             let answer = match answer {
@@ -426,6 +421,14 @@ pub(super) fn show(job: &JobView) -> String {
     }
     text
 }
+
+/// Shows the jobs of a group.
+pub(super) async fn show_group(name: &str, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let views: Vec<JobView> = client.group(name).await?.iter().map(|status| JobView::new(status, None)).collect();
+    output.result(&views, || list(&views))?;
+    Ok(Exit::Ok)
+}
+
 /// Lists the jobs of one kind, which people see as `draw` has them.
 pub(super) async fn list_of_kind(
     kind: JobKind,

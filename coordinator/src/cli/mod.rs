@@ -19,6 +19,7 @@ mod cutover;
 mod doctor;
 mod error;
 mod failover;
+mod group;
 mod history;
 mod host;
 mod job;
@@ -105,6 +106,9 @@ enum Command {
     /// Move VMs over to the hosts that have their replicas, and back
     #[command(subcommand)]
     Cutover(cutover::CutoverCommand),
+    /// Replications, and other jobs, that belong together
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Jobs: moves in hand, and those that are over
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -161,6 +165,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         | Command::Replicate(_)
         | Command::Clone(_)
         | Command::Cutover(_)
+        | Command::Group(_)
         | Command::Job(_)
         | Command::Doctor => {}
     }
@@ -178,6 +183,7 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Replicate(command) => replicate::run(command, &connect(global).await?, output).await,
             Command::Clone(command) => clone::run(command, &connect(global).await?, output).await,
             Command::Cutover(command) => cutover::run(command, &connect(global).await?, output).await,
+            Command::Group(command) => group::run(command, &connect(global).await?, output).await,
             Command::Job(command) => job::run(command, &connect(global).await?, output).await,
             Command::Doctor => doctor::run(global, output).await,
             Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),

@@ -331,7 +331,7 @@ fn no_replication(vm: &str) -> CliError {
 }
 
 /// The job that keeps a VM's replica.
-async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>, CliError> {
+pub(super) async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>, CliError> {
     let Some(job) = of(vm, client).await?.into_iter().find_map(|view| view.replication) else {
         return Err(CliError::new(Exit::Refused, format!("no job replicates VM {vm} at present"))
             .hint(format!("begin again: sterna replicate add {vm} --to HOST")));

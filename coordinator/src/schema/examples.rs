@@ -224,7 +224,8 @@ fn changes() -> Vec<JobChange> {
     let schedules = schedules.into_iter().map(|schedule| JobChange::Schedule { schedule: Some(Box::new(schedule)) });
     let priority = JobChange::Property { name: "Priority".into(), value: "5".into() };
     let labels = [Some("shop".to_owned()), None].map(|value| JobChange::Label { key: "team".into(), value });
-    schedules.chain([JobChange::Schedule { schedule: None }, priority]).chain(labels).collect()
+    let group = JobChange::Group { group: Some("shop".into()) };
+    schedules.chain([JobChange::Schedule { schedule: None }, priority, group]).chain(labels).collect()
 }
 
 /// A check that has found something and measured something.

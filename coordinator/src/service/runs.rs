@@ -127,6 +127,8 @@ impl State {
                 return None; // Its turn waits.
             }
             (policy.delete_on_completion, policy.keep_seconds) = (true, CYCLE_KEEP_SECONDS);
+            // Replications belong together without waiting for each other.
+            policy.group = None;
         }
         Some(Submission { request: status.request.clone(), policy, parent: status.job, turn: Some(turn) })
     }

@@ -281,6 +281,11 @@ pub enum JobChange {
         /// Its value; none for it to go.
         value: Option<String>,
     },
+    /// The group that it is part of.
+    Group {
+        /// Its name; none for no group.
+        group: Option<String>,
+    },
     /// When it runs.
     Schedule {
         /// None for as soon as its hosts have a slot.
