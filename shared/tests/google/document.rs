@@ -8,8 +8,9 @@ use sterna_shared::view::google::{
     BootOption, CloneJob, CloneJobState, CloneStage, CloneStep, ComputeEngineBootOption, ComputeEngineTargetDefaults,
     ComputeEngineTargetDetails, CutoverForecast, CutoverJob, CutoverJobState, CutoverStep, CycleStep, ErrorInfo,
     Expiration, HelpLink, LocalizedMessage, MigratingVm, MigratingVmState, MigrationError, MigrationErrorCode,
-    MigrationWarning, MigrationWarningCode, NetworkInterface, ReplicatingStep, ReplicationCycle, ReplicationCycleState,
-    ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, Standing, TargetVmDetails,
+    MigrationWarning, MigrationWarningCode, NetworkInterface, Operation, OperationMetadata, ReplicatingStep,
+    ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, Standing,
+    TargetVmDetails,
 };
 
 fn folder() -> &'static Path {
@@ -28,7 +29,7 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
 }
 
 /// The resources, with the names of their fields.
-fn resources() -> [(&'static str, &'static [&'static str]); 22] {
+fn resources() -> [(&'static str, &'static [&'static str]); 24] {
     [
         ("CloneJob", CloneJob::FIELDS),
         ("CloneStep", CloneStep::FIELDS),
@@ -46,6 +47,8 @@ fn resources() -> [(&'static str, &'static [&'static str]); 22] {
         ("Expiration", Expiration::FIELDS),
         ("SchedulePolicy", SchedulePolicy::FIELDS),
         ("ReplicationSync", ReplicationSync::FIELDS),
+        ("Operation", Operation::FIELDS),
+        ("OperationMetadata", OperationMetadata::FIELDS),
         ("Status", RpcStatus::FIELDS),
         ("MigrationError", MigrationError::FIELDS),
         ("MigrationWarning", MigrationWarning::FIELDS),
