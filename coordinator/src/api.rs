@@ -23,6 +23,8 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("plan", "drop"),
     ("replica", "list"),
     ("replica", "drop"),
+    ("replica", "extend"),
+    ("replica", "finalize"),
     ("job", "migrate"),
     ("job", "check"),
     ("job", "list"),
@@ -162,6 +164,8 @@ mod tests {
             },
             ApiRequest::ReplicaList,
             ApiRequest::ReplicaDrop { vm: vm(), host: "a".parse().expect("a name") },
+            ApiRequest::ReplicaExtend { vm: vm(), by_seconds: None },
+            ApiRequest::ReplicaFinalize { vm: vm() },
             ApiRequest::JobBandwidth { job: example::job(1), bandwidth: None },
             ApiRequest::SystemShow,
         ] {

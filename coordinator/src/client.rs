@@ -366,6 +366,24 @@ impl Client {
         self.done(&ApiRequest::ReplicaDrop { vm: vm.to_owned(), host: host.clone() }).await
     }
 
+    /// Pushes back when the replication of a VM expires, by a time of its own where none is given.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn extend(&self, vm: &str, by_seconds: Option<u32>) -> Result<Job, ClientError> {
+        let reply = self.ask(&ApiRequest::ReplicaExtend { vm: vm.to_owned(), by_seconds }).await?;
+        answer!(reply, ApiReply::Job { status, progress, rates } => Job { status, progress, rates })
+    }
+
+    /// Ends the replication of a VM that is cut over for good; its job is over once nothing of it is left.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn finalize(&self, vm: &str) -> Result<Job, ClientError> {
+        let reply = self.ask(&ApiRequest::ReplicaFinalize { vm: vm.to_owned() }).await?;
+        answer!(reply, ApiReply::Job { status, progress, rates } => Job { status, progress, rates })
+    }
+
     /// Checks a move: finds all that speaks against it, measures, and changes nothing.
     ///
     /// # Errors

@@ -19,6 +19,7 @@ mod desk;
 mod failover;
 mod hosts;
 mod keeper;
+mod lifetime;
 mod methods;
 mod perform;
 mod queue;

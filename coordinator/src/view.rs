@@ -10,6 +10,8 @@
 //! Pure: the same status and progress always give the same view. Names here are a promise to scripts; a field may be
 //! added, none is renamed or dropped within `sterna.v1`. The token of a plan is not part of any view.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use sterna_shared::id::{DiskName, Generation, HostId, JobId, PlannedVmId, PoolName, VmId, VmName};
 use sterna_shared::job::{
@@ -67,6 +69,9 @@ pub struct JobView {
     pub changed_at: Timestamp,
     /// Who submitted it.
     pub owner: Option<String>,
+    /// Its labels; left out where it has none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// Which jobs go first where not all can: lower numbers.
     pub priority: u32,
     /// How often it was begun before: a suspended job goes on as the next attempt.
@@ -249,6 +254,7 @@ impl JobView {
             finished_at: status.finished_at,
             changed_at: status.changed_at,
             owner: status.policy.owner.clone(),
+            labels: status.policy.labels.clone(),
             priority: status.policy.priority,
             attempt: status.plan.attempt,
             bytes_sent: status.figures().bytes_sent,

@@ -84,7 +84,11 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R046", "replica_mismatch", 10, 122, 2, 4),
     ("STERNA-R047", "snapshot_unknown", 9, 73, 2, 6),
     ("STERNA-R048", "snapshot_damaged", 5, 10, 4, 1),
+    ("STERNA-R052", "not_cut_over", 10, 129, 2, 1),
+    ("STERNA-R053", "replication_finalized", 10, 129, 2, 1),
+    ("STERNA-R054", "not_extendable", 10, 129, 2, 1),
     ("STERNA-R055", "replica_limit", 8, 44, 2, 1),
+    ("STERNA-R056", "replication_expired", 9, 53, 2, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

@@ -17,7 +17,7 @@ use super::error::{CliError, Exit};
 use super::migrate::submit;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::vm::{done, yes_or_no};
-use super::{job, now};
+use super::{job, labels, now};
 use crate::client::Client;
 use crate::view::PlanView;
 
@@ -58,6 +58,9 @@ pub(super) struct CreateArgs {
     /// The clone's name [default: the VM's, and -clone behind it]
     #[arg(long)]
     name: Option<VmName>,
+    /// A label to find it again by; may be given more than once
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = labels::parse_label)]
+    labels: Vec<(String, String)>,
     /// The host whose replica it is made of; where it is left out, that with the latest snapshot
     #[arg(long, value_name = "HOST")]
     at: Option<HostId>,
@@ -129,7 +132,8 @@ async fn create(args: &CreateArgs, client: &Client, output: Output) -> Result<Ex
     }
     let id = args.job.or(body.request).unwrap_or_else(|| JobId::from_uuid(uuid::Uuid::now_v7()));
     let request = request(args, &body, VmId::from_uuid(uuid::Uuid::now_v7()))?;
-    let policy = Policy { owner: Some(client.sender().to_owned()), ..Policy::default() };
+    let labels = body.labels.into_iter().chain(args.labels.iter().cloned()).collect();
+    let policy = Policy { owner: Some(client.sender().to_owned()), labels, ..Policy::default() };
     if args.dry_run {
         let draft = client.plan(id, &request, &policy).await?;
         for wait in &draft.waits_for {

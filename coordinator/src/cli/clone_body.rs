@@ -5,7 +5,7 @@
 
 mod json;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -26,6 +26,8 @@ pub(super) struct CloneBody {
     pub(super) machine: Option<MachineType>,
     /// `networkInterfaces`; none where there are none.
     pub(super) network: Option<NetworkWish>,
+    /// `labels`.
+    pub(super) labels: BTreeMap<String, String>,
     /// `requestId`: the job's id.
     pub(super) request: Option<JobId>,
     /// What is left aside, and why.
@@ -84,7 +86,6 @@ const OF_BODY: &[Field] = &[
 
 const HAS_ITS_NAME: &str = "a clone's system has the clone's name";
 const AS_IT_BOOTS: &str = "a clone boots as the VM does";
-const NO_LABELS: &str = "neither VMs nor jobs have labels: not built yet";
 const NO_LICENCE: &str = "Sterna sells no licences";
 const AS_THE_VM: &str = "a clone has the firmware of the replicated VM";
 
@@ -93,11 +94,11 @@ const OF_VM: &[Field] = &[
     taken("zone", Kind::Text),
     taken("machineType", Kind::Text),
     taken("networkInterfaces", Kind::List),
+    taken("labels", Kind::Object),
     aside("machineTypeSeries", Kind::Text, "a host has one kind of processors"),
     aside("networkTags", Kind::List, "Sterna has no firewall"),
     aside("serviceAccount", Kind::Text, "a guest has no rights with Sterna"),
     aside("diskType", Kind::Text, "a pool is what its directory or volume group is; give --pool"),
-    aside("labels", Kind::Object, NO_LABELS),
     aside("licenseType", Kind::Text, NO_LICENCE),
     aside("appliedLicense", Kind::Object, NO_LICENCE),
     aside("additionalLicenses", Kind::List, NO_LICENCE),
@@ -167,6 +168,15 @@ impl CloneBody {
         self.machine = fields.parsed("machineType")?;
         if let Some(Node::List(interfaces)) = fields.get("networkInterfaces") {
             self.network = self.connect(interfaces, &fields.path("networkInterfaces"))?;
+        }
+        if let Some(Node::Object(labels)) = fields.get("labels") {
+            for (key, value) in labels {
+                let Node::Text(value) = value else {
+                    let of = json::path(&fields.path("labels"), key);
+                    return Err(fault(&of, Kind::Text.wanted(value)));
+                };
+                self.labels.insert(key.clone(), value.clone());
+            }
         }
         Ok(())
     }
@@ -281,6 +291,7 @@ mod tests {
                 "project": "sterna",
                 "zone": "beta",
                 "machineType": "custom-2-1024",
+                "labels": { "for": "tests", "new": "" },
                 "networkInterfaces": [{ "network": "lan" }, { "network": "lan", "subnetwork": null }],
             },
         }));
@@ -291,6 +302,7 @@ mod tests {
                 host: Some("beta".parse().expect("a name")),
                 machine: Some(MachineType { vcpus: 2, memory_mib: 1024 }),
                 network: Some(NetworkWish::Bridge("lan".parse().expect("a name"))),
+                labels: [("for", "tests"), ("new", "")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
                 request: Some("0197c0de-0000-7000-8000-000000000101".parse().expect("a UUID")),
                 warnings: vec![],
             }
@@ -335,12 +347,10 @@ mod tests {
         let body = read(&serde_json::json!({ "computeEngineTargetDetails": {
             "vmName": "trial",
             "project": "projects/shop/locations/global/targetProjects/web",
-            "labels": { "for": "tests" },
             "secureBoot": true,
             "networkInterfaces": [{ "externalIp": "ephemeral" }],
         } }));
         let expected = [
-            ("labels", "neither VMs nor jobs have labels: not built yet"),
             ("secureBoot", "a clone has the firmware of the replicated VM"),
             ("project", "there is one project, sterna"),
             ("networkInterfaces[0].externalIp", "a guest gets its address by itself"),
@@ -374,6 +384,7 @@ mod tests {
             (r#""zone": ["beta"]"#, "zone", "give a text, and not a list"),
             (r#""zone": "no zone""#, "zone", "no zone"),
             (r#""labels": "none""#, "labels", "give an object, and not a text"),
+            (r#""labels": { "for": 7 }"#, "labels.for", "give a text, and not a number"),
             (r#""secureBoot": "yes""#, "secureBoot", "give true or false, and not a text"),
             (r#""machineType": "n1-standard-4""#, "machineType", "custom-VCPUS-MEBIBYTES"),
             (r#""machineType": "custom-99999999999-1""#, "machineType", "custom-VCPUS-MEBIBYTES"),

@@ -15,7 +15,7 @@ use super::error::{CliError, Exit};
 use super::migrate::{SubmitArgs, parse_placement};
 use super::output::{Format, Output, moment, or_dash, table};
 use super::vm::done;
-use super::{failover, job, now, schedule};
+use super::{failover, job, lifetime, now, schedule};
 use crate::client::Client;
 
 #[derive(Debug, Subcommand)]
@@ -135,7 +135,11 @@ pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Outpu
 
 async fn revert(args: &WayArgs, client: &Client, output: Output) -> Result<Exit, CliError> {
     let jobs = client.jobs().await?;
-    let plan = last_of(&args.vm, &jobs).ok_or_else(|| no_cutover(&args.vm))?;
+    let last = last_of(&args.vm, &jobs).ok_or_else(|| no_cutover(&args.vm))?;
+    if let Some(refused) = lifetime::no_way_back(last, &jobs) {
+        return Err(refused);
+    }
+    let plan = &last.plan;
     let hosts = client.hosts().await?;
     let back_at = hosts.iter().find(|view| view.inventory.host == plan.source.id);
     let kept = back_at.is_some_and(|view| view.inventory.partials.iter().any(|kept| kept.vm == plan.vm.id));
@@ -152,13 +156,13 @@ async fn submit(args: &WayArgs, request: &MoveRequest, client: &Client, output: 
 }
 
 /// The latest cutover of a VM that did what it should.
-fn last_of<'a>(vm: &str, jobs: &'a [JobStatus]) -> Option<&'a Plan> {
+fn last_of<'a>(vm: &str, jobs: &'a [JobStatus]) -> Option<&'a JobStatus> {
     let is_one = |status: &&JobStatus| {
         let plan = &status.plan;
         let of = plan.vm.name.as_str() == vm || plan.vm.id.to_string() == vm;
         of && plan.kind == JobKind::Cutover && status.state == JobState::Completed
     };
-    jobs.iter().filter(is_one).max_by_key(|status| (status.finished_at, status.job)).map(|status| &status.plan)
+    jobs.iter().filter(is_one).max_by_key(|status| (status.finished_at, status.job))
 }
 
 fn no_such_job(job: JobId) -> CliError {
@@ -243,6 +247,8 @@ fn list(jobs: &[JobStatus]) -> String {
 mod tests {
     use clap::Parser;
 
+    use sterna_shared::job::{Finalization, RefusalCode};
+
     use super::*;
     use crate::planner::{example, plan};
 
@@ -293,7 +299,7 @@ mod tests {
         assert_eq!(last_of("web", std::slice::from_ref(&over)), None, "it is not over");
         over.state = JobState::Completed;
         let jobs = [over];
-        let plan = last_of("web", &jobs).expect("a cutover");
+        let plan = &last_of("web", &jobs).expect("a cutover").plan;
         let back = way_back(plan, &args.way);
         assert_eq!((back.kind, &back.target, back.cutover), (JobKind::Move, &Some(plan.source.id.clone()), None));
         let places: Vec<_> = back.disks.iter().map(|place| (&place.disk, &place.pool, place.format)).collect();
@@ -301,5 +307,18 @@ mod tests {
         let were: Vec<_> = were.iter().map(|disk| (&disk.name, &disk.pool, Some(disk.format))).collect();
         assert!(!places.is_empty() && places == were, "{places:?}");
         assert_eq!(last_of("other", &jobs), None);
+        // Its replication was finalized before, or since.
+        let mut replication = jobs[0].clone();
+        replication.plan.kind = JobKind::Replicate;
+        let refused = |replication: &mut JobStatus, cut_over, asked| {
+            let mut jobs = jobs.clone();
+            jobs[0].finished_at = Some(example::later(cut_over));
+            replication.finalization = Some(Finalization { asked_at: example::later(asked), hosts: vec![] });
+            lifetime::no_way_back(&jobs[0], std::slice::from_ref(replication))
+        };
+        assert_eq!(refused(&mut replication, 9, 8), None);
+        let refused = refused(&mut replication, 8, 9).expect("an error");
+        assert_eq!((refused.exit, refused.refusals[0].code), (Exit::Refused, RefusalCode::ReplicationFinalized));
+        assert_eq!(lifetime::no_way_back(&jobs[0], &jobs), None);
     }
 }

@@ -18,7 +18,7 @@ use sterna_shared::time::Timestamp;
 
 use super::error::{CliError, Exit};
 use super::output::{Output, moment};
-use super::{Global, connect_by, now, settings};
+use super::{Global, connect_by, lifetime, now, settings};
 
 /// How far two clocks may differ before it is worth a word, in seconds.
 const CLOCK_WARN_SECONDS: f64 = 2.0;
@@ -341,13 +341,20 @@ fn jobs(jobs: &[JobStatus]) -> Vec<Check> {
 
 fn replicas(views: &[ReplicaView]) -> Vec<Check> {
     let mut checks = Vec::new();
-    for view in views.iter().filter(|view| view.late || view.state == ReplicaState::Error) {
-        let found = match (view.late, view.age_seconds) {
-            (true, Some(age)) => format!("its latest snapshot is {age} s old, longer than its cycles should take"),
-            (true, None) => "it has no snapshot yet, longer than its first cycle should take".to_owned(),
-            (false, _) => "its latest cycle failed".to_owned(),
+    for view in views {
+        let (why, extend) = (format!("sterna replicate show {} tells why", view.name), || {
+            format!("push that back: sterna replicate extend {}", view.name)
+        });
+        let (found, remedy) = match (view.late, view.age_seconds, view.state) {
+            (true, Some(age), _) => {
+                (format!("its latest snapshot is {age} s old, longer than its cycles should take"), why)
+            }
+            (true, None, _) => ("it has no snapshot yet, longer than its first cycle should take".to_owned(), why),
+            (false, _, ReplicaState::Error) => ("its latest cycle failed".to_owned(), why),
+            (false, _, ReplicaState::Expired) => ("it has expired, and no cycle is made".to_owned(), extend()),
+            (false, ..) if view.expires_soon => (format!("it expires at {}", lifetime::expiry(view)), extend()),
+            (false, ..) => continue,
         };
-        let remedy = format!("sterna replicate show {} tells why", view.name);
         checks.push(Check::new(Verdict::Warn, format!("replica of {} at {}", view.name, view.host), found, remedy));
     }
     if checks.is_empty() && !views.is_empty() {
@@ -495,6 +502,14 @@ mod tests {
             let checks = replicas(&[sound.clone(), faulty]);
             assert_eq!((checks.len(), checks[0].verdict), (1, Verdict::Warn));
             assert!(checks[0].remedy.contains("sterna replicate show web"));
+        }
+        for expiring in [
+            ReplicaView { expires_at: Some(example::later(99)), expires_soon: true, ..sound.clone() },
+            ReplicaView { state: ReplicaState::Expired, ..sound.clone() },
+        ] {
+            let checks = replicas(&[sound.clone(), expiring]);
+            assert_eq!((checks.len(), checks[0].verdict), (1, Verdict::Warn));
+            assert!(checks[0].remedy.contains("sterna replicate extend web"));
         }
     }
 

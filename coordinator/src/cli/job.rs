@@ -17,7 +17,7 @@ use super::migrate::parse_placement;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::schedule::ScheduleArgs;
 use super::vm::done;
-use super::{check, confirm, now, watch};
+use super::{check, confirm, labels, now, watch};
 use crate::client::{Client, Job, StateChange};
 use crate::view::JobView;
 
@@ -203,12 +203,7 @@ pub(super) async fn run(command: &JobCommand, client: &Client, output: Output) -
             let told = format!("{job} has another schedule; see it with sterna job show {job} --output cim");
             done(client.edit(*job, vec![JobChange::Schedule { schedule }]).await, told, output)
         }
-        JobCommand::Group { name } => {
-            let jobs = client.group(name).await?;
-            let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
-            output.result(&views, || list(&views))?;
-            Ok(Exit::Ok)
-        }
+        JobCommand::Group { name } => show_group(name, client, output).await,
         JobCommand::History(args) => history::run(args, client, output).await,
         JobCommand::Answer { job, answer } => {
             let answer = match answer {
@@ -384,6 +379,9 @@ pub(super) fn show(job: &JobView) -> String {
     if let Some(forecast) = &job.forecast {
         rows.push(("expected", expected(forecast)));
     }
+    if !job.labels.is_empty() {
+        rows.push(("labels", labels::told(&job.labels)));
+    }
     let steps = table(
         ["STEP", "STATE", "HOST", "SECONDS", "CONTENT", "SENT", "RATE", "PASSES"],
         job.steps.iter().map(|step| {
@@ -423,6 +421,14 @@ pub(super) fn show(job: &JobView) -> String {
     }
     text
 }
+
+/// Shows the jobs of a group.
+pub(super) async fn show_group(name: &str, client: &Client, output: Output) -> Result<Exit, CliError> {
+    let views: Vec<JobView> = client.group(name).await?.iter().map(|status| JobView::new(status, None)).collect();
+    output.result(&views, || list(&views))?;
+    Ok(Exit::Ok)
+}
+
 /// Lists the jobs of one kind, which people see as `draw` has them.
 pub(super) async fn list_of_kind(
     kind: JobKind,

@@ -19,12 +19,16 @@ mod cutover;
 mod doctor;
 mod error;
 mod failover;
+mod group;
 mod history;
 mod host;
 mod job;
+mod labels;
+mod lifetime;
 mod manual;
 mod migrate;
 mod nats_config;
+mod operation;
 mod output;
 mod pki;
 mod plan;
@@ -103,6 +107,12 @@ enum Command {
     /// Move VMs over to the hosts that have their replicas, and back
     #[command(subcommand)]
     Cutover(cutover::CutoverCommand),
+    /// Replications, and other jobs, that belong together
+    #[command(subcommand)]
+    Group(group::GroupCommand),
+    /// What has become of requests, as the long-running operations of Google's Migrate to VMs
+    #[command(subcommand)]
+    Operation(operation::OperationCommand),
     /// Jobs: moves in hand, and those that are over
     #[command(subcommand)]
     Job(job::JobCommand),
@@ -159,6 +169,8 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
         | Command::Replicate(_)
         | Command::Clone(_)
         | Command::Cutover(_)
+        | Command::Group(_)
+        | Command::Operation(_)
         | Command::Job(_)
         | Command::Doctor => {}
     }
@@ -176,6 +188,8 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
             Command::Replicate(command) => replicate::run(command, &connect(global).await?, output).await,
             Command::Clone(command) => clone::run(command, &connect(global).await?, output).await,
             Command::Cutover(command) => cutover::run(command, &connect(global).await?, output).await,
+            Command::Group(command) => group::run(command, &connect(global).await?, output).await,
+            Command::Operation(command) => operation::run(command, &connect(global).await?, output).await,
             Command::Job(command) => job::run(command, &connect(global).await?, output).await,
             Command::Doctor => doctor::run(global, output).await,
             Command::Pki(_) | Command::NatsConfig(_) | Command::Completions(_) | Command::Man(_) => Ok(Exit::Ok),
@@ -192,9 +206,10 @@ const fn has_face(command: &Command, format: Format) -> bool {
         Command::Job(job::JobCommand::Show { .. } | job::JobCommand::Error { .. }) => {
             matches!(format, Format::Cim | Format::CimXml)
         }
-        Command::Clone(C::List | C::Show { .. })
+        Command::Operation(_)
+        | Command::Clone(C::List | C::Show { .. })
         | Command::Cutover(O::List | O::Show { .. })
-        | Command::Replicate(R::List | R::Show { .. } | R::Cycles { .. }) => matches!(format, Format::Google),
+        | Command::Replicate(R::List { .. } | R::Show { .. } | R::Cycles { .. }) => matches!(format, Format::Google),
         _ => false,
     }
 }
@@ -202,7 +217,7 @@ const fn has_face(command: &Command, format: Format) -> bool {
 fn no_face(face: &str, format: Format) -> CliError {
     let (of, such) = match format {
         Format::Google => (
-            "sterna clone list and show, sterna cutover list and show, and sterna replicate list, show and cycles: nothing else has it",
+            "sterna clone, cutover and operation list and show, and sterna replicate list, show and cycles: nothing else has it",
             "sterna clone show JOB",
         ),
         _ => ("sterna job show and sterna job error: only a job has it", "sterna job show JOB"),
@@ -276,6 +291,7 @@ mod tests {
             &["cutover", "list"],
             &["cutover", "show", job],
             &["replicate", "list"],
+            &["operation", "list"],
             &["replicate", "cycles", "a"],
         ] {
             assert!(has(line, "google") && !has(line, "cim"), "{line:?}");

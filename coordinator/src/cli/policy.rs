@@ -70,6 +70,7 @@ impl PolicyArgs {
                 (None, None) => Recovery::Stop,
             },
             group: self.group.clone(),
+            ..Policy::default()
         }
     }
 

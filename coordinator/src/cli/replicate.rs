@@ -3,30 +3,38 @@
 //! A replication is a recurring job; each of its cycles is a job of its own. What a command here does can be done with
 //! `sterna job` too, but for the replica itself.
 
+mod shown;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use sterna_shared::bus::JobChange;
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState, ReturnCode, Run,
-    Schedule, StorageWish,
+    DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState,
+    ReturnCode, Run, Schedule, StorageWish,
 };
 use sterna_shared::replica::{
-    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaView, ReplicationWish, Retention,
+    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaState, ReplicaView, ReplicationWish, Retention,
 };
+use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
+use super::labels::Wanted;
 use super::migrate::{parse_placement, submit};
-use super::output::{Format, Output, moment, or_dash, pairs, table};
-use super::vm::{done, yes_or_no};
-use super::{confirm, job, now, schedule};
+use super::output::{Format, Output, moment};
+use super::vm::done;
+use super::{confirm, job, labels, lifetime, now, schedule};
 use crate::client::Client;
+
+pub(super) use shown::span;
+use shown::{cycles, list, show};
 
 /// How long a cycle that was cancelled may take to put everything back before the removal gives up.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(60);
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How often it is asked for what a host says with its next heartbeat.
 const HEARTBEAT_POLLS: u32 = 10;
 
@@ -42,7 +50,11 @@ pub(super) enum ReplicateCommand {
     Add(AddArgs),
     /// List all replicas and how they stand; also as Google has replications, with --output google
     #[command(visible_alias = "ls")]
-    List,
+    List {
+        /// Those only that have this label; of several, all of them
+        #[arg(long = "label", value_name = "KEY[=VALUE]", value_parser = labels::parse_wanted)]
+        labels: Vec<Wanted>,
+    },
     /// Show the replica of a VM with its snapshots; also as Google has replications, with --output google
     Show {
         /// The VM's name or id
@@ -65,6 +77,33 @@ pub(super) enum ReplicateCommand {
     },
     /// Read a VM's replica through, and compare it with what was written; what is damaged, the next cycle repairs
     Verify(VerifyArgs),
+    /// Change the labels of a VM's replication
+    Label {
+        /// The VM's name or id
+        vm: String,
+        /// KEY=VALUE for one to be set, KEY- for one to go
+        #[arg(value_name = "KEY=VALUE", required = true, value_parser = labels::parse_change)]
+        changes: Vec<JobChange>,
+    },
+    /// Push back when a VM's replication expires
+    Extend {
+        /// The VM's name or id
+        vm: String,
+        /// By how long, such as 30d [default: 100d]
+        #[arg(long, value_name = "TIME", value_parser = lifetime::parse_extension)]
+        by: Option<u32>,
+    },
+    /// End the replication of a VM that is cut over, for good: its replica goes, and the way back of the cutover
+    Finalize {
+        /// The VM's name or id
+        vm: String,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+        /// Do not wait until nothing of it is left; print the job's id
+        #[arg(long)]
+        detach: bool,
+    },
     /// End a VM's replication and remove its replica with all snapshots
     Remove {
         /// The VM's name or id
@@ -91,6 +130,12 @@ pub(super) struct AddArgs {
     /// Which snapshots are kept: the last ones, and the latest of each hour and day [default: last=3]
     #[arg(long, value_name = "last=N,hourly=N,daily=N", value_parser = parse_keep)]
     keep: Option<Retention>,
+    /// No cycle is made from then on: a time such as 2026-12-01T02:00:00Z, or how long it is until then, such as 30d
+    #[arg(long, value_name = "TIME", value_parser = lifetime::parse_expiry, conflicts_with = "once")]
+    expires: Option<Timestamp>,
+    /// A label to find it again by; may be given more than once
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = labels::parse_label)]
+    labels: Vec<(String, String)>,
     /// A rate that a cycle stays under, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
     bandwidth: Option<Bandwidth>,
@@ -125,9 +170,10 @@ pub(super) struct VerifyArgs {
 
 pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
-        ReplicateCommand::List if output.format == Format::Google => {
-            let told = client.replications(now()).await?;
-            output.json(&told.known().migrating_vms(None))?;
+        ReplicateCommand::List { labels } if output.format == Format::Google => {
+            let mut list = client.replications(now()).await?.known().migrating_vms(None);
+            list.migrating_vms.retain(|vm| labels::are_wanted(&vm.labels, labels));
+            output.json(&list)?;
             Ok(Exit::Ok)
         }
         ReplicateCommand::Show { vm } if output.format == Format::Google => {
@@ -147,8 +193,9 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
             Ok(Exit::Ok)
         }
         ReplicateCommand::Add(args) => add(args, client, output).await,
-        ReplicateCommand::List => {
-            let views = client.replicas().await?;
+        ReplicateCommand::List { labels } => {
+            let mut views = client.replicas().await?;
+            views.retain(|view| labels::are_wanted(&view.labels, labels));
             output.result(&views, || list(&views))?;
             Ok(Exit::Ok)
         }
@@ -164,11 +211,21 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
         }
         ReplicateCommand::Pause { vm } => pause(vm, client, output).await,
         ReplicateCommand::Resume { vm } => {
+            if of(vm, client).await?.iter().any(|view| view.state == ReplicaState::Expired) {
+                return Err(lifetime::expired(vm));
+            }
             let status = kept_by(vm, client).await?;
             ask_for(&status, RequestedState::Start, client).await?;
             done(Ok(()), format!("{vm}: replication goes on; see it with sterna replicate show {vm}"), output)
         }
         ReplicateCommand::Verify(args) => verify(args, client, output).await,
+        ReplicateCommand::Label { vm, changes } => {
+            let status = kept_by(vm, client).await?;
+            let told = format!("{vm}: the labels of its replication are changed");
+            done(client.edit(status.job, changes.clone()).await, told, output)
+        }
+        ReplicateCommand::Extend { vm, by } => lifetime::extend(vm, *by, client, output).await,
+        ReplicateCommand::Finalize { vm, yes, detach } => lifetime::finalize(vm, *yes, *detach, client, output).await,
         ReplicateCommand::Remove { vm, yes } => remove(vm, *yes, client, output).await,
     }
 }
@@ -241,7 +298,14 @@ fn wish(kind: JobKind, vm: &str, host: Option<&HostId>, bandwidth: Option<Bandwi
 
 fn policy(args: &AddArgs, owner: &str) -> Policy {
     let schedule = (!args.once).then(|| Schedule::after_pauses(args.idle.unwrap_or(IDLE_DEFAULT_SECONDS)));
-    Policy { owner: Some(owner.to_owned()), schedule, ..Policy::default() }
+    let expiration = args.expires.map(Expiration::at);
+    Policy {
+        owner: Some(owner.to_owned()),
+        schedule,
+        expiration,
+        labels: args.labels.iter().cloned().collect(),
+        ..Policy::default()
+    }
 }
 
 /// The replicas of a VM, and its replication where it has none yet.
@@ -267,7 +331,7 @@ fn no_replication(vm: &str) -> CliError {
 }
 
 /// The job that keeps a VM's replica.
-async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>, CliError> {
+pub(super) async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>, CliError> {
     let Some(job) = of(vm, client).await?.into_iter().find_map(|view| view.replication) else {
         return Err(CliError::new(Exit::Refused, format!("no job replicates VM {vm} at present"))
             .hint(format!("begin again: sterna replicate add {vm} --to HOST")));
@@ -348,83 +412,6 @@ async fn end(job: JobId, client: &Client) -> Result<(), CliError> {
     Ok(())
 }
 
-fn list(views: &[ReplicaView]) -> String {
-    let rows = views.iter().map(|view| {
-        let replica = view.replica.as_ref();
-        [
-            view.name.to_string(),
-            format!("{} → {}", view.source, view.host),
-            view.state.to_string(),
-            replica.map_or(0, |replica| replica.snapshots().count()).to_string(),
-            or_dash(view.age_seconds.map(span)),
-            yes_or_no(view.late).to_owned(),
-            or_dash(view.idle_seconds.map(|idle| span(idle.into()))),
-            or_dash(view.replication),
-        ]
-    });
-    table(["VM", "FROM → TO", "STATE", "SNAPSHOTS", "AGE", "LATE", "IDLE", "JOB"], rows)
-}
-
-fn show(view: &ReplicaView) -> String {
-    let replica = view.replica.as_ref();
-    let head = pairs([
-        ("vm", format!("{} ({})", view.name, view.vm)),
-        ("replication", format!("{} → {}", view.source, view.host)),
-        ("state", view.state.to_string()),
-        ("job", or_dash(view.replication)),
-        ("pause between cycles", or_dash(view.idle_seconds.map(|idle| span(idle.into())))),
-        ("age of the latest snapshot", or_dash(view.age_seconds.map(span))),
-        ("late", yes_or_no(view.late).to_owned()),
-    ]);
-    let snapshots = table(
-        ["SNAPSHOT", "TAKEN", "CONSISTENCY", "DAMAGED", "WRITTEN", "CYCLE"],
-        replica.into_iter().flat_map(|replica| replica.snapshots().rev()).map(|snapshot| {
-            [
-                snapshot.number.to_string(),
-                moment(snapshot.taken_at),
-                format!("{:?}", snapshot.consistency).to_lowercase(),
-                yes_or_no(snapshot.damaged).to_owned(),
-                snapshot.written.to_string(),
-                snapshot.cycle.to_string(),
-            ]
-        }),
-    );
-    let disks = table(
-        ["DISK", "POOL", "SIZE"],
-        replica
-            .into_iter()
-            .flat_map(|replica| &replica.disks)
-            .map(|disk| [disk.name.to_string(), disk.pool.to_string(), disk.size.to_string()]),
-    );
-    let why = view.cycles.last().and_then(|cycle| cycle.failure.as_ref());
-    let why = why
-        .map_or_else(String::new, |failure| format!("\n\nthe latest cycle failed: {failure}\n  → {}", failure.remedy));
-    format!("{head}\n\n{snapshots}\n\n{disks}{why}")
-}
-
-fn cycles(runs: &[Run]) -> String {
-    let rows = runs.iter().rev().map(|run| {
-        [
-            run.job.to_string(),
-            moment(run.began_at),
-            run.ended_at.map_or_else(|| "-".to_owned(), |at| format!("{:.1}", at.seconds_since(run.began_at))),
-            run.state.map_or_else(|| "running".to_owned(), |state| state.to_string()),
-            run.failure.as_ref().map_or_else(String::new, |failure| failure.message.clone()),
-        ]
-    });
-    table(["CYCLE", "BEGAN", "SECONDS", "STATE", "WHY"], rows)
-}
-
-/// A span of time for people, in the largest unit that tells enough.
-pub(super) fn span(seconds: u64) -> String {
-    match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7_199 => format!("{} min", seconds / 60),
-        7_200..=172_799 => format!("{} h", seconds / 3_600),
-        _ => format!("{} d", seconds / 86_400),
-    }
-}
-
 fn parse_idle(text: &str) -> Result<u32, String> {
     let within = |seconds: &u32| (1..=IDLE_MAX_SECONDS).contains(seconds);
     schedule::parse_seconds(text)
@@ -462,7 +449,6 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::planner::example;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -493,6 +479,12 @@ mod tests {
         assert_eq!(schedule(&args), Some(Schedule::after_pauses(600)));
         assert_eq!(schedule(&added(&[])), Some(Schedule::after_pauses(IDLE_DEFAULT_SECONDS)));
         assert_eq!(schedule(&added(&["--once"])), None);
+        let labels = policy(&added(&["--label", "team=shop", "--label", "new="]), "somebody").labels;
+        assert_eq!(labels::told(&labels), "new=, team=shop");
+        let expires = |expires| policy(&added(&["--expires", expires]), "somebody").expiration.map(|of| of.at);
+        assert_eq!(expires("2126-11-21T22:47:03Z"), "2126-11-21T22:47:03Z".parse().ok());
+        let days = expires("30d").map(|at| at.seconds_since(now()) / 86_400.0);
+        assert!(days.is_some_and(|days| days > 29.9 && days <= 30.0), "{days:?}");
     }
 
     #[test]
@@ -511,8 +503,10 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused() {
-        let wrong: [&[&str]; 8] = [
+        let wrong: [&[&str]; 10] = [
             &["--once", "--idle", "5m"],
+            &["--once", "--expires", "5d"],
+            &["--expires", "tomorrow"],
             &["--idle", "0s"],
             &["--idle", "31d"],
             &["--idle", "5"],
@@ -525,16 +519,6 @@ mod tests {
             assert!(line(&[&["add", "web", "--to", "beta"], arguments].concat()).is_err(), "{arguments:?}");
         }
         assert!(line(&["add", "web"]).is_err() && line(&["show"]).is_err());
-    }
-
-    #[test]
-    fn people_see_how_a_replica_stands() {
-        let host = "beta".parse().expect("a name");
-        let view = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
-        let (list, show) = (list(std::slice::from_ref(&view)), show(&view));
-        assert!(list.contains("alpha → beta") && list.contains("READY") && list.contains("5 min"), "{list}");
-        assert!(show.contains("crash") && show.contains("7 MiB") && show.contains("fast"), "{show}");
-        let spans = [119, 120, 7_200, 172_800].map(span);
-        assert_eq!(spans, ["119 s", "2 min", "2 h", "2 d"]);
+        assert!(line(&["extend", "web"]).is_ok() && line(&["extend", "web", "--by", "0d"]).is_err());
     }
 }

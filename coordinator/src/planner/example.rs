@@ -1,7 +1,7 @@
 //! Examples for tests: hosts, a VM and a request that nothing speaks against.
 
 use sterna_shared::host::{
-    Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, Pool, VmReport, VmState,
+    Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, PartialReport, Pool, VmReport, VmState,
 };
 use sterna_shared::id::{Epoch, Generation, JobId, PlannedVmId, TOKEN_LENGTH, Token};
 use sterna_shared::job::{JobKind, ModeWish, MoveRequest, MoveSettings, StorageWish};
@@ -66,6 +66,18 @@ pub(crate) fn vm(name: &str) -> VmSpec {
 
 pub(crate) fn report(spec: &VmSpec) -> VmReport {
     VmReport { spec: spec.clone(), state: VmState::Running, generation: Generation(3), owned: true, job: None }
+}
+
+/// What its host keeps of a VM that was moved away, or of a move that was cut.
+pub(crate) fn partial(spec: &VmSpec) -> PartialReport {
+    PartialReport {
+        vm: spec.id,
+        name: spec.name.clone(),
+        job: job(9),
+        since: now(),
+        received: ByteCount::mebibytes(1),
+        allocated: ByteCount::mebibytes(2),
+    }
 }
 
 /// A planned VM for it, held for a minute: room for its first disk.

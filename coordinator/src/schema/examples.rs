@@ -8,10 +8,10 @@ use serde_json::Value;
 use sterna_shared::bus::{
     ApiError, ApiErrorKind, ApiReply, ApiRequest, ConsoleChunk, HostView, JobAnswer, JobChange, SystemView,
 };
-use sterna_shared::host::{LimitsChange, MovesInHand, PartialReport};
+use sterna_shared::host::{LimitsChange, MovesInHand};
 use sterna_shared::id::{Epoch, HostId};
 use sterna_shared::job::{
-    CheckReport, DayOfWeek, DiskPlacement, Event, EventBody, FailureCode, FailureReport, Finding, Forecast,
+    CheckReport, DayOfWeek, DiskPlacement, Event, EventBody, Expiration, FailureCode, FailureReport, Finding, Forecast,
     ForecastInput, JobKind, JobRecord, JobStatus, Month, MoveRequest, Plan, Policy, Progress, Refusal, RefusalCode,
     Reporter, ReturnCode, Rule, Schedule, Severity, StepFigures, StepKind, Volume, Weekday, Zone,
 };
@@ -39,14 +39,7 @@ fn fleet() -> Fleet {
     let mut source = example::inventory("alpha");
     let vm = example::vm("web");
     source.pools[1].extent = Some(ByteCount::mebibytes(4));
-    source.partials = vec![PartialReport {
-        vm: vm.id,
-        name: vm.name.clone(),
-        job: example::job(9),
-        since: example::now(),
-        received: ByteCount::mebibytes(1),
-        allocated: ByteCount::mebibytes(2),
-    }];
+    source.partials = vec![example::partial(&vm)];
     source.vms = vec![example::report(&vm)];
     source.planned = vec![a_planned_vm()];
     fleet.heard(source, example::now(), Duration::ZERO);
@@ -173,6 +166,8 @@ pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::PlanDrop { planned: a_planned_vm().id }, &["done"]),
         (ApiRequest::ReplicaList, &["replicas"]),
         (ApiRequest::ReplicaDrop { vm: vm(), host: host("beta") }, &["done"]),
+        (ApiRequest::ReplicaExtend { vm: vm(), by_seconds: Some(86_400) }, &["job"]),
+        (ApiRequest::ReplicaFinalize { vm: vm() }, &["job"]),
         (replicate(), &["plan", "job_started"]),
         (clone(), &["plan", "job_started"]),
         (ApiRequest::JobList, &["jobs"]),
@@ -205,7 +200,12 @@ fn replicate() -> ApiRequest {
         },
         dry_run: false,
         job: example::job(2),
-        policy: Box::new(Policy { schedule, ..Policy::default() }),
+        policy: Box::new(Policy {
+            schedule,
+            expiration: Some(Expiration::at(example::later(86_400))),
+            labels: [("team".to_owned(), "shop".to_owned())].into(),
+            ..Policy::default()
+        }),
     }
 }
 
@@ -223,7 +223,9 @@ fn changes() -> Vec<JobChange> {
     let schedules = [Schedule::once(example::later(60)), Schedule::repeated(rule), Schedule::repeated(local)];
     let schedules = schedules.into_iter().map(|schedule| JobChange::Schedule { schedule: Some(Box::new(schedule)) });
     let priority = JobChange::Property { name: "Priority".into(), value: "5".into() };
-    schedules.chain([JobChange::Schedule { schedule: None }, priority]).collect()
+    let labels = [Some("shop".to_owned()), None].map(|value| JobChange::Label { key: "team".into(), value });
+    let group = JobChange::Group { group: Some("shop".into()) };
+    schedules.chain([JobChange::Schedule { schedule: None }, priority, group]).chain(labels).collect()
 }
 
 /// A check that has found something and measured something.

@@ -180,6 +180,11 @@ impl Desk {
                     });
                     continue;
                 }
+                Action::LetGo { job, host, request } => {
+                    let asked = self.ask(host.clone(), &request, AGENT_WORK_WAIT_MAX);
+                    self.asked.spawn(async move { Event::LetGo { job, host, reply: asked.await } });
+                    continue;
+                }
                 Action::ReadJournal { host, skip } => {
                     let asked = self.ask(host.clone(), &AgentRequest::Events { skip }, AGENT_WAIT_MAX);
                     self.asked.spawn(async move { Event::Journalled { host, skip, page: asked.await } });

@@ -135,6 +135,9 @@ impl State {
         let mut policy = status.policy.clone();
         for change in changes {
             match change {
+                JobChange::Label { key, value: Some(value) } => drop(policy.labels.insert(key, value)),
+                JobChange::Label { key, value: None } => drop(policy.labels.remove(&key)),
+                JobChange::Group { group } => policy.group = group,
                 JobChange::Schedule { schedule } => policy.schedule = schedule.map(|schedule| *schedule),
                 JobChange::Property { name, value } => {
                     cim::edit(&mut policy, &name, &value, now.at).map_err(|fault| {

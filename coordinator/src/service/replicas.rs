@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use sterna_shared::bus::{AgentRequest, ApiError, ApiErrorKind};
 use sterna_shared::host::VmReport;
-use sterna_shared::id::{HostId, VmId};
+use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::job::{CutoverForecast, JobKind, JobStatus, MoveMode, Refusal, RefusalCode};
 use sterna_shared::replica::{Replica, ReplicaView};
 use sterna_shared::vm::VmSpec;
@@ -43,7 +43,7 @@ impl State {
     }
 
     /// The jobs that operators know as replications, the newest first: those that recur, and cycles that are no runs of such.
-    fn replications(&self) -> impl Iterator<Item = &JobStatus> {
+    pub(super) fn replications(&self) -> impl Iterator<Item = &JobStatus> {
         let jobs = self.jobs.values().rev().map(|job| &job.status);
         jobs.filter(|status| status.plan.kind == JobKind::Replicate && !self.comes_of_a_recurring_job(status))
     }
@@ -88,7 +88,9 @@ impl State {
         let held = |other: &JobStatus| other.job != status.job && other.plan.vm.id == vm && other.holds_vm(now.at);
         // A VM that is where its replica is was cut over, or moved there; its cycles go on when it is elsewhere again.
         let elsewhere = |member: &Member| status.request.target.as_ref() != Some(&member.inventory.host);
-        self.fleet.vm(vm).is_some_and(|(member, _)| member.online && elsewhere(member))
+        !status.is_finalizing()
+            && !status.has_expired(now.at)
+            && self.fleet.vm(vm).is_some_and(|(member, _)| member.online && elsewhere(member))
             && status.request.target.as_ref().is_none_or(online)
             && !self.jobs.values().any(|other| held(&other.status))
             && !status.request.target.as_ref().is_some_and(|host| self.is_verified(vm, host))
@@ -112,8 +114,24 @@ impl State {
             let message = format!("{host} has no replica of a VM {vm:?}, and no host has that VM");
             return Err(fault(ApiErrorKind::NotFound, message, "see `sterna replicate list`"));
         };
+        self.replica_is_free(member, id, vm, None)?;
+        let request = AgentRequest::ReplicaDrop { vm: id };
+        Ok(Outcome::Forward { host: reachable(member)?, request, wait: AGENT_WORK_WAIT_MAX })
+    }
+
+    /// Whether no job uses what a host has of the replication of a VM, and no clone stands on it. The job that keeps the replica may
+    /// be left out.
+    pub(super) fn replica_is_free(
+        &self,
+        member: &Member,
+        id: VmId,
+        vm: &str,
+        but: Option<JobId>,
+    ) -> Result<(), ApiError> {
+        let host = &member.inventory.host;
         let uses = |status: &JobStatus| match &status.plan.clone {
             Some(clone) => clone.replica == id && status.plan.target.id == *host,
+            None if Some(status.job) == but => false,
             None => {
                 matches!(status.plan.kind, JobKind::Replicate | JobKind::Verify | JobKind::Cutover)
                     && status.plan.vm.id == id
@@ -133,7 +151,6 @@ impl State {
             let hint = format!("delete it first: sterna vm delete {clone} --delete-disks");
             return Err(fault(ApiErrorKind::Refused, message, hint));
         }
-        let request = AgentRequest::ReplicaDrop { vm: id };
-        Ok(Outcome::Forward { host: reachable(member)?, request, wait: AGENT_WORK_WAIT_MAX })
+        Ok(())
     }
 }

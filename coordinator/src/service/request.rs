@@ -68,6 +68,8 @@ impl State {
                 let query = Box::new(ArchiveQuery { job, vm, since, before });
                 return out.push(Action::ReadArchive { call, query });
             }
+            ApiRequest::ReplicaExtend { vm, by_seconds } => self.extend(&vm, by_seconds, now, out),
+            ApiRequest::ReplicaFinalize { vm } => self.finalize(&vm, now, out),
             ApiRequest::JobCancel { job } => self.cancel(job, token, now, out),
             ApiRequest::JobState { job, requested, timeout_ms } => {
                 let timeout = Duration::from_millis(timeout_ms.unwrap_or(0));
@@ -256,7 +258,10 @@ impl State {
         if let Some(known) = self.jobs.get(&job) {
             return Ok(Outcome::Reply(ApiReply::JobStarted { status: Box::new(known.status.clone()) }));
         }
-        let faults = faults_of(&policy, now);
+        let mut faults = faults_of(&policy, now);
+        if policy.expiration.is_some() && request.kind != JobKind::Replicate {
+            faults.push("only a replication expires; leave the expiry out".to_owned());
+        }
         if !faults.is_empty() {
             let message = format!("{} like that", cannot(&request));
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
@@ -357,6 +362,9 @@ pub(super) fn faults_of(policy: &Policy, now: Now) -> Vec<String> {
     if let Some(at) = policy.schedule.as_ref().and_then(|schedule| schedule.at).filter(|at| *at < now.at) {
         faults.push(format!("{at} has passed; give a time to come, or leave it out to begin at once"));
     }
+    if let Some(expiration) = policy.expiration.filter(|expiration| expiration.is_over(now.at)) {
+        faults.push(format!("the replication would have expired at {}; give a time to come", expiration.at));
+    }
     faults
 }
 
@@ -399,7 +407,7 @@ pub(super) fn reachable(member: &Member) -> Result<HostId, ApiError> {
     ))
 }
 
-fn not_found(error: &FindError) -> ApiError {
+pub(super) fn not_found(error: &FindError) -> ApiError {
     match error {
         FindError::Unknown { .. } => {
             fault(ApiErrorKind::NotFound, error.to_string(), "see `sterna vm list`, and whether its host is online")

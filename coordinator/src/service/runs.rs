@@ -121,12 +121,14 @@ impl State {
             JobState::Starting if schedule.run_times == 0 || status.runs.count < schedule.run_times => now.at,
             _ => return None,
         };
-        let mut policy = Policy { schedule: None, ..status.policy.clone() };
+        let mut policy = Policy { schedule: None, expiration: None, ..status.policy.clone() };
         if status.request.kind == JobKind::Replicate {
             if !self.may_replicate(status, now) {
                 return None; // Its turn waits.
             }
             (policy.delete_on_completion, policy.keep_seconds) = (true, CYCLE_KEEP_SECONDS);
+            // Replications belong together without waiting for each other.
+            policy.group = None;
         }
         Some(Submission { request: status.request.clone(), policy, parent: status.job, turn: Some(turn) })
     }
@@ -148,6 +150,9 @@ impl State {
         let mut told = Vec::new();
         for status in self.jobs.values().map(|job| &job.status).filter(|status| status.policy.schedule.is_some()) {
             let Some(schedule) = status.policy.schedule.as_ref().filter(|_| !status.state.is_final()) else { continue };
+            if status.is_finalizing() {
+                continue;
+            }
             let runs = &status.runs;
             // Once only: the job is its own run.
             if !status.policy.recurs() && !status.is_queued() {

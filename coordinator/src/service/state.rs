@@ -15,6 +15,7 @@ use sterna_shared::time::Timestamp;
 use sterna_shared::view::google::Averages;
 
 use super::check::{Check, CheckAnswers, CheckQuestions};
+use super::lifetime::LettingGo;
 use super::methods::Wait;
 use crate::feed::{self, Document, Limiter};
 use crate::fence::{Fence, Fencing};
@@ -68,6 +69,8 @@ pub(super) enum Event {
     Fenced { job: JobId, host: HostId, ended: Result<(), String> },
     /// The agents of a check have answered.
     Checked { check: Box<Check>, answers: Box<CheckAnswers> },
+    /// A host was asked to let go of a replication that is finalized.
+    LetGo { job: JobId, host: HostId, reply: Result<AgentReply, String> },
     /// An id and a token were drawn for the next job that is due.
     Drawn { job: JobId, token: Token },
     /// Time passes.
@@ -99,6 +102,8 @@ pub(super) enum Action {
     RemoveJob(JobId),
     /// Have an agent remove what cut moves of a VM have left there.
     DropKept { host: HostId, vm: VmId },
+    /// Ask a host to let go of a replication that is finalized.
+    LetGo { job: JobId, host: HostId, request: Box<AgentRequest> },
     /// Ask an agent for a page of its journal.
     ReadJournal { host: HostId, skip: u64 },
     /// See that the host can take commands.
@@ -152,6 +157,8 @@ pub(super) struct State {
     pub(super) refused_since: BTreeMap<JobId, Duration>,
     /// Checks that are jobs, each in its attempt, at which this coordinator looks.
     pub(super) checks: BTreeSet<(JobId, u32)>,
+    /// How far hosts are in letting go of replications that are finalized.
+    pub(super) letting_go: BTreeMap<(JobId, HostId), LettingGo>,
     /// An id and a token are on their way.
     pub(super) drawing: bool,
     pub(super) waits: Vec<Wait>,
@@ -177,6 +184,7 @@ impl State {
             scheduler: Scheduler::default(),
             refused_since: BTreeMap::new(),
             checks: BTreeSet::new(),
+            letting_go: BTreeMap::new(),
             drawing: false,
             waits: Vec::new(),
             fence,
@@ -194,7 +202,9 @@ impl State {
         let mut out = Vec::new();
         match event {
             Event::Heartbeat(inventory) => {
+                let host = inventory.host.clone();
                 self.heard(*inventory, now, &mut out);
+                self.tend_finalized(&host, now, &mut out);
                 self.tend_queue(now, &mut out);
             }
             Event::Told(event) => {
@@ -203,6 +213,7 @@ impl State {
             }
             Event::Replayed => self.replayed(now, &mut out),
             Event::Checked { check, answers } => self.checked(*check, *answers, now, &mut out),
+            Event::LetGo { job, host, reply } => self.let_go(job, host, reply, now, &mut out),
             Event::Drawn { job, token } => self.drawn((job, token), now, &mut out),
             Event::Progressed(progress) => self.progressed(*progress, now, &mut out),
             Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),
@@ -224,6 +235,7 @@ impl State {
                 self.fence_due(now, &mut out);
                 self.answer_waits(now, &mut out);
                 self.remove_old(now.at, &mut out);
+                self.tend_expiry(now, &mut out);
                 self.tend_queue(now, &mut out);
             }
         }

@@ -1,11 +1,12 @@
 //! Jobs from their submission to their end, without a broker: what waits, what begins, and what comes of what.
 
 mod checks;
+mod lifetime;
 mod replication;
 
 use std::time::Duration;
 
-use sterna_shared::bus::{ApiReply, ApiRequest};
+use sterna_shared::bus::{AgentRequest, ApiReply, ApiRequest};
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
@@ -33,6 +34,13 @@ struct World {
     answers: Vec<ApiReply>,
     /// Replicas that the second host has.
     replicas: Vec<Replica>,
+    /// Whether the VMs are at the second host, and the first keeps the way back of the first of them.
+    cut_over: bool,
+    keeps: bool,
+    /// What hosts were asked to let go of, and have not answered.
+    letting_go: Vec<(JobId, HostId, AgentRequest)>,
+    /// All events that are kept.
+    events: Vec<JobEvent>,
     drawn: u8,
 }
 
@@ -50,6 +58,10 @@ impl World {
             commanded: vec![],
             answers: vec![],
             replicas: vec![],
+            cut_over: false,
+            keeps: false,
+            letting_go: vec![],
+            events: vec![],
             drawn: 100,
         };
         world.apply(Event::Replayed);
@@ -60,6 +72,18 @@ impl World {
     fn now(&self) -> Now {
         let at = example::now().unix_microseconds() + i64::try_from(self.clock).expect("small") * 1_000_000;
         Now { at: Timestamp::from_unix_microseconds(at), clock: Duration::from_secs(self.clock) }
+    }
+
+    /// Another coordinator takes over, which knows what is in the stream.
+    fn restart(&mut self) {
+        let fleet = crate::fleet::Fleet::default();
+        self.state = State::new("two".parse().expect("a name"), Epoch(2), "2.11".into(), fleet, None);
+        for event in std::mem::take(&mut self.events) {
+            self.events.push(event.clone());
+            self.apply(Event::Told(Box::new(event)));
+        }
+        self.apply(Event::Replayed);
+        self.beat(1);
     }
 
     fn beat(&mut self, inbound: u16) {
@@ -82,6 +106,12 @@ impl World {
         let mut target = example::inventory("beta");
         target.limits.inbound_moves_max = inbound;
         target.replicas.clone_from(&self.replicas);
+        if self.keeps {
+            source.partials.push(example::partial(&source.vms[0].spec));
+        }
+        if self.cut_over {
+            target.vms.append(&mut source.vms);
+        }
         [source, target]
     }
 
@@ -98,6 +128,9 @@ impl World {
                 Action::Publish { messages, answer } => {
                     self.answers.extend(answer.map(|(_, reply)| *reply));
                     for message in messages {
+                        if let Message::Event(event) = &message {
+                            self.events.push(JobEvent::clone(event));
+                        }
                         match message {
                             Message::Event(event) if matches!(event.body, EventBody::Planned { .. }) => {
                                 self.begun.push(event.job);
@@ -108,6 +141,7 @@ impl World {
                     }
                 }
                 Action::Answer { reply, .. } => self.answers.push(*reply),
+                Action::LetGo { job, host, request } => self.letting_go.push((job, host, *request)),
                 Action::Check { check, questions } => self.asked.push((check, questions)),
                 _ => {}
             }
@@ -145,6 +179,7 @@ impl World {
         for (sequence, body) in (1 + 10 * u64::from(self.attempt(job))..).zip(bodies) {
             let reporter = Reporter::Host("alpha".parse().expect("a name"));
             let event = JobEvent { job, reporter, sequence, at: self.now().at, body };
+            self.events.push(event.clone());
             self.apply(Event::Told(Box::new(event)));
         }
     }

@@ -45,6 +45,16 @@ fn clones_are_listed_and_shown_as_google_has_them() {
         let shown = google(&["clone", "show", JOB]);
         assert_eq!(serde_json::from_slice::<Value>(&shown.stdout).expect("JSON"), *clone);
         assert_eq!(google(&["clone", "show", OTHER]).status.code(), Some(4));
+        let list: Value = serde_json::from_slice(&google(&["operation", "list"]).stdout).expect("JSON");
+        let operation = &list["operations"][0];
+        assert_eq!((&operation["metadata"]["target"], &operation["done"]), (&clone["name"], &json!(false)));
+        for name in [JOB, operation["name"].as_str().expect("a name")] {
+            let shown = google(&["operation", "show", name]);
+            assert_eq!(serde_json::from_slice::<Value>(&shown.stdout).expect("JSON"), *operation);
+        }
+        assert_eq!(google(&["operation", "show", OTHER]).status.code(), Some(4));
+        let told = text(&sterna(&["--server", url, "operation", "list"]).stdout);
+        assert!(told.contains("create") && told.contains("new"), "{told}");
         assert_eq!(text(&google(&["replicate", "list"]).stdout).trim(), "{}");
         for command in ["show", "cycles"] {
             assert_eq!(google(&["replicate", command, "web"]).status.code(), Some(4), "{command}");

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use sterna_shared::job::{Policy, ReturnCode, Schedule};
+use sterna_shared::job::{Expiration, Policy, ReturnCode, Schedule};
 use sterna_shared::replica::{Consistency, Replica, ReplicaView, Snapshot};
 use sterna_shared::units::ByteCount;
 
@@ -81,6 +81,20 @@ fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex
                 note(format!("drop at {host}"));
                 ApiReply::Done
             }
+            ApiRequest::ReplicaExtend { vm, by_seconds } => {
+                note(format!("extend {vm} by {by_seconds:?}"));
+                let mut status = replication();
+                status.policy.expiration = Some(Expiration::at(at(0)));
+                shown(&status)
+            }
+            ApiRequest::ReplicaFinalize { vm } => {
+                note(format!("finalize {vm}"));
+                let mut status = replication();
+                let body = EventBody::Completed { blackout_us: 0 };
+                let event = Event { job: status.job, reporter: Reporter::Coordinator, sequence: 9, at: at(9), body };
+                status.apply(&event).expect("a legal event");
+                shown(&status)
+            }
             ApiRequest::Migrate { request, dry_run, job, policy } => {
                 note(format!("{:?} of {}, dry {dry_run}", request.kind, request.vm));
                 let mut status = replicating(&job.to_string());
@@ -145,6 +159,24 @@ fn a_replication_is_ended_before_anything_of_it_is_removed() {
     assert!(asked.is_empty(), "nobody said yes");
     let (_, asked) = ran(&["replicate", "remove", "web", "--yes"], 0);
     assert_eq!(asked, [format!("cancel {JOB}"), "drop at alpha".to_owned(), "drop at beta".to_owned()]);
+}
+
+#[test]
+fn a_replication_is_extended() {
+    let (printed, asked) = ran(&["replicate", "extend", "web", "--by", "2d"], 0);
+    assert_eq!(asked, ["extend web by Some(172800)"]);
+    assert!(printed.contains("expires at 2026-11-21 22:26:40 UTC"), "{printed}");
+}
+
+#[test]
+fn a_replication_is_finalized_by_whoever_is_sure() {
+    let (_, asked) = ran(&["replicate", "finalize", "web"], 2);
+    assert!(asked.is_empty(), "nobody said yes");
+    let (printed, asked) = ran(&["replicate", "finalize", "web", "--yes"], 0);
+    assert_eq!(asked, ["finalize web"]);
+    assert!(printed.contains("is finalized"), "{printed}");
+    let (printed, _) = ran(&["replicate", "finalize", "web", "--yes", "--detach"], 0);
+    assert_eq!(printed.trim(), JOB);
 }
 
 #[test]

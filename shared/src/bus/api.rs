@@ -140,6 +140,18 @@ pub enum ApiRequest {
         /// At which host.
         host: HostId,
     },
+    /// Push back when the replication of a VM expires.
+    ReplicaExtend {
+        /// The replicated VM, by name or id.
+        vm: String,
+        /// By how long, in seconds; [`EXTENSION_DEFAULT_SECONDS`](crate::job::EXTENSION_DEFAULT_SECONDS) where it is left out.
+        by_seconds: Option<u32>,
+    },
+    /// End the replication of a VM that is cut over for good: its replica goes, and the way back of the cutover.
+    ReplicaFinalize {
+        /// The replicated VM, by name or id.
+        vm: String,
+    },
     /// All jobs, newest first.
     JobList,
     /// One job.
@@ -233,6 +245,8 @@ impl ApiRequest {
             Self::PlanDrop { .. } => ("plan", "drop"),
             Self::ReplicaList => ("replica", "list"),
             Self::ReplicaDrop { .. } => ("replica", "drop"),
+            Self::ReplicaExtend { .. } => ("replica", "extend"),
+            Self::ReplicaFinalize { .. } => ("replica", "finalize"),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
             Self::JobGroup { .. } => ("job", "group"),
@@ -259,6 +273,18 @@ pub enum JobChange {
         name: String,
         /// The value as text; none in it is CIM's NULL.
         value: String,
+    },
+    /// A label.
+    Label {
+        /// Its key.
+        key: String,
+        /// Its value; none for it to go.
+        value: Option<String>,
+    },
+    /// The group that it is part of.
+    Group {
+        /// Its name; none for no group.
+        group: Option<String>,
     },
     /// When it runs.
     Schedule {

@@ -77,6 +77,11 @@ pub enum EventBody {
         /// How it is to be treated from now on.
         policy: Box<Policy>,
     },
+    /// A replication is to be over for good: what these hosts keep of it goes first.
+    Finalizing {
+        /// Which.
+        hosts: Vec<HostId>,
+    },
     /// The coordinator has decided on a plan. Carries it without its token.
     Planned {
         /// The plan, token blanked.

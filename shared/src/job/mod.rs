@@ -12,6 +12,8 @@ mod cutover;
 mod event;
 mod failure;
 mod forecast;
+mod labels;
+mod lifetime;
 mod percent;
 mod plan;
 mod policy;
@@ -31,6 +33,10 @@ pub use cutover::CutoverForecast;
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use forecast::{Estimate, Forecast, ForecastInput};
+pub use labels::{LABEL_BYTES_MAX, LABEL_LENGTH_MAX, LABELS_MAX, label_faults};
+pub use lifetime::{
+    EXPIRY_NOTICE_SECONDS, EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, Expiration, Finalization,
+};
 pub use plan::{DiskMove, Host, MoveMode, Plan};
 pub use policy::{
     KEEP_DEFAULT_SECONDS, Notify, PAUSE_MAX_SECONDS, PRIORITY_DEFAULT, Policy, RERUNS_MAX, Recovery, TEXT_LENGTH_MAX,

@@ -1,9 +1,11 @@
 //! Policy: what the submitter of a job says beside his wish, and may change while the job lives. They are the read/write
 //! properties of `Msvm_MigrationJob`, with its recovery action and its group.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::{MoveRequest, Schedule};
+use super::{Expiration, MoveRequest, Schedule, label_faults};
 
 /// The priority of a job that names none. Lower numbers come first, as in `CIM_Job.Priority`.
 pub const PRIORITY_DEFAULT: u32 = 100;
@@ -34,6 +36,12 @@ pub struct Policy {
     pub recovery: Recovery,
     /// The group that it is part of: jobs of one group run one after the other, in the order in which they were submitted.
     pub group: Option<String>,
+    /// Of a replication that goes on: when it expires. None for never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiration: Option<Expiration>,
+    /// By what operators find it again, and what it makes: keys and values.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Default for Policy {
@@ -47,6 +55,8 @@ impl Default for Policy {
             schedule: None,
             recovery: Recovery::default(),
             group: None,
+            expiration: None,
+            labels: BTreeMap::new(),
         }
     }
 }
@@ -141,6 +151,10 @@ impl Policy {
             Recovery::Stop | Recovery::Next | Recovery::Run { .. } | Recovery::Other { .. } => {}
         }
         faults.extend(self.schedule.iter().flat_map(Schedule::faults));
+        if self.expiration.is_some() && !self.recurs() {
+            faults.push("the job runs once, and does not expire; leave the expiry out".to_owned());
+        }
+        faults.extend(label_faults(&self.labels));
         faults
     }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CheckReport, Due, Event, EventBody, FailureReport, Finding, Hands, IllegalTransition, JobKind, JobState,
-    MoveRequest, Plan, Policy, Reporter, Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
+    CheckReport, Due, Event, EventBody, FailureReport, Finalization, Finding, Hands, IllegalTransition, JobKind,
+    JobState, MoveRequest, Plan, Policy, Reporter, Runs, StateInput, StepFigures, StepKind, StepState, StepStatus,
 };
 use crate::id::{HostId, JobId, Token, VmId};
 use crate::time::Timestamp;
@@ -53,6 +53,9 @@ pub struct JobStatus {
     pub parent: Option<JobId>,
     /// Its runs, where it recurs.
     pub runs: Runs,
+    /// Of a replication that is finalized, or was.
+    #[serde(default)]
+    pub finalization: Option<Finalization>,
     /// How long the guest did not execute, in microseconds. None of a check, which leaves it alone.
     pub blackout_us: Option<u64>,
     /// What a check has found.
@@ -138,6 +141,7 @@ impl JobStatus {
             throttled: false,
             parent: None,
             runs: Runs { count: 0, considered: plan.planned_at, latest: Vec::new() },
+            finalization: None,
             blackout_us: None,
             check: None,
             read: Vec::new(),
@@ -250,6 +254,19 @@ impl JobStatus {
         self.state == JobState::QueryPending && self.dispatch != Dispatch::Waiting
     }
 
+    /// Whether it is a replication that is over as soon as nothing of it is left: until then no cycle is made.
+    #[must_use]
+    pub fn is_finalizing(&self) -> bool {
+        self.finalization.is_some() && !self.state.is_final()
+    }
+
+    /// Whether it is a replication that has expired, or had when it was over.
+    #[must_use]
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        let then = self.finished_at.unwrap_or(now);
+        self.policy.expiration.is_some_and(|expiration| expiration.is_over(then))
+    }
+
     /// What it has done, the time before it was last suspended counted in.
     #[must_use]
     pub fn figures(&self) -> StepFigures {
@@ -324,6 +341,9 @@ impl JobStatus {
                 self.enter(if *more { StateInput::Rested } else { StateInput::Completed }, event.at)?;
             }
             EventBody::Edited { policy } => self.policy = Policy::clone(policy),
+            EventBody::Finalizing { hosts } => {
+                self.finalization.get_or_insert(Finalization { asked_at: event.at, hosts: hosts.clone() });
+            }
             EventBody::Planned { plan } => {
                 self.follow(plan)?;
                 // A check is the coordinator's own: no agent has anything to do for it.

@@ -1,5 +1,6 @@
 //! A replication as operators see it: the replica, the job that keeps it, and how old what it holds is. Pure.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -29,10 +30,19 @@ pub struct ReplicaView {
     pub state: ReplicaState,
     /// The pause between two cycles, in seconds; none where there is no schedule, or another one.
     pub idle_seconds: Option<u32>,
+    /// When the replication expires; none where it does not.
+    #[serde(default)]
+    pub expires_at: Option<Timestamp>,
+    /// Whether that is soon, and was not yet.
+    #[serde(default)]
+    pub expires_soon: bool,
     /// How long ago its latest snapshot was taken, in seconds: what a clone would lack.
     pub age_seconds: Option<u64>,
     /// Whether that is longer ago than the schedule and the latest cycle would have it.
     pub late: bool,
+    /// The labels of the replication.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// The latest cycles, the oldest first.
     pub cycles: Vec<Run>,
 }
@@ -54,6 +64,10 @@ pub enum ReplicaState {
     Error,
     /// The VM is at the host that has its replica: no cycle begins until it is elsewhere again.
     Cutover,
+    /// It has expired: no cycle begins unless that is pushed back.
+    Expired,
+    /// It is about to be over for good: the replica goes, and the way back of the cutover.
+    Finalizing,
 }
 
 impl fmt::Display for ReplicaState {
@@ -65,6 +79,8 @@ impl fmt::Display for ReplicaState {
             Self::Paused => "PAUSED",
             Self::Error => "ERROR",
             Self::Cutover => "CUTOVER",
+            Self::Expired => "EXPIRED",
+            Self::Finalizing => "FINALIZING",
         })
     }
 }
@@ -79,7 +95,8 @@ impl ReplicaView {
         let idle_seconds = live.and_then(|job| job.policy.schedule.as_ref()?.idle_seconds);
         let taken_at = replica.and_then(Replica::latest).map(|snapshot| snapshot.taken_at);
         let cycles = job.map(cycles).unwrap_or_default();
-        let state = state(taken_at.is_some(), job, &cycles);
+        let state = state(taken_at.is_some(), job, &cycles, now);
+        let expiration = live.and_then(|job| job.policy.expiration);
         Some(Self {
             vm: vm.id,
             name: vm.name.clone(),
@@ -89,11 +106,14 @@ impl ReplicaView {
             replication: live.map(|job| job.job),
             state,
             idle_seconds,
+            expires_at: expiration.map(|expiration| expiration.at),
+            expires_soon: expiration.is_some_and(|expiration| expiration.is_near(now)),
             age_seconds: taken_at.map(|taken_at| seconds(taken_at, now)),
-            late: live.filter(|_| state != ReplicaState::Paused).zip(idle_seconds).is_some_and(|(job, idle)| {
+            late: live.filter(|_| !is_at_rest(state)).zip(idle_seconds).is_some_and(|(job, idle)| {
                 let since = taken_at.unwrap_or(job.submitted_at);
                 seconds(since, now) > 2 * u64::from(idle) + last_took(&cycles)
             }),
+            labels: job.map(|job| job.policy.labels.clone()).unwrap_or_default(),
             cycles,
         })
     }
@@ -103,8 +123,14 @@ impl ReplicaView {
     /// The same, where the VM is at the host that has the replica.
     #[must_use]
     pub fn cut_over(self) -> Self {
-        Self { state: ReplicaState::Cutover, late: false, ..self }
+        let state = if self.state == ReplicaState::Finalizing { self.state } else { ReplicaState::Cutover };
+        Self { state, late: false, ..self }
     }
+}
+
+/// Whether nobody waits for a cycle.
+fn is_at_rest(state: ReplicaState) -> bool {
+    matches!(state, ReplicaState::Paused | ReplicaState::Expired | ReplicaState::Finalizing)
 }
 
 /// The runs of a recurring job; of a cycle that is no run of one, itself.
@@ -122,10 +148,12 @@ fn cycles(job: &JobStatus) -> Vec<Run> {
     }]
 }
 
-fn state(has_snapshot: bool, job: Option<&JobStatus>, cycles: &[Run]) -> ReplicaState {
+fn state(has_snapshot: bool, job: Option<&JobStatus>, cycles: &[Run], now: Timestamp) -> ReplicaState {
     let runs = cycles.last().is_some_and(|cycle| cycle.state.is_none());
     let failed = cycles.last().is_some_and(|cycle| cycle.state == Some(JobState::Exception));
     match job.map(|job| job.state) {
+        _ if job.is_some_and(JobStatus::is_finalizing) => ReplicaState::Finalizing,
+        Some(state) if !state.is_final() && job.is_some_and(|job| job.has_expired(now)) => ReplicaState::Expired,
         Some(JobState::Suspended | JobState::Service) => ReplicaState::Paused,
         Some(_) if failed => ReplicaState::Error,
         Some(JobState::QueryPending) => ReplicaState::Error,

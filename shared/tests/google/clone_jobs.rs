@@ -51,6 +51,16 @@ fn a_clone_that_has_not_begun_is_pending() {
 }
 
 #[test]
+fn a_clone_has_the_labels_that_it_was_asked_for_with() {
+    let mut status = JobStatus::planned(jobs::clone_plan(1));
+    status.policy.labels = [("for".to_owned(), "tests".to_owned())].into();
+    let job = value(&CloneJob::of(&jobs::name(), &status));
+    for details in ["targetDetails", "computeEngineVmDetails", "computeEngineTargetDetails"] {
+        assert_eq!(job[details]["labels"], json!({ "for": "tests" }), "{details}");
+    }
+}
+
+#[test]
 fn a_clone_that_is_made_is_active_and_succeeds() {
     let disks = json!({ "startTime": printed(2), "preparingVmDisks": {} });
     let disks_done = json!({ "startTime": printed(2), "endTime": printed(3), "preparingVmDisks": {} });

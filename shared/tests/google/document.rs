@@ -7,9 +7,10 @@ use sterna_shared::job::{FailureCode, JobState};
 use sterna_shared::view::google::{
     BootOption, CloneJob, CloneJobState, CloneStage, CloneStep, ComputeEngineBootOption, ComputeEngineTargetDefaults,
     ComputeEngineTargetDetails, CutoverForecast, CutoverJob, CutoverJobState, CutoverStep, CycleStep, ErrorInfo,
-    HelpLink, LocalizedMessage, MigratingVm, MigratingVmState, MigrationError, MigrationErrorCode, MigrationWarning,
-    MigrationWarningCode, NetworkInterface, ReplicatingStep, ReplicationCycle, ReplicationCycleState, ReplicationSync,
-    RpcCode, RpcStatus, SchedulePolicy, Standing, TargetVmDetails,
+    Expiration, HelpLink, LocalizedMessage, MigratingVm, MigratingVmState, MigrationError, MigrationErrorCode,
+    MigrationWarning, MigrationWarningCode, NetworkInterface, Operation, OperationMetadata, ReplicatingStep,
+    ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, Standing,
+    TargetVmDetails,
 };
 
 fn folder() -> &'static Path {
@@ -28,7 +29,7 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
 }
 
 /// The resources, with the names of their fields.
-fn resources() -> [(&'static str, &'static [&'static str]); 21] {
+fn resources() -> [(&'static str, &'static [&'static str]); 24] {
     [
         ("CloneJob", CloneJob::FIELDS),
         ("CloneStep", CloneStep::FIELDS),
@@ -43,8 +44,11 @@ fn resources() -> [(&'static str, &'static [&'static str]); 21] {
         ("CycleStep", CycleStep::FIELDS),
         ("ReplicatingStep", ReplicatingStep::FIELDS),
         ("MigratingVm", MigratingVm::FIELDS),
+        ("Expiration", Expiration::FIELDS),
         ("SchedulePolicy", SchedulePolicy::FIELDS),
         ("ReplicationSync", ReplicationSync::FIELDS),
+        ("Operation", Operation::FIELDS),
+        ("OperationMetadata", OperationMetadata::FIELDS),
         ("Status", RpcStatus::FIELDS),
         ("MigrationError", MigrationError::FIELDS),
         ("MigrationWarning", MigrationWarning::FIELDS),
@@ -152,16 +156,19 @@ fn the_documented_states_are_these() {
         let cutover = [false, true].map(|begun| CutoverJobState::of(state, begun, fails).name());
         assert_eq!(row("cutover", &name), cutover, "cutover: {name}");
         assert_eq!(row("cycle", &name), [ReplicationCycleState::of(state).name()], "cycle: {name}");
-        // Nothing is there, the first cycle, a snapshot, a cycle beside it, after a cycle that failed.
+        // Nothing is there, the first cycle, a snapshot, a cycle beside it, after a cycle that failed, expired.
         let vm = [
-            (false, false, false),
-            (true, false, false),
-            (false, true, false),
-            (true, true, false),
-            (false, true, true),
+            (false, false, false, false),
+            (true, false, false, false),
+            (false, true, false, false),
+            (true, true, false, false),
+            (false, true, true, false),
+            (false, true, false, true),
         ]
-        .map(|(under_way, synced, failed)| {
-            MigratingVmState::of(Standing { state, fails, under_way, synced, failed, cutover: None }).name()
+        .map(|(under_way, synced, failed, expired)| {
+            let (cutover, finalizing) = (None, false);
+            MigratingVmState::of(Standing { state, fails, under_way, synced, failed, cutover, finalizing, expired })
+                .name()
         });
         assert_eq!(row("replication", &name), vm, "replication: {name}");
     }

@@ -9,6 +9,7 @@ mod jobs;
 mod lists;
 mod migrating_vms;
 mod names;
+mod operations;
 
 use serde::Serialize;
 use serde_json::Value;

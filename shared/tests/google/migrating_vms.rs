@@ -1,7 +1,7 @@
 //! The replication of a VM in each state that it can come to, letter by letter.
 
 use serde_json::{Value, json};
-use sterna_shared::job::{EventBody, FailureCode, JobState, JobStatus, StepKind};
+use sterna_shared::job::{EventBody, Expiration, FailureCode, JobState, JobStatus, StepKind};
 use sterna_shared::replica::Replica;
 use sterna_shared::view::google::{
     CloneJob, MigratingVm, MigratingVmState, Pace, Replication, ReplicationCycle, Standing,
@@ -186,6 +186,61 @@ fn ended_it_is_finalized() {
 }
 
 #[test]
+fn a_replication_has_its_job_s_labels() {
+    let mut job = replication(vec![]);
+    job.policy.labels = [("team".to_owned(), "shop".to_owned())].into();
+    assert_eq!(read(&job, &NOTHING)["labels"], json!({ "team": "shop" }));
+}
+
+/// Also where it is paused; and after its end as well, if it had expired before.
+#[test]
+fn what_has_expired_says_so_until_it_is_extended() {
+    let expiring = |second: i64, events: Vec<(i64, EventBody)>| {
+        let mut job = replication(events);
+        job.policy.expiration = Some(Expiration { extensions: 1, ..Expiration::at(at(second)) });
+        job
+    };
+    let paused = (5, EventBody::Suspended { figures: Default::default() });
+    let job = expiring(12, vec![paused.clone()]);
+    let expiration = json!({ "expireTime": printed(12), "extensionCount": 1, "extendable": true });
+    let expired = json!({
+        "state": "EXPIRED",
+        "stateTime": printed(12),
+        "updateTime": printed(5),
+        "expiration": expiration,
+    });
+    assert_eq!(read(&job, &NOTHING), expected(expired));
+    let later = read(&expiring(30, vec![paused]), &NOTHING);
+    assert_eq!(later["state"], "PAUSED");
+    let states = [6, 15].map(|second| {
+        let ended = read(&expiring(12, vec![(second, EventBody::Terminated)]), &NOTHING);
+        assert_eq!(ended["expiration"]["extendable"], false);
+        ended["state"].clone()
+    });
+    assert_eq!(states, ["FINALIZED", "FINALIZED_EXPIRED"]);
+}
+
+/// Whatever the VM's state was, and until none of its hosts keeps anything.
+#[test]
+fn finalized_it_is_finalizing_until_nothing_of_it_is_left() {
+    let hosts = vec!["alpha".parse().expect("a name")];
+    let paused = (5, EventBody::Suspended { figures: Default::default() });
+    let mut events = vec![run_begun(1, 11), run_ended(3, 11, JobState::Completed), paused];
+    events.push((7, EventBody::Finalizing { hosts }));
+    let job = replication(events.clone());
+    let finalizing = json!({
+        "state": "FINALIZING",
+        "stateTime": printed(7),
+        "updateTime": printed(7),
+        "lastReplicationCycle": remembered(&job, 1),
+    });
+    assert_eq!(read(&job, &NOTHING), expected(finalizing));
+    events.push((9, EventBody::Completed { blackout_us: 0 }));
+    let vm = read(&replication(events), &NOTHING);
+    assert_eq!((&vm["state"], &vm["stateTime"]), (&"FINALIZED".into(), &printed(9).into()));
+}
+
+#[test]
 fn a_replication_that_itself_failed_is_in_error() {
     let failure = jobs::failure(FailureCode::PlanStale, None);
     let job = replication(vec![(4, EventBody::Failed { failure })]);
@@ -258,14 +313,25 @@ fn a_replica_of_an_earlier_replication_makes_it_active_from_the_beginning() {
 #[test]
 fn states_of_what_is_not_built_yet_are_never_told() {
     use MigratingVmState as Said;
-    let said =
-        [Said::Ready, Said::FirstSync, Said::Active, Said::Paused, Said::Finalizing, Said::Finalized, Said::Error];
+    let said = [
+        Said::Ready,
+        Said::FirstSync,
+        Said::Active,
+        Said::Paused,
+        Said::Finalizing,
+        Said::Finalized,
+        Said::Error,
+        Said::Expired,
+        Said::FinalizedExpired,
+    ];
     for state in JobState::ALL {
-        for bits in 0..16_u8 {
-            let [fails, under_way, synced, failed] = [1, 2, 4, 8].map(|bit| bits & bit != 0);
-            let found = Said::of(Standing { state, fails, under_way, synced, failed, cutover: None });
+        for bits in 0..64_u8 {
+            let [fails, under_way, synced, failed, finalizing, expired] =
+                [1, 2, 4, 8, 16, 32].map(|bit| bits & bit != 0);
+            let found =
+                Said::of(Standing { state, fails, under_way, synced, failed, cutover: None, finalizing, expired });
             assert!(said.contains(&found), "{state}: {found:?}");
-            let over = matches!(found, Said::Finalized | Said::Error);
+            let over = matches!(found, Said::Finalized | Said::FinalizedExpired | Said::Error);
             assert!(over || !state.is_final(), "{state}: {found:?}");
         }
     }

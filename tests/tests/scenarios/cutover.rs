@@ -160,8 +160,45 @@ async fn standing(fleet: &mut Fleet) -> anyhow::Result<()> {
     let back = fleet.sterna(&[&["cutover", "revert", "web"][..], &BLACKOUT].concat()).await?;
     report("revert beside a schedule of cycles", &back)?;
     eventually("cycles go on", WAIT, async || Ok((newest(fleet).await? > at_bravo + 1).then_some(()))).await?;
-    fleet.sterna(&["replicate", "pause", "web"]).await?;
+    let early = fleet.try_sterna(&["replicate", "finalize", "web", "--yes"]).await?;
+    ensure!(String::from_utf8_lossy(&early.stderr).contains("cut it over first"), "it is not cut over: {early:?}");
+    finalized(fleet, &mut web).await
+}
+
+/// Cut over again, and then for good: whoever falls out meanwhile, in the end nothing is left at either host.
+async fn finalized(fleet: &mut Fleet, web: &mut Watched) -> anyhow::Result<()> {
+    let job = fleet.sterna(&[&["cutover", "start", "web"][..], &BLACKOUT].concat()).await?;
+    report("the last cutover", &job)?;
+    settled(fleet, "bravo").await?;
+    ensure!(kept(fleet, "alpha").await? && images(fleet, "alpha")?.len() == 3, "the way back is kept");
+    fleet.kill_agent("alpha")?;
+    let job = fleet.sterna(&["replicate", "finalize", "web", "--yes", "--detach"]).await?;
+    let job = job["job"].as_str().context("an id")?.to_owned();
+    fleet.kill_coordinator()?;
+    fleet.start_coordinator().await?;
+    eventually("it is being finalized", WAIT, async || {
+        let Ok(list) = google(fleet).await else { return Ok(None) };
+        Ok((list["state"] == "FINALIZING").then_some(()))
+    })
+    .await?;
+    fleet.start_agent("alpha").await?;
+    ensure!(ended(fleet, &job, WAIT).await?["state"] == "completed", "it is over");
+    ensure!(google(fleet).await?["state"] == "FINALIZED", "and Google's programs are told");
+    ensure!(replica(fleet, "web").await?.is_none(), "the replica is gone");
+    ensure!(!kept(fleet, "alpha").await? && images(fleet, "alpha")?.is_empty(), "the way back is gone");
+    let again = fleet.sterna(&["replicate", "finalize", "web", "--yes", "--detach"]).await?;
+    ensure!(again["job"] == job.as_str(), "asked again, it is as it was");
+    let refused = fleet.try_sterna(&["cutover", "revert", "web"]).await?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(refused.status.code() == Some(3) && said.contains("was finalized"), "{said}");
     web.prove().await
+}
+
+/// The VM's replication as Google has it.
+async fn google(fleet: &Fleet) -> anyhow::Result<Value> {
+    let told = fleet.try_sterna(&["replicate", "list", "--output", "google"]).await?;
+    let list: Value = serde_json::from_slice(&told.stdout)?;
+    list["migratingVms"].get(0).cloned().context("a replication")
 }
 
 #[tokio::test]

@@ -70,7 +70,28 @@ async fn schedule(fleet: &mut Fleet) -> anyhow::Result<()> {
     }
     fleet.sterna(&["replicate", "remove", "web", "--yes"]).await?;
     eventually("the replica is gone", WAIT, async || Ok(replica(fleet, "web").await?.is_none().then_some(()))).await?;
+    expiry(fleet).await?;
     web.prove().await
+}
+
+/// A replication expires while cycles follow each other, and goes on once it is extended.
+async fn expiry(fleet: &Fleet) -> anyhow::Result<()> {
+    let add = ["replicate", "add", "web", "--to", "bravo", "--idle", "1s", "--expires", "20s", "--detach"];
+    fleet.sterna(&add).await?;
+    let expired = eventually("it has expired", WAIT, async || {
+        let free = fleet.sterna(&["vm", "show", "web"]).await?["report"]["job"].is_null();
+        let view = view(fleet).await?;
+        Ok((view["state"] == "EXPIRED" && free).then_some(view))
+    })
+    .await?;
+    let newest = snapshots(&expired["replica"]).last().copied().context("it was long enough for a snapshot")?;
+    let resumed = fleet.try_sterna(&["replicate", "resume", "web"]).await?;
+    ensure!(resumed.status.code() == Some(3), "it does not go on because somebody says so: {resumed:?}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(snapshots(&view(fleet).await?["replica"]) == snapshots(&expired["replica"]), "no cycle is made any more");
+    fleet.sterna(&["replicate", "extend", "web", "--by", "1h"]).await?;
+    newer_than(fleet, newest).await?;
+    fleet.sterna(&["replicate", "remove", "web", "--yes"]).await.map(drop)
 }
 
 /// Pauses the replication, and gives back how it stands once no cycle runs any more.

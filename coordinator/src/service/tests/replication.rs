@@ -1,6 +1,6 @@
 //! Replications: when their cycles begin and when not, what is told of them, and clones beside them.
 
-use sterna_shared::bus::{ApiError, ApiErrorKind};
+use sterna_shared::bus::{ApiError, ApiErrorKind, JobChange};
 use sterna_shared::id::VmId;
 use sterna_shared::job::{JobKind, Progress, RefusalCode, StepKind, Volume};
 use sterna_shared::replica::{Consistency, ReplicaState, ReplicaView, Snapshot};
@@ -12,7 +12,7 @@ use super::*;
 const IDLE: u32 = 10;
 
 impl World {
-    fn replicate(&mut self) -> ApiReply {
+    pub(super) fn replicate(&mut self) -> ApiReply {
         let request = MoveRequest { kind: JobKind::Replicate, vm: "vm0".into(), ..example::request() };
         let policy = Box::new(Policy { schedule: Some(Schedule::after_pauses(IDLE)), ..Policy::default() });
         let job = example::job(60 + u8::try_from(self.begun.len()).expect("few"));
@@ -20,7 +20,7 @@ impl World {
     }
 
     /// A VM whose replication was just asked for; its recurring job.
-    fn replicating() -> (Self, JobId) {
+    pub(super) fn replicating() -> (Self, JobId) {
         let mut world = Self::new(1, 1);
         let job = started(&world.replicate());
         world.wait(1);
@@ -34,21 +34,21 @@ impl World {
         }
     }
 
-    fn view(&mut self) -> ReplicaView {
+    pub(super) fn view(&mut self) -> ReplicaView {
         let mut views = self.views();
         assert_eq!(views.len(), 1);
         views.remove(0)
     }
 
     /// The agents take the latest job on.
-    fn accept(&mut self) {
+    pub(super) fn accept(&mut self) {
         let job = *self.begun.last().expect("a job");
         let accepted = self.accepted(job);
         self.tell(job, [accepted]);
     }
 
     /// The cycle under way is over, and the target has its snapshot.
-    fn end_cycle(&mut self) {
+    pub(super) fn end_cycle(&mut self) {
         let cycle = *self.begun.last().expect("a cycle");
         let spec = self.inventories(1)[0].vms[0].spec.clone();
         if self.replicas.is_empty() {
@@ -85,7 +85,7 @@ fn started(reply: &ApiReply) -> JobId {
     }
 }
 
-fn error(reply: ApiReply) -> ApiError {
+pub(super) fn error(reply: ApiReply) -> ApiError {
     match reply {
         ApiReply::Error { error } => error,
         other => panic!("{other:?}"),
@@ -274,6 +274,35 @@ fn how_a_replication_stands_is_told_in_the_words_of_a_migrating_vm() {
         [ReplicaState::Ready, ReplicaState::FirstSync, ReplicaState::Active, ReplicaState::Paused, ReplicaState::Error];
     for state in names {
         assert_eq!(serde_json::to_value(state).expect("JSON"), state.to_string());
+    }
+}
+
+/// Other jobs of a group run one after the other, and end when one before them fails.
+#[test]
+fn cycles_of_a_group_do_not_wait_for_each_other() {
+    let mut world = World::new(2, 5);
+    let policy = |group: Option<&str>| Policy {
+        schedule: Some(Schedule::after_pauses(IDLE)),
+        group: group.map(ToOwned::to_owned),
+        ..Policy::default()
+    };
+    for (number, group) in [(0, Some("shop")), (1, None)] {
+        let request = MoveRequest { kind: JobKind::Replicate, vm: format!("vm{number}"), ..example::request() };
+        world.submit_as(example::job(60 + number), request, policy(group));
+    }
+    let changes = vec![JobChange::Group { group: Some("shop".to_owned()) }];
+    assert!(matches!(world.ask(ApiRequest::JobEdit { job: example::job(61), changes }), ApiReply::Done));
+    world.wait(2);
+    assert_eq!(world.begun.len(), 2);
+    world.end(world.begun[0], failed());
+    world.wait(1);
+    assert!(!world.state_of(world.begun[1]).is_final(), "one that fails is no matter of the other");
+    match world.ask(ApiRequest::JobGroup { group: "shop".into() }) {
+        ApiReply::Jobs { jobs } => {
+            let jobs: Vec<JobId> = jobs.iter().map(|status| status.job).collect();
+            assert_eq!(jobs, [example::job(60), example::job(61)]);
+        }
+        other => panic!("{other:?}"),
     }
 }
 

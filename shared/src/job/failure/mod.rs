@@ -220,8 +220,16 @@ pub enum RefusalCode {
     SnapshotUnknown,
     /// The snapshot does not hold what was written to it.
     SnapshotDamaged,
+    /// The VM is not at the host that has its replica.
+    NotCutOver,
+    /// The replication of the VM was finalized.
+    ReplicationFinalized,
+    /// The replication of the VM cannot be extended.
+    NotExtendable,
     /// The target has as many replicas, or layers of them, as one host may have.
     ReplicaLimit,
+    /// The replication of the VM has expired.
+    ReplicationExpired,
 }
 
 /// One reason why not, with what to do about it.

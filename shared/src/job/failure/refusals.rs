@@ -246,6 +246,23 @@ catalogue!(RefusalCode {
             "Or give an older snapshot that is not damaged, with `--snapshot`: `sterna replicate show {vm}`.",
             "Look for errors of the medium: `journalctl -k` on the host that has the replica.",
         ];
+    NotCutOver = "STERNA-R052", "not_cut_over",
+        "The VM is not at the host that has its replica, and its replication cannot be finalized.",
+        causes ["It was never cut over, the cutover is not over yet, or it was reverted."],
+        remedies [
+            "Cut it over first: `sterna cutover start {vm}`.",
+            "To end the replication where it is, with its replica: `sterna replicate remove {vm}`.",
+        ];
+    ReplicationFinalized = "STERNA-R053", "replication_finalized",
+        "The replication of the VM was finalized: there is no way back of its cutover any more.",
+        causes ["Somebody has given `sterna replicate finalize`."],
+        remedies ["Move the VM back as any other, which sends all of it: `sterna migrate {vm} --to HOST`."];
+    NotExtendable = "STERNA-R054", "not_extendable",
+        "The replication of the VM does not expire, or was extended as often as it may be.",
+        causes ["It was asked for without `--expires`.", "It has gone on for far longer than was meant."],
+        remedies [
+            "Begin it anew: `sterna job cancel JOB`, then `sterna replicate add {vm} --to HOST`. It goes on from the replica that is there.",
+        ];
     ReplicaLimit = "STERNA-R055", "replica_limit",
         "The target has as many replicas, or layers of them, as one host may have.",
         causes ["Many VMs are replicated to one host.", "Many snapshots are kept, or clones stand on old ones and keep their layers."],
@@ -253,5 +270,12 @@ catalogue!(RefusalCode {
             "Keep fewer snapshots: `sterna replicate add` with a lower `--keep`; or delete clones of old ones.",
             "Remove replicas that nobody needs: `sterna replicate list`, `sterna replicate remove VM`.",
             "Or replicate to another host.",
+        ];
+    ReplicationExpired = "STERNA-R056", "replication_expired",
+        "The replication of the VM has expired: no cycle is made.",
+        causes ["The time is up that was given with `--expires`."],
+        remedies [
+            "Push its expiry back: `sterna replicate extend {vm} --by 30d`.",
+            "Or end it: `sterna replicate remove {vm}`.",
         ];
 });

@@ -109,7 +109,10 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::SameHost => unsupported(Cause::ProceduralError).status(Status::InvalidParameter),
             RefusalCode::NoTarget => unsupported(Cause::InformationMissing).status(Status::InvalidParameter),
             RefusalCode::VmInJob => Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Low),
-            RefusalCode::VmState => unsupported(Cause::ProceduralError),
+            RefusalCode::VmState
+            | RefusalCode::NotCutOver
+            | RefusalCode::ReplicationFinalized
+            | RefusalCode::NotExtendable => unsupported(Cause::ProceduralError),
             // The guest stands still.
             RefusalCode::VmUnresolved => Self::new(Type::UnavailableResource, Cause::ElementUnavailable, High),
             RefusalCode::Memory => Self::new(Type::Oversubscription, Cause::OutOfMemory, Medium),
@@ -141,7 +144,9 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::PlannedMismatch | RefusalCode::ReplicaMismatch => {
                 unsupported(Cause::InformationMissing).status(Status::InvalidParameter)
             }
-            RefusalCode::PlannedExpired => Self::new(Type::UnavailableResource, Cause::TimingProblem, Low),
+            RefusalCode::PlannedExpired | RefusalCode::ReplicationExpired => {
+                Self::new(Type::UnavailableResource, Cause::TimingProblem, Low)
+            }
             RefusalCode::PlannedChanged => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),
             RefusalCode::SnapshotDamaged => Self::new(Type::Hardware, Cause::CorruptData, High),

@@ -115,18 +115,18 @@ impl CloneJob {
     /// The job with that status, a clone of that replication.
     #[must_use]
     pub fn of(replicated: &MigratingVmName, status: &JobStatus) -> Self {
-        let (vm, host) = (&status.plan.vm, &status.plan.target.id);
+        let (vm, host, labels) = (&status.plan.vm, &status.plan.target.id, &status.policy.labels);
         Self {
             create_time: status.submitted_at.into(),
             end_time: status.finished_at.map(ProtoTimestamp),
             name: replicated.clone_job(status.job),
-            target_details: TargetVmDetails::of(vm, host),
+            target_details: TargetVmDetails::of(vm, host, labels),
             state: CloneJobState::of(status.state, CloneStage::of(status), fails(status)),
             state_time: state_time(status).into(),
             error: RpcStatus::of_job(status),
             steps: status.steps.iter().filter_map(CloneStep::of).collect(),
-            compute_engine_vm_details: TargetVmDetails::of(vm, host),
-            compute_engine_target_details: ComputeEngineTargetDetails::of(vm, host),
+            compute_engine_vm_details: TargetVmDetails::of(vm, host, labels),
+            compute_engine_target_details: ComputeEngineTargetDetails::of(vm, host, labels),
         }
     }
 }

@@ -125,13 +125,13 @@ impl CutoverJob {
     /// The job with that status, a cutover of that replication; `progress` is how far it is, as it last said.
     #[must_use]
     pub fn of(replicated: &MigratingVmName, status: &JobStatus, progress: Option<&Progress>) -> Self {
-        let (vm, host) = (&status.plan.vm_at_target, &status.plan.target.id);
+        let (vm, host, labels) = (&status.plan.vm_at_target, &status.plan.target.id, &status.policy.labels);
         let step = status.current_step().filter(|_| !status.state.is_final());
         Self {
             create_time: status.submitted_at.into(),
             end_time: status.finished_at.map(ProtoTimestamp),
             name: replicated.cutover_job(status.job),
-            target_details: TargetVmDetails::of(vm, host),
+            target_details: TargetVmDetails::of(vm, host, labels),
             state: CutoverJobState::of(status.state, status.started_at.is_some(), fails(status)),
             state_time: status.changed_at.into(),
             progress_percent: whole(status.percent(progress)),
@@ -141,8 +141,8 @@ impl CutoverJob {
                 None => status.state.to_string(),
             },
             steps: CutoverStep::all(&status.steps),
-            compute_engine_vm_details: TargetVmDetails::of(vm, host),
-            compute_engine_target_details: ComputeEngineTargetDetails::of(vm, host),
+            compute_engine_vm_details: TargetVmDetails::of(vm, host, labels),
+            compute_engine_target_details: ComputeEngineTargetDetails::of(vm, host, labels),
         }
     }
 }

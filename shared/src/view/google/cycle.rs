@@ -3,9 +3,7 @@
 use serde::Serialize;
 
 use crate::id::JobId;
-use crate::job::{
-    FailureCode, FailureReport, JobState, JobStatus, Plan, Progress, Run, StepKind, StepState, StepStatus,
-};
+use crate::job::{JobState, JobStatus, Plan, Progress, Run, StepKind, StepState, StepStatus};
 use crate::time::Timestamp;
 
 use super::averages::{self, Rates};
@@ -119,7 +117,8 @@ impl ReplicationCycle {
             progress_percent: Some(percent(status.percent(pace.progress))),
             steps: status.steps.iter().filter_map(|step| CycleStep::of(status, step, pace)).collect(),
             state: ReplicationCycleState::of(status.state),
-            error: RpcStatus::of_job(status).or_else(|| ended(&status.plan, status.state, status.finished_at?)),
+            error: RpcStatus::of_job(status)
+                .or_else(|| RpcStatus::of_end(&status.plan, status.state, "the cycle", status.finished_at?)),
             warnings: status.notices.iter().map(MigrationWarning::from).collect(),
         }
     }
@@ -138,7 +137,11 @@ impl ReplicationCycle {
             progress_percent: (state == JobState::Completed).then_some(100),
             steps: Vec::new(),
             state: ReplicationCycleState::of(state),
-            error: run.failure.as_ref().map(failed).or_else(|| ended(plan, state, run.ended_at?)),
+            error: run
+                .failure
+                .as_ref()
+                .map(failed)
+                .or_else(|| RpcStatus::of_end(plan, state, "the cycle", run.ended_at?)),
             warnings: Vec::new(),
         }
     }
@@ -148,23 +151,6 @@ impl ReplicationCycle {
     pub fn job(&self) -> JobId {
         self.name.job
     }
-}
-
-/// Somebody has ended it: the error of a state that has none of its own.
-fn ended(plan: &Plan, state: JobState, at: Timestamp) -> Option<RpcStatus> {
-    let message = match state {
-        JobState::Terminated => "the cycle was cancelled",
-        JobState::Killed => "the cycle was ended at once",
-        _ => return None,
-    };
-    let failure = FailureReport {
-        code: FailureCode::Cancelled,
-        message: message.to_owned(),
-        causes: Vec::new(),
-        remedy: String::new(),
-        host: None,
-    };
-    Some(RpcStatus::of(plan, &failure, at))
 }
 
 /// A cycle that has gone on after a pause has a newer plan; how long the pause was, its status no longer tells.

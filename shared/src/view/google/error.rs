@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::job::{FailureCode, FailureReport, JobKind, JobStatus, Notice, Plan};
+use crate::job::{FailureCode, FailureReport, JobKind, JobState, JobStatus, Notice, Plan};
 use crate::time::Timestamp;
 
 use super::values::{MigrationErrorCode, MigrationWarningCode};
@@ -134,12 +134,6 @@ resource! {
     }
 }
 
-impl Unset for BTreeMap<&'static str, String> {
-    fn is_unset(&self) -> bool {
-        self.is_empty()
-    }
-}
-
 impl Unset for RpcCode {
     fn is_unset(&self) -> bool {
         false
@@ -250,6 +244,24 @@ impl RpcStatus {
             message: failure.to_string(),
             details: vec![ErrorDetail::Migration(migration), ErrorDetail::Info(info)],
         }
+    }
+
+    /// That somebody has ended a job of such a plan, which is called `what`: the error of a state that has none of its own.
+    #[must_use]
+    pub fn of_end(plan: &Plan, state: JobState, what: &str, at: Timestamp) -> Option<Self> {
+        let how = match state {
+            JobState::Terminated => "cancelled",
+            JobState::Killed => "ended at once",
+            _ => return None,
+        };
+        let failure = FailureReport {
+            code: FailureCode::Cancelled,
+            message: format!("{what} was {how}"),
+            causes: Vec::new(),
+            remedy: String::new(),
+            host: None,
+        };
+        Some(Self::of(plan, &failure, at))
     }
 
     /// Why a job failed, or waits for an answer; none where it did not and does not.

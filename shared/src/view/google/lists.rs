@@ -13,6 +13,7 @@ use super::cutover_job::CutoverJob;
 use super::cycle::{Pace, ReplicationCycle};
 use super::migrating_vm::{MigratingVm, Replication};
 use super::name::MigratingVmName;
+use super::operation::{Operation, OperationResponse};
 use super::wellknown::resource;
 
 /// The most clone jobs of a list. Google's has as many.
@@ -49,6 +50,14 @@ resource! {
     ReplicationCycleList {
         /// The newest first.
         replication_cycles: Vec<ReplicationCycle> = "replicationCycles",
+    }
+}
+
+resource! {
+    /// Operations.
+    OperationList {
+        /// The newest first.
+        operations: Vec<Operation> = "operations",
     }
 }
 
@@ -150,13 +159,50 @@ impl<'a> Known<'a> {
         Some(MigratingVmName { source: location.clone(), location, vm })
     }
 
-    /// Of each VM and host the replication that is not over, or the newest: those that recur, and cycles that are no runs of such.
-    fn replications(&self) -> Vec<&'a JobStatus> {
+    /// All operations of which jobs that are listed tell.
+    #[must_use]
+    pub fn operations(&self) -> OperationList {
+        let mut operations: Vec<Operation> = self.jobs.iter().flat_map(|job| self.operations_of(job)).collect();
+        operations.sort_by_key(|of| std::cmp::Reverse((of.metadata().create_time, of.name.clone())));
+        OperationList { operations }
+    }
+
+    /// The making of a job, and the end of a replication.
+    fn operations_of(&self, status: &JobStatus) -> Vec<Operation> {
+        match status.plan.kind {
+            JobKind::Clone => {
+                let made = self.named(status).map(|made| {
+                    let (vm, target) = (made.name.vm.clone(), made.name.to_string());
+                    Operation::creating(&vm, status, target, OperationResponse::CloneJob(Box::new(made)))
+                });
+                made.into_iter().collect()
+            }
+            JobKind::Cutover => {
+                let made = self.cutover(status);
+                let (vm, target) = (made.name.vm.clone(), made.name.to_string());
+                vec![Operation::creating(&vm, status, target, OperationResponse::CutoverJob(Box::new(made)))]
+            }
+            JobKind::Replicate if self.is_replication(status) => {
+                let vm = MigratingVmName::of(status);
+                let made = OperationResponse::MigratingVm(Box::new(self.look_at(status, MigratingVm::of)));
+                let made = Operation::creating(&vm, status, vm.to_string(), made);
+                std::iter::once(made).chain(Operation::finalizing(&vm, status)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether a job is a replication: one that recurs, or a cycle that is no run of such.
+    fn is_replication(&self, job: &JobStatus) -> bool {
         let recurs = |id: JobId| self.jobs.iter().any(|job| job.job == id && job.policy.recurs());
-        let is_one = |job: &&JobStatus| job.plan.kind == JobKind::Replicate && !job.parent.is_some_and(recurs);
+        job.plan.kind == JobKind::Replicate && !job.parent.is_some_and(recurs)
+    }
+
+    /// Of each VM and host the replication that is not over, or the newest.
+    fn replications(&self) -> Vec<&'a JobStatus> {
         let rank = |job: &JobStatus| (!job.state.is_final(), job.submitted_at, job.job);
         let mut found: BTreeMap<(VmId, &HostId), &JobStatus> = BTreeMap::new();
-        for job in self.jobs.iter().filter(is_one) {
+        for job in self.jobs.iter().filter(|job| self.is_replication(job)) {
             let known = found.entry(place(job)).or_insert(job);
             if rank(job) > rank(known) {
                 *known = job;
@@ -185,7 +231,9 @@ impl<'a> Known<'a> {
             runs: &runs,
             clones: &clones,
             cutovers: &cutovers,
-            cut_over: self.replica(vm, host).is_some_and(|view| view.state == ReplicaState::Cutover),
+            cut_over: self
+                .replica(vm, host)
+                .is_some_and(|view| matches!(view.state, ReplicaState::Cutover | ReplicaState::Finalizing)),
             replica: self.replica(vm, host).and_then(|view| view.replica.as_ref()),
             pace,
             now: self.now,

@@ -1,5 +1,7 @@
 //! `MigratingVm`: the replication of a VM, with its cycles and its clones.
 
+use std::collections::BTreeMap;
+
 use crate::id::{JobId, VmId, VmName};
 use crate::job::{DiskMove, FailureReport, JobKind, JobState, JobStatus, Plan, Run, StepKind};
 use crate::replica::Replica;
@@ -45,6 +47,8 @@ resource! {
         last_replication_cycle: Option<ReplicationCycle> = "lastReplicationCycle",
         /// The group that its job is in.
         group: Option<GroupName> = "group",
+        /// Its job's labels.
+        labels: BTreeMap<String, String> = "labels",
         /// The clone job that was last over, and those that are not. Google has them in its full view only.
         recent_clone_jobs: Vec<CloneJob> = "recentCloneJobs",
         /// What a cutover would take now. Left out where no cycle has measured anything, and once it is cut over.
@@ -53,6 +57,20 @@ resource! {
         recent_cutover_jobs: Vec<CutoverJob> = "recentCutoverJobs",
         /// What went wrong, in state `ERROR`.
         error: Option<RpcStatus> = "error",
+        /// When it expires. None of a replication that does not.
+        expiration: Option<Expiration> = "expiration",
+    }
+}
+
+resource! {
+    /// When a replication expires.
+    Expiration {
+        /// From then on no cycle is made.
+        expire_time: ProtoTimestamp = "expireTime",
+        /// How often it was pushed back.
+        extension_count: u32 = "extensionCount",
+        /// Whether it may be pushed back, again.
+        extendable: bool = "extendable",
     }
 }
 
@@ -127,6 +145,10 @@ pub struct Standing {
     pub failed: bool,
     /// How far a cutover is, if there is any.
     pub cutover: Option<CutoverStanding>,
+    /// Whether it is about to be over for good.
+    pub finalizing: bool,
+    /// Whether it has expired, or had when it was over.
+    pub expired: bool,
 }
 
 impl MigratingVmState {
@@ -135,10 +157,14 @@ impl MigratingVmState {
     pub const fn of(standing: Standing) -> Self {
         use JobState as J;
         if !standing.state.is_final() && !matches!(standing.state, J::ShuttingDown) {
+            if standing.finalizing {
+                return Self::Finalizing;
+            }
             match standing.cutover {
                 Some(CutoverStanding::UnderWay) => return Self::CuttingOver,
                 Some(CutoverStanding::FinalSync) => return Self::FinalSync,
                 Some(CutoverStanding::Over) => return Self::Cutover,
+                None if standing.expired => return Self::Expired,
                 None => {}
             }
         }
@@ -146,6 +172,7 @@ impl MigratingVmState {
             (J::Suspended, ..) => Self::Paused,
             (J::ShuttingDown, ..) if standing.fails => Self::Error,
             (J::ShuttingDown, ..) => Self::Finalizing,
+            (J::Completed | J::Terminated | J::Killed, ..) if standing.expired => Self::FinalizedExpired,
             (J::Completed | J::Terminated | J::Killed, ..) => Self::Finalized,
             (J::Exception, ..) => Self::Error,
             (_, true, false) => Self::FirstSync,
@@ -216,6 +243,8 @@ impl<'a> Replication<'a> {
             },
             failed: last == Some(JobState::Exception),
             cutover: self.cutover_standing(),
+            finalizing: self.job.is_finalizing(),
+            expired: self.job.has_expired(self.now),
         }
     }
 
@@ -240,10 +269,16 @@ impl<'a> Replication<'a> {
     /// Since when it has been in that state, as far as the cycles tell that are remembered.
     fn state_time(&self, cycles: &[Cycle<'a>], standing: Standing) -> Timestamp {
         let job = self.job;
+        if let Some(finalization) = job.finalization.as_ref().filter(|_| standing.finalizing) {
+            return finalization.asked_at;
+        }
         if standing.cutover.is_some() && !job.state.is_final() {
             // Since it began, or since it was over.
             let changed = self.our_cutovers().map(|status| status.changed_at).max();
             return changed.unwrap_or(job.changed_at);
+        }
+        if let Some(expiration) = job.policy.expiration.filter(|_| standing.expired && !job.state.is_final()) {
+            return expiration.at;
         }
         let is_at_rest = matches!(job.state, JobState::Suspended | JobState::ShuttingDown) || job.state.is_final();
         let Some(first) = cycles.first().filter(|_| job.policy.recurs() && !is_at_rest) else {
@@ -259,6 +294,8 @@ impl<'a> Replication<'a> {
             synced: begun_before || synced_before,
             failed: false,
             cutover: None,
+            finalizing: false,
+            expired: false,
         };
         let mut since = if begun_before { first.began_at() } else { None }.unwrap_or(job.submitted_at);
         for pair in gone_through(before, cycles).windows(2) {
@@ -274,7 +311,8 @@ impl<'a> Replication<'a> {
         let of_cycles = cycles.iter().flat_map(|cycle| {
             [cycle.began_at(), cycle.ended_at(), cycle.status.map(|status| status.changed_at)].into_iter().flatten()
         });
-        of_cycles.fold(self.job.changed_at.max(self.job.submitted_at), Timestamp::max)
+        let asked = self.job.finalization.as_ref().map(|finalization| finalization.asked_at);
+        of_cycles.chain(asked).fold(self.job.changed_at.max(self.job.submitted_at), Timestamp::max)
     }
 
     fn cycle(&self, name: &MigratingVmName, cycle: Cycle<'a>) -> Option<ReplicationCycle> {
@@ -372,9 +410,15 @@ impl MigratingVm {
             current_sync_info: cycle(cycles.last().filter(|cycle| cycle.end().is_none())),
             last_replication_cycle: cycle(cycles.iter().rev().find(|cycle| cycle.end().is_some())),
             group: name.group(&job.policy),
+            labels: job.policy.labels.clone(),
             recent_clone_jobs: replication.recent_clones(&name),
             cutover_forecast: replication.forecast(),
             recent_cutover_jobs: replication.recent_cutovers(&name),
+            expiration: job.policy.expiration.map(|of| Expiration {
+                expire_time: of.at.into(),
+                extension_count: of.extensions,
+                extendable: of.is_extendable() && !job.state.is_final() && !standing.finalizing,
+            }),
             error: if state == MigratingVmState::Error { replication.error(&cycles) } else { None },
             name,
         }

@@ -12,6 +12,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `migrating_vm`, `cycle`, `clone_job`, `cutover_job` | every field of the resource, where each comes from, and the table of its states |
+//! | `operation` | what has become of a request |
 //! | `lists` | all that coordinators tell, as Google's lists |
 //! | `target` | what is made of a replica |
 //! | `error` | what an error is in Google's terms: one row a code |
@@ -31,6 +32,7 @@ mod error;
 mod lists;
 mod migrating_vm;
 mod name;
+mod operation;
 mod target;
 mod values;
 mod wellknown;
@@ -44,10 +46,16 @@ pub use error::{
     RpcCode, RpcStatus,
 };
 pub use lists::{
-    CLONE_JOBS_MAX, CUTOVER_JOBS_MAX, CloneJobList, CutoverJobList, Known, MigratingVmList, ReplicationCycleList,
+    CLONE_JOBS_MAX, CUTOVER_JOBS_MAX, CloneJobList, CutoverJobList, Known, MigratingVmList, OperationList,
+    ReplicationCycleList,
 };
-pub use migrating_vm::{CutoverStanding, MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing};
-pub use name::{CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, PROJECT, ReplicationCycleName};
+pub use migrating_vm::{
+    CutoverStanding, Expiration, MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing,
+};
+pub use name::{
+    CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, OperationName, PROJECT, ReplicationCycleName,
+};
+pub use operation::{AnyMetadata, Operation, OperationMetadata, OperationResponse};
 pub use target::{
     ComputeEngineTargetDefaults, ComputeEngineTargetDetails, InvalidMachineType, MachineType, NetworkInterface,
     TargetVmDetails,

@@ -6,6 +6,8 @@
 //!   projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM/cutoverJobs/JOB             a cutover of it
 //!   projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM/replicationCycles/JOB       a cycle of it
 //!   projects/sterna/locations/TARGET/groups/GROUP                                               a group of jobs
+//!   projects/sterna/locations/TARGET/operations/JOB                                             the making of a job
+//!   projects/sterna/locations/TARGET/operations/finalize-JOB                                    the end of a replication
 //! ```
 //!
 //! The location is the host that has the replica, the source that which runs the VM. Both are those that the replication was
@@ -73,6 +75,17 @@ pub struct GroupName {
     pub group: String,
 }
 
+/// The name of an operation.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OperationName {
+    /// The host that has the replica.
+    pub location: HostId,
+    /// The job that it makes, or ends.
+    pub job: JobId,
+    /// Whether it finalizes a replication.
+    pub finalizes: bool,
+}
+
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidName {
@@ -102,6 +115,7 @@ text! {
     CutoverJobName: "^projects/sterna/locations/[^/]+/sources/[^/]+/migratingVms/[^/]+/cutoverJobs/[^/]+$",
     ReplicationCycleName: "^projects/sterna/locations/[^/]+/sources/[^/]+/migratingVms/[^/]+/replicationCycles/[^/]+$",
     GroupName: "^projects/sterna/locations/[^/]+/groups/[^/]+$",
+    OperationName: "^projects/sterna/locations/[^/]+/operations/[^/]+$",
 }
 
 impl MigratingVmName {
@@ -128,6 +142,18 @@ impl MigratingVmName {
     #[must_use]
     pub fn cycle(&self, job: JobId) -> ReplicationCycleName {
         ReplicationCycleName { vm: self.clone(), job }
+    }
+
+    /// The name of the operation that made a job at its host.
+    #[must_use]
+    pub fn operation(&self, job: JobId) -> OperationName {
+        OperationName { location: self.location.clone(), job, finalizes: false }
+    }
+
+    /// The name of the operation that finalizes it, whose job that is.
+    #[must_use]
+    pub fn finalization(&self, job: JobId) -> OperationName {
+        OperationName { finalizes: true, ..self.operation(job) }
     }
 
     /// The name of the group that a job of such a policy is in, if any.
@@ -160,6 +186,13 @@ impl fmt::Display for CutoverJobName {
 impl fmt::Display for ReplicationCycleName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/replicationCycles/{}", self.vm, self.job)
+    }
+}
+
+impl fmt::Display for OperationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verb = if self.finalizes { "finalize-" } else { "" };
+        write!(f, "projects/{PROJECT}/locations/{}/operations/{verb}{}", self.location, self.job)
     }
 }
 

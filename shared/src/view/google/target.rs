@@ -1,6 +1,8 @@
 //! What is made of a replica: a VM, as Google describes one of its own. What has no counterpart among a VM's specification has no
 //! field here, and is left out of JSON; docs/clone-job.md has a row for each.
 
+use std::collections::BTreeMap;
+
 use crate::id::{BridgeName, HostId, VmName};
 use crate::vm::{Firmware, NicSpec, VmSpec};
 
@@ -21,6 +23,8 @@ resource! {
         machine_type: MachineType = "machineType",
         /// What it is connected to, in the order in which the guest sees it.
         network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
+        /// The labels of the job that makes it.
+        labels: BTreeMap<String, String> = "labels",
         /// What starts it.
         boot_option: ComputeEngineBootOption = "bootOption",
     }
@@ -39,6 +43,8 @@ resource! {
         machine_type: MachineType = "machineType",
         /// What it is connected to.
         network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
+        /// The labels of the job that makes it.
+        labels: BTreeMap<String, String> = "labels",
         /// What starts it.
         boot_option: BootOption = "bootOption",
     }
@@ -148,30 +154,32 @@ macro_rules! always_there {
 always_there!(VmName, HostId);
 
 impl ComputeEngineTargetDetails {
-    /// That VM, at that host.
+    /// That VM, at that host, of a job with those labels.
     #[must_use]
-    pub fn of(vm: &VmSpec, host: &HostId) -> Self {
+    pub fn of(vm: &VmSpec, host: &HostId, labels: &BTreeMap<String, String>) -> Self {
         Self {
             vm_name: vm.name.clone(),
             project: PROJECT,
             zone: host.clone(),
             machine_type: vm.into(),
             network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
+            labels: labels.clone(),
             boot_option: vm.firmware.into(),
         }
     }
 }
 
 impl TargetVmDetails {
-    /// That VM, at that host.
+    /// That VM, at that host, of a job with those labels.
     #[must_use]
-    pub fn of(vm: &VmSpec, host: &HostId) -> Self {
+    pub fn of(vm: &VmSpec, host: &HostId, labels: &BTreeMap<String, String>) -> Self {
         Self {
             name: vm.name.clone(),
             target_project: PROJECT,
             zone: host.clone(),
             machine_type: vm.into(),
             network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
+            labels: labels.clone(),
             boot_option: vm.firmware.into(),
         }
     }

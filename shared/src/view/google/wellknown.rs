@@ -1,5 +1,6 @@
 //! How Google's JSON writes what JSON has no type for (the proto's *well-known types*), and what it leaves out.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -23,6 +24,12 @@ impl<T> Unset for Option<T> {
 }
 
 impl<T> Unset for Vec<T> {
+    fn is_unset(&self) -> bool {
+        self.is_empty()
+    }
+}
+
+impl<K, V> Unset for BTreeMap<K, V> {
     fn is_unset(&self) -> bool {
         self.is_empty()
     }

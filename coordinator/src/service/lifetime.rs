@@ -1,0 +1,265 @@
+//! How long a replication lasts: it expires, which is pushed back (Google's `extendMigration`); and it ends for good, once its VM is cut
+//! over (`finalizeMigration`).
+//!
+//! ```text
+//!   finalize ─▶ Finalizing { hosts } ─▶ each host: the replica goes, then what it keeps of the VM ─▶ none keeps any ─▶ Completed
+//! ```
+//!
+//! Which hosts those are is decided once, and is in the event stream. How far each of them is, is not: a coordinator that takes
+//! over asks all of them anew, which changes nothing where nothing is left.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply};
+use sterna_shared::host::PartialReport;
+use sterna_shared::id::{HostId, JobId, VmId};
+use sterna_shared::job::{
+    EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, EventBody, Expiration, JobKind, JobState,
+    JobStatus, Policy, Refusal, RefusalCode,
+};
+use sterna_shared::view::google::Rates;
+
+use super::request::{Outcome, forwarded, no_job, not_found};
+use super::state::{Action, Message, Now, State};
+use crate::api::{fault, refused};
+use crate::fleet::FindError;
+
+/// How long after a host could not let go of a replication it is asked again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// How far a host is in letting go of a replication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LettingGo {
+    /// It was asked, and has not answered.
+    Asked,
+    /// It did what it was asked for last. What it still keeps, its next heartbeat tells.
+    Answered,
+    /// It could not, and is asked again from then on.
+    RetryAt(Duration),
+    /// It keeps nothing.
+    Gone,
+}
+
+impl State {
+    /// Finalizes the replication of a VM, by its name or id. Asked again, it tells how far that is.
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub(super) fn finalize(&mut self, vm: &str, now: Now, out: &mut Vec<Action>) -> Result<Outcome, ApiError> {
+        let status = self.replication_of(vm)?;
+        let (job, name) = (status.job, status.plan.vm.name.clone());
+        if status.finalization.is_some() {
+            return Ok(Outcome::Reply(told(status)));
+        }
+        if status.state.is_final() || !status.policy.recurs() {
+            let message = format!("no job replicates VM {name} again and again at present");
+            let hint = format!("remove what is left of its replica: `sterna replicate remove {name}`");
+            return Err(fault(ApiErrorKind::Refused, message, hint));
+        }
+        if let Some(why) = self.why_not_finalized(status, now) {
+            return Err(refused(format!("the replication of VM {name} cannot be finalized"), vec![why]));
+        }
+        let host = self.member(&status.plan.target.id)?;
+        self.replica_is_free(host, status.plan.vm.id, name.as_str(), Some(job))?;
+        let hosts = self.keepers_of(status);
+        let mut messages = Vec::new();
+        self.say(job, EventBody::Finalizing { hosts }, now, out, &mut messages);
+        let status = &self.jobs.get(&job).ok_or_else(|| no_job(job))?.status;
+        Ok(Outcome::Publish { messages, reply: told(status) })
+    }
+
+    /// Pushes back when the replication of a VM expires.
+    ///
+    /// # Errors
+    /// What speaks against it.
+    pub(super) fn extend(
+        &mut self,
+        vm: &str,
+        by_seconds: Option<u32>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Outcome, ApiError> {
+        let by_seconds = by_seconds.unwrap_or(EXTENSION_DEFAULT_SECONDS);
+        if !(1..=EXTENSION_MAX_SECONDS).contains(&by_seconds) {
+            let hint = format!("give 1 to {EXTENSION_MAX_SECONDS} s");
+            return Err(fault(ApiErrorKind::Invalid, format!("a replication is not extended by {by_seconds} s"), hint));
+        }
+        let status = self.replication_of(vm)?;
+        let (job, name) = (self.live(status.job)?.job, &status.plan.vm.name);
+        let expiration = match status.policy.expiration {
+            _ if status.is_finalizing() => Err("is being finalized".to_owned()),
+            None => Err("does not expire".to_owned()),
+            Some(of) => of
+                .extended(by_seconds, now.at)
+                .ok_or_else(|| format!("was extended {EXTENSIONS_MAX} times, and expires at {}", of.at)),
+        };
+        let expiration = expiration.map_err(|why| {
+            let remedy = format!(
+                "end it, and begin it anew, from the replica that is there: `sterna job cancel {job}`, `sterna replicate add {name} --to HOST`"
+            );
+            let message = format!("the replication of VM {name} {why}");
+            let refusal = Refusal { code: RefusalCode::NotExtendable, message, remedy };
+            refused(format!("the replication of VM {name} cannot be extended"), vec![refusal])
+        })?;
+        let policy = Box::new(Policy { expiration: Some(expiration), ..status.policy.clone() });
+        let mut messages = Vec::new();
+        self.say(job, EventBody::Edited { policy }, now, out, &mut messages);
+        Ok(Outcome::Publish { messages, reply: told(self.live(job)?) })
+    }
+
+    /// Replications that are about to expire say so, each once.
+    pub(super) fn tend_expiry(&mut self, now: Now, out: &mut Vec<Action>) {
+        let near = |status: &JobStatus| {
+            let expiration = status.policy.expiration.filter(|of| !of.noticed && of.is_near(now.at))?;
+            let is_live = !self.replaying && !status.state.is_final() && !status.is_finalizing();
+            is_live.then(|| (status.job, status.plan.vm.name.clone(), expiration, status.policy.clone()))
+        };
+        let near: Vec<_> = self.jobs.values().filter_map(|job| near(&job.status)).collect();
+        let mut messages = Vec::new();
+        for (job, name, expiration, policy) in near {
+            let text = format!(
+                "the replication expires at {}, and no cycle is made from then on; push that back: sterna replicate extend {name}",
+                expiration.at
+            );
+            let policy = Box::new(Policy { expiration: Some(Expiration { noticed: true, ..expiration }), ..policy });
+            self.say(job, EventBody::Notice { text }, now, out, &mut messages);
+            self.say(job, EventBody::Edited { policy }, now, out, &mut messages);
+        }
+        if !messages.is_empty() {
+            out.push(Action::Publish { messages, answer: None });
+        }
+    }
+
+    /// The replication of a VM: that which is not over, else the newest.
+    fn replication_of(&self, vm: &str) -> Result<&JobStatus, ApiError> {
+        let id = match self.fleet.find(vm) {
+            Ok((_, report)) => Some(report.id()),
+            Err(error @ FindError::Ambiguous { .. }) => return Err(not_found(&error)),
+            Err(FindError::Unknown { .. }) => vm.parse().ok(),
+        };
+        let is_of = |status: &JobStatus| {
+            let of = &status.plan.vm;
+            id.map_or(of.name.as_str() == vm, |id| of.id == id)
+        };
+        let all = || self.replications().filter(|status| is_of(status));
+        all().find(|status| !status.state.is_final()).or_else(|| all().next()).ok_or_else(|| {
+            fault(ApiErrorKind::NotFound, format!("no VM {vm} is replicated"), "see `sterna replicate list`")
+        })
+    }
+
+    /// Only what is cut over, and in nobody's hands, is finalized.
+    fn why_not_finalized(&self, status: &JobStatus, now: Now) -> Option<Refusal> {
+        let (vm, target) = (&status.plan.vm, &status.plan.target.id);
+        let mut others = self.jobs.values().map(|job| &job.status);
+        if let Some(other) = others.find(|other| other.plan.vm.id == vm.id && other.holds_vm(now.at)) {
+            return Some(Refusal {
+                code: RefusalCode::VmInJob,
+                message: format!("VM {} is in job {}", vm.name, other.job),
+                remedy: format!("wait until it is over: `sterna job watch {}`", other.job),
+            });
+        }
+        let at = self.fleet.vm(vm.id).filter(|(_, report)| report.owned).map(|(member, _)| &member.inventory.host);
+        if at == Some(target) {
+            return None;
+        }
+        let at = at.map_or("at no host that is known".to_owned(), |at| format!("at {at}"));
+        Some(Refusal {
+            code: RefusalCode::NotCutOver,
+            message: format!("VM {} is {at}, and its replica at {target}", vm.name),
+            remedy: format!(
+                "cut it over first: `sterna cutover start {0}`; to end the replication where it is: `sterna replicate remove {0}`",
+                vm.name
+            ),
+        })
+    }
+
+    /// The hosts that keep something of a replication, or may: the replica, the way back of a cutover, what cycles have put up.
+    fn keepers_of(&self, status: &JobStatus) -> Vec<HostId> {
+        let (vm, target) = (status.plan.vm.id, &status.plan.target.id);
+        let cut_over = |of: &&JobStatus| {
+            of.plan.kind == JobKind::Cutover
+                && of.state == JobState::Completed
+                && (of.plan.vm.id, &of.plan.target.id) == (vm, target)
+        };
+        let cutovers = self.jobs.values().map(|job| &job.status).filter(cut_over);
+        let replicas = self.fleet.host(target).into_iter().flat_map(|member| &member.inventory.replicas);
+        let replica = replicas.filter(|replica| replica.vm.id == vm).map(|replica| &replica.source);
+        let sources = cutovers.map(|cutover| &cutover.plan.source.id).chain(replica);
+        let hosts: BTreeSet<&HostId> = sources.chain([target, &status.plan.source.id]).collect();
+        hosts.into_iter().filter(|host| self.fleet.host(host).is_some()).cloned().collect()
+    }
+
+    /// A host was heard of: it is asked to let go of replications that are finalized, and they are over once nobody keeps anything.
+    pub(super) fn tend_finalized(&mut self, host: &HostId, now: Now, out: &mut Vec<Action>) {
+        if self.replaying {
+            return;
+        }
+        let Self { jobs, letting_go, .. } = self;
+        letting_go.retain(|(job, _), _| jobs.get(job).is_some_and(|job| job.status.is_finalizing()));
+        let statuses = self.jobs.values().map(|job| &job.status).filter(|status| status.is_finalizing());
+        let with = |status: &JobStatus| status.finalization.as_ref().is_some_and(|of| of.hosts.contains(host));
+        let asked: Vec<(JobId, VmId)> =
+            statuses.filter(|status| with(status)).map(|status| (status.job, status.plan.vm.id)).collect();
+        for (job, vm) in asked {
+            let keeps = self.fleet.host(host).is_some_and(|member| {
+                let of_vm = |partial: &PartialReport| partial.vm == vm;
+                member.inventory.partials.iter().any(of_vm)
+            });
+            let (next, request) = match self.letting_go.get(&(job, host.clone())) {
+                Some(LettingGo::Asked | LettingGo::Gone) => continue,
+                Some(LettingGo::RetryAt(at)) if *at > now.clock => continue,
+                Some(LettingGo::Answered) if !keeps => (LettingGo::Gone, None),
+                Some(LettingGo::Answered) => (LettingGo::Asked, Some(AgentRequest::VmDrop { vm })),
+                Some(LettingGo::RetryAt(_)) | None => (LettingGo::Asked, Some(AgentRequest::ReplicaDrop { vm })),
+            };
+            self.letting_go.insert((job, host.clone()), next);
+            match request {
+                Some(request) => out.push(Action::LetGo { job, host: host.clone(), request: Box::new(request) }),
+                None => self.end_finalized(job, now, out),
+            }
+        }
+    }
+
+    /// A host has answered.
+    pub(super) fn let_go(
+        &mut self,
+        job: JobId,
+        host: HostId,
+        reply: Result<AgentReply, String>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) {
+        let why = match forwarded(&host, reply) {
+            ApiReply::Error { error } => Some(error.message),
+            _ => None,
+        };
+        let text = why.map(|why| format!("{host} does not let go of the replication yet, and is asked again: {why}"));
+        let next = if text.is_some() { LettingGo::RetryAt(now.clock + RETRY) } else { LettingGo::Answered };
+        self.letting_go.insert((job, host), next);
+        // Once, and not each time.
+        let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { return };
+        let new = text.filter(|text| status.notices.iter().all(|notice| notice.text != *text));
+        if let Some(text) = new {
+            let mut messages = Vec::new();
+            self.say(job, EventBody::Notice { text }, now, out, &mut messages);
+            out.push(Action::Publish { messages, answer: None });
+        }
+    }
+
+    /// A finalized replication is over once none of its hosts keeps anything.
+    fn end_finalized(&mut self, job: JobId, now: Now, out: &mut Vec<Action>) {
+        let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { return };
+        let gone = |host: &HostId| self.letting_go.get(&(job, host.clone())) == Some(&LettingGo::Gone);
+        if !status.finalization.iter().flat_map(|of| &of.hosts).all(gone) {
+            return;
+        }
+        let mut messages: Vec<Message> = Vec::new();
+        self.say(job, EventBody::Completed { blackout_us: 0 }, now, out, &mut messages);
+        out.push(Action::Publish { messages, answer: None });
+    }
+}
+
+fn told(status: &JobStatus) -> ApiReply {
+    ApiReply::Job { status: Box::new(status.clone()), progress: None, rates: Rates::default() }
+}
