@@ -80,8 +80,12 @@ impl Witness {
         self.ask(&format!("latency {disk}")).await
     }
 
-    /// Sends a request that is answered by `{"ok":true}`: `pause-writes`, `resume-writes`, `rate …`, `poke …`,
-    /// `power-off`.
+    /// Has the machine switched off. Nothing is waited for: the answer may go with it.
+    pub async fn power_off(&mut self) -> anyhow::Result<()> {
+        Ok(self.requests.write_all(b"power-off\n").await?)
+    }
+
+    /// Sends a request that is answered by `{"ok":true}`: `pause-writes`, `resume-writes`, `rate …`, `poke …`.
     pub async fn tell(&mut self, request: &str) -> anyhow::Result<()> {
         self.ask::<serde_json::Value>(request).await.map(drop)
     }

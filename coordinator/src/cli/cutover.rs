@@ -312,7 +312,7 @@ mod tests {
         replication.plan.kind = JobKind::Replicate;
         let refused = |replication: &mut JobStatus, cut_over, asked| {
             let mut jobs = jobs.clone();
-            jobs[0].finished_at = Some(example::later(cut_over));
+            jobs[0].submitted_at = example::later(cut_over);
             replication.finalization = Some(Finalization { asked_at: example::later(asked), hosts: vec![] });
             lifetime::no_way_back(&jobs[0], std::slice::from_ref(replication))
         };

@@ -93,7 +93,10 @@ fn not_yet(vm: &str, status: &JobStatus) -> CliError {
     let hosts = status.finalization.iter().flat_map(|of| &of.hosts).map(ToString::to_string);
     let hosts = hosts.collect::<Vec<_>>().join(", ");
     CliError::new(Exit::Failed, format!("{vm} is being finalized, and one of its hosts still keeps something: {hosts}"))
-        .hint(format!("it goes on as soon as that host is heard of; see sterna job show {}", status.job))
+        .hint(format!(
+            "it goes on as soon as that host and the VM's own are heard of; see sterna job show {}",
+            status.job
+        ))
         .hint(format!("where a host is gone for good, end it without: sterna job cancel {}", status.job))
 }
 
@@ -102,7 +105,7 @@ pub(super) fn no_way_back(cutover: &JobStatus, jobs: &[JobStatus]) -> Option<Cli
     let (vm, target) = (&cutover.plan.vm, &cutover.plan.target.id);
     let finalized = jobs.iter().find(|job| {
         let since = job.finalization.as_ref().map(|of| of.asked_at);
-        (job.plan.vm.id, &job.plan.target.id) == (vm.id, target) && since > cutover.finished_at
+        (job.plan.vm.id, &job.plan.target.id) == (vm.id, target) && since > Some(cutover.submitted_at)
     })?;
     let mut error = CliError::new(Exit::Refused, format!("the cutover of {} cannot be reverted", vm.name));
     error.refusals.push(Refusal {

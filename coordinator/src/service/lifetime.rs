@@ -2,8 +2,11 @@
 //! over (`finalizeMigration`).
 //!
 //! ```text
-//!   finalize ─▶ Finalizing { hosts } ─▶ each host: the replica goes, then what it keeps of the VM ─▶ none keeps any ─▶ Completed
+//!   finalize ─▶ Finalizing { hosts } ─▶ the target: the replica goes ─▶ each other: the way back goes ─▶ none keeps any ─▶ Completed
 //! ```
+//!
+//! What goes may be all that there is of a VM whose host is lost. So before each thing that goes the target must be heard of and have
+//! the VM, and nobody else may have it in hand; else it is waited for. A way back goes last. No job of the VM begins meanwhile.
 //!
 //! Which hosts those are is decided once, and is in the event stream. How far each of them is, is not: a coordinator that takes
 //! over asks all of them anew, which changes nothing where nothing is left.
@@ -15,15 +18,15 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiRe
 use sterna_shared::host::PartialReport;
 use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::job::{
-    EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, EventBody, Expiration, JobKind, JobState,
-    JobStatus, Policy, Refusal, RefusalCode,
+    EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, EventBody, Expiration, JobState, JobStatus,
+    Policy, Refusal, RefusalCode,
 };
 use sterna_shared::view::google::Rates;
 
 use super::request::{Outcome, forwarded, no_job, not_found};
 use super::state::{Action, Message, Now, State};
 use crate::api::{fault, refused};
-use crate::fleet::FindError;
+use crate::fleet::{FindError, Member};
 
 /// How long after a host could not let go of a replication it is asked again.
 const RETRY: Duration = Duration::from_secs(10);
@@ -49,15 +52,17 @@ impl State {
     pub(super) fn finalize(&mut self, vm: &str, now: Now, out: &mut Vec<Action>) -> Result<Outcome, ApiError> {
         let status = self.replication_of(vm)?;
         let (job, name) = (status.job, status.plan.vm.name.clone());
-        if status.finalization.is_some() {
+        if status.finalization.is_some() && (!status.state.is_final() || status.state == JobState::Completed) {
             return Ok(Outcome::Reply(told(status)));
         }
         if status.state.is_final() || !status.policy.recurs() {
             let message = format!("no job replicates VM {name} again and again at present");
-            let hint = format!("remove what is left of its replica: `sterna replicate remove {name}`");
+            let hint = format!(
+                "remove what is left of its replica, `sterna replicate remove {name}`, and of the way back: `sterna vm drop {name} --host HOST`"
+            );
             return Err(fault(ApiErrorKind::Refused, message, hint));
         }
-        if let Some(why) = self.why_not_finalized(status, now) {
+        if let Some(why) = self.why_not_finalized(status) {
             return Err(refused(format!("the replication of VM {name} cannot be finalized"), vec![why]));
         }
         let host = self.member(&status.plan.target.id)?;
@@ -87,9 +92,12 @@ impl State {
         }
         let status = self.replication_of(vm)?;
         let (job, name) = (self.live(status.job)?.job, &status.plan.vm.name);
+        if status.is_finalizing() {
+            let why = self.being_finalized(status.plan.vm.id).into_iter().collect();
+            return Err(refused(format!("the replication of VM {name} cannot be extended"), why));
+        }
         let expiration = match status.policy.expiration {
-            _ if status.is_finalizing() => Err("is being finalized".to_owned()),
-            None => Err("does not expire".to_owned()),
+            None => Err("does not expire, and need not be extended".to_owned()),
             Some(of) => of
                 .extended(by_seconds, now.at)
                 .ok_or_else(|| format!("was extended {EXTENSIONS_MAX} times, and expires at {}", of.at)),
@@ -148,46 +156,52 @@ impl State {
         })
     }
 
-    /// Only what is cut over, and in nobody's hands, is finalized.
-    fn why_not_finalized(&self, status: &JobStatus, now: Now) -> Option<Refusal> {
+    /// Only what is cut over, to a host that is there, and in nobody's hands, is finalized.
+    fn why_not_finalized(&self, status: &JobStatus) -> Option<Refusal> {
         let (vm, target) = (&status.plan.vm, &status.plan.target.id);
-        let mut others = self.jobs.values().map(|job| &job.status);
-        if let Some(other) = others.find(|other| other.plan.vm.id == vm.id && other.holds_vm(now.at)) {
+        let mut others = self.jobs.values().map(|job| &job.status).filter(|other| other.job != status.job);
+        if let Some(other) = others.find(|other| other.plan.vm.id == vm.id && !other.state.is_final()) {
             return Some(Refusal {
                 code: RefusalCode::VmInJob,
-                message: format!("VM {} is in job {}", vm.name, other.job),
-                remedy: format!("wait until it is over: `sterna job watch {}`", other.job),
+                message: format!("VM {} is in job {}, or will be", vm.name, other.job),
+                remedy: format!("wait until it is over, or cancel it: `sterna job cancel {}`", other.job),
             });
         }
-        let at = self.fleet.vm(vm.id).filter(|(_, report)| report.owned).map(|(member, _)| &member.inventory.host);
-        if at == Some(target) {
-            return None;
+        let Some((member, _)) = self.fleet.vm(vm.id).filter(|(_, report)| report.owned) else {
+            return Some(not_cut_over(status, "at no host that is known".to_owned()));
+        };
+        let at = &member.inventory.host;
+        if at != target {
+            return Some(not_cut_over(status, format!("at {at}")));
         }
-        let at = at.map_or("at no host that is known".to_owned(), |at| format!("at {at}"));
+        (!member.online).then(|| Refusal {
+            code: RefusalCode::HostOffline,
+            message: format!("host {at} is not heard of, and the way back may be all that is left of VM {}", vm.name),
+            remedy: format!("bring {at} back: `sterna host show {at}`"),
+        })
+    }
+
+    /// Why nothing is begun with a VM, or its replica: its replication is being finalized.
+    pub(super) fn being_finalized(&self, vm: VmId) -> Option<Refusal> {
+        let is_it = |status: &&JobStatus| status.plan.vm.id == vm && status.is_finalizing();
+        let status = self.jobs.values().map(|job| &job.status).find(is_it)?;
         Some(Refusal {
-            code: RefusalCode::NotCutOver,
-            message: format!("VM {} is {at}, and its replica at {target}", vm.name),
+            code: RefusalCode::VmInJob,
+            message: format!("the replication of VM {} is being finalized, by job {}", status.plan.vm.name, status.job),
             remedy: format!(
-                "cut it over first: `sterna cutover start {0}`; to end the replication where it is: `sterna replicate remove {0}`",
-                vm.name
+                "wait until it is over: `sterna job show {0}`; where one of its hosts is gone for good: `sterna job cancel {0}`",
+                status.job
             ),
         })
     }
 
-    /// The hosts that keep something of a replication, or may: the replica, the way back of a cutover, what cycles have put up.
+    /// The hosts that keep something of a replication: the target its replica, others the way back of a cutover.
     fn keepers_of(&self, status: &JobStatus) -> Vec<HostId> {
         let (vm, target) = (status.plan.vm.id, &status.plan.target.id);
-        let cut_over = |of: &&JobStatus| {
-            of.plan.kind == JobKind::Cutover
-                && of.state == JobState::Completed
-                && (of.plan.vm.id, &of.plan.target.id) == (vm, target)
-        };
-        let cutovers = self.jobs.values().map(|job| &job.status).filter(cut_over);
-        let replicas = self.fleet.host(target).into_iter().flat_map(|member| &member.inventory.replicas);
-        let replica = replicas.filter(|replica| replica.vm.id == vm).map(|replica| &replica.source);
-        let sources = cutovers.map(|cutover| &cutover.plan.source.id).chain(replica);
-        let hosts: BTreeSet<&HostId> = sources.chain([target, &status.plan.source.id]).collect();
-        hosts.into_iter().filter(|host| self.fleet.host(host).is_some()).cloned().collect()
+        let keeps = |member: &&Member| member.inventory.partials.iter().any(|partial| partial.vm == vm);
+        let hosts: BTreeSet<&HostId> =
+            self.fleet.hosts().filter(keeps).map(|member| &member.inventory.host).chain([target]).collect();
+        hosts.into_iter().cloned().collect()
     }
 
     /// A host was heard of: it is asked to let go of replications that are finalized, and they are over once nobody keeps anything.
@@ -197,28 +211,49 @@ impl State {
         }
         let Self { jobs, letting_go, .. } = self;
         letting_go.retain(|(job, _), _| jobs.get(job).is_some_and(|job| job.status.is_finalizing()));
-        let statuses = self.jobs.values().map(|job| &job.status).filter(|status| status.is_finalizing());
-        let with = |status: &JobStatus| status.finalization.as_ref().is_some_and(|of| of.hosts.contains(host));
-        let asked: Vec<(JobId, VmId)> =
-            statuses.filter(|status| with(status)).map(|status| (status.job, status.plan.vm.id)).collect();
-        for (job, vm) in asked {
+        let of_host = |status: &&JobStatus| {
+            status.is_finalizing() && status.finalization.as_ref().is_some_and(|of| of.hosts.contains(host))
+        };
+        let ours = self.jobs.values().map(|job| &job.status).filter(of_host);
+        let ready: Vec<_> = ours.filter(|status| self.may_let_go(status, host, now)).collect();
+        let asked: Vec<(JobId, VmId, bool)> =
+            ready.into_iter().map(|status| (status.job, status.plan.vm.id, status.plan.target.id == *host)).collect();
+        for (job, vm, is_target) in asked {
             let keeps = self.fleet.host(host).is_some_and(|member| {
                 let of_vm = |partial: &PartialReport| partial.vm == vm;
                 member.inventory.partials.iter().any(of_vm)
             });
-            let (next, request) = match self.letting_go.get(&(job, host.clone())) {
+            let next = match self.letting_go.get(&(job, host.clone())) {
                 Some(LettingGo::Asked | LettingGo::Gone) => continue,
+                Some(LettingGo::Answered) if is_target => LettingGo::Gone,
+                _ if !is_target && !keeps => LettingGo::Gone,
+                // Its next heartbeat tells.
+                Some(LettingGo::Answered) => continue,
                 Some(LettingGo::RetryAt(at)) if *at > now.clock => continue,
-                Some(LettingGo::Answered) if !keeps => (LettingGo::Gone, None),
-                Some(LettingGo::Answered) => (LettingGo::Asked, Some(AgentRequest::VmDrop { vm })),
-                Some(LettingGo::RetryAt(_)) | None => (LettingGo::Asked, Some(AgentRequest::ReplicaDrop { vm })),
+                Some(LettingGo::RetryAt(_)) | None => LettingGo::Asked,
             };
             self.letting_go.insert((job, host.clone()), next);
-            match request {
-                Some(request) => out.push(Action::LetGo { job, host: host.clone(), request: Box::new(request) }),
-                None => self.end_finalized(job, now, out),
+            match next {
+                LettingGo::Gone => self.end_finalized(job, now, out),
+                _ => {
+                    let request =
+                        if is_target { AgentRequest::ReplicaDrop { vm } } else { AgentRequest::VmDrop { vm } };
+                    out.push(Action::LetGo { job, host: host.clone(), request: Box::new(request) });
+                }
             }
         }
+    }
+
+    /// Whether a host may let go of its part now: the VM is at the target, which is there, in nobody's hands; and the target has let go
+    /// of its own part before.
+    fn may_let_go(&self, status: &JobStatus, host: &HostId, now: Now) -> bool {
+        let (vm, target) = (status.plan.vm.id, &status.plan.target.id);
+        let is_there = self.fleet.vm(vm).is_some_and(|(member, report)| {
+            report.owned && member.online && member.inventory.host == *target && report.job.is_none()
+        });
+        let held = |other: &JobStatus| other.plan.vm.id == vm && other.job != status.job && other.holds_vm(now.at);
+        let comes_next = host == target || self.letting_go.get(&(status.job, target.clone())) == Some(&LettingGo::Gone);
+        is_there && comes_next && !self.jobs.values().any(|other| held(&other.status))
     }
 
     /// A host has answered.
@@ -257,6 +292,17 @@ impl State {
         let mut messages: Vec<Message> = Vec::new();
         self.say(job, EventBody::Completed { blackout_us: 0 }, now, out, &mut messages);
         out.push(Action::Publish { messages, answer: None });
+    }
+}
+
+fn not_cut_over(status: &JobStatus, at: String) -> Refusal {
+    let (name, target) = (&status.plan.vm.name, &status.plan.target.id);
+    Refusal {
+        code: RefusalCode::NotCutOver,
+        message: format!("VM {name} is {at}, and its replica at {target}"),
+        remedy: format!(
+            "cut it over first: `sterna cutover start {name}`; to end the replication where it is: `sterna replicate remove {name}`"
+        ),
     }
 }
 

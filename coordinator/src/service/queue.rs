@@ -121,13 +121,22 @@ impl State {
         }
     }
 
-    /// Ends the jobs that were to follow one that failed.
+    /// Ends the jobs that were to follow one that failed, and cycles that come too late.
     fn end_followers(&mut self, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
         let queued = self.jobs.values().map(|job| &job.status).filter(|status| status.is_queued());
         let held: Vec<JobId> =
             queued.filter(|status| self.may_follow(status) == Some(false)).map(|status| status.job).collect();
-        for job in held {
-            let text = "a job before it in its group has failed, and its recovery is not to go on".to_owned();
+        let held = held
+            .into_iter()
+            .map(|job| (job, "a job before it in its group has failed, and its recovery is not to go on"));
+        let queued = self.jobs.values().map(|job| &job.status).filter(|status| status.is_queued());
+        let late: Vec<JobId> =
+            queued.filter(|status| self.has_no_more_cycles(status, now)).map(|status| status.job).collect();
+        let late = late
+            .into_iter()
+            .map(|job| (job, "its replication has expired, or is being finalized, and makes no cycle any more"));
+        for (job, text) in held.chain(late) {
+            let text = text.to_owned();
             self.say(job, EventBody::Notice { text }, now, out, messages);
             self.say(job, EventBody::Terminated, now, out, messages);
         }

@@ -55,9 +55,18 @@ impl State {
         std::iter::successors(parent(status), |status| parent(status)).any(|status| status.policy.recurs())
     }
 
+    /// Whether a job is a cycle of a replication that has expired, or is being finalized.
+    pub(super) fn has_no_more_cycles(&self, status: &JobStatus, now: Now) -> bool {
+        let parent =
+            |status: &JobStatus| status.parent.and_then(|parent| self.jobs.get(&parent)).map(|job| &job.status);
+        let is_over = |of: &JobStatus| of.policy.recurs() && (of.is_finalizing() || of.has_expired(now.at));
+        status.plan.kind == JobKind::Replicate
+            && std::iter::successors(parent(status), |status| parent(status)).any(is_over)
+    }
+
     /// Why a VM is not replicated a second time.
     pub(super) fn replicated_already(&self, vm: VmId) -> Option<Refusal> {
-        let of = |status: &&JobStatus| status.plan.vm.id == vm && !status.state.is_final();
+        let of = |status: &&JobStatus| status.plan.vm.id == vm && !status.state.is_final() && !status.is_finalizing();
         let status = self.replications().find(of)?;
         let (job, name, host) = (status.job, &status.plan.vm.name, &status.plan.target.id);
         Some(Refusal {
@@ -146,6 +155,11 @@ impl State {
         let stands = |report: &&sterna_shared::host::VmReport| {
             report.spec.disks.iter().any(|disk| disk.base.as_ref().is_some_and(|base| base.replica == id))
         };
+        if member.inventory.vms.iter().filter(stands).any(|report| report.id() == id) {
+            let message = format!("VM {vm} itself runs on its replica at {host}, since it was taken over from it");
+            let hint = format!("move it off first, which copies its disks: sterna migrate {vm} --to HOST");
+            return Err(fault(ApiErrorKind::Refused, message, hint));
+        }
         if let Some(clone) = member.inventory.vms.iter().find(stands).map(|report| &report.spec.name) {
             let message = format!("VM {clone} of {host} is a clone that stands on the replica of VM {vm}");
             let hint = format!("delete it first: sterna vm delete {clone} --delete-disks");

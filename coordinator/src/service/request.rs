@@ -262,6 +262,9 @@ impl State {
         if policy.expiration.is_some() && request.kind != JobKind::Replicate {
             faults.push("only a replication expires; leave the expiry out".to_owned());
         }
+        if policy.expiration.is_some_and(|of| of.extensions > 0 || of.noticed) {
+            faults.push("a replication that begins was not extended yet; give nothing but when it expires".to_owned());
+        }
         if !faults.is_empty() {
             let message = format!("{} like that", cannot(&request));
             return Err(ApiError { kind: ApiErrorKind::Invalid, message, hints: faults, refusals: vec![] });
@@ -283,6 +286,9 @@ impl State {
         let waits = |code| later || planner::passes(code) || ((pauses || cycle) && code == RefusalCode::VmInJob);
         let (waits_for, mut refusals): (Vec<_>, Vec<_>) = refusals.into_iter().partition(|refusal| waits(refusal.code));
         let cannot = cannot(&request);
+        if let Some(plan) = plan.as_ref().filter(|_| !request.kind.only_looks()) {
+            refusals.extend(self.being_finalized(plan.clone.as_ref().map_or(plan.vm.id, |clone| clone.replica)));
+        }
         if let Some(plan) = plan.as_ref().filter(|_| request.kind == JobKind::Replicate) {
             refusals.extend(self.replicated_already(plan.vm.id));
             // Another VM of that name is not what was meant, however long the replication goes on.
@@ -363,7 +369,10 @@ pub(super) fn faults_of(policy: &Policy, now: Now) -> Vec<String> {
         faults.push(format!("{at} has passed; give a time to come, or leave it out to begin at once"));
     }
     if let Some(expiration) = policy.expiration.filter(|expiration| expiration.is_over(now.at)) {
-        faults.push(format!("the replication would have expired at {}; give a time to come", expiration.at));
+        faults.push(format!(
+            "the replication has expired at {}; give a time to come, or push it back: sterna replicate extend VM",
+            expiration.at
+        ));
     }
     faults
 }

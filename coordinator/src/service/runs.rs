@@ -8,6 +8,8 @@
 //! What is due is read off the jobs each time, and kept nowhere: a coordinator that takes over finds it as its predecessor did.
 //! The wall clock decides when a turn is there ([ADR 18](../../docs/adr/0018-schedules-go-by-the-wall-clock.md)).
 
+use std::collections::BTreeMap;
+
 use sterna_shared::id::{JobId, Token};
 use sterna_shared::job::{
     Due, Event as JobEvent, EventBody, FailureCode, FailureReport, JobKind, JobState, JobStatus, MoveRequest, Policy,
@@ -78,6 +80,9 @@ impl State {
         if self.jobs.values().any(|job| job.status.parent == Some(status.job)) {
             return None; // It has been seen to.
         }
+        if self.has_no_more_cycles(status, now) {
+            return None;
+        }
         let parent = status.job;
         let policy = Policy { schedule: None, ..status.policy.clone() };
         match &status.policy.recovery {
@@ -127,8 +132,8 @@ impl State {
                 return None; // Its turn waits.
             }
             (policy.delete_on_completion, policy.keep_seconds) = (true, CYCLE_KEEP_SECONDS);
-            // Replications belong together without waiting for each other.
-            policy.group = None;
+            // Replications belong together without waiting for each other; and who looks for labels finds the replication.
+            (policy.group, policy.labels) = (None, BTreeMap::new());
         }
         Some(Submission { request: status.request.clone(), policy, parent: status.job, turn: Some(turn) })
     }
@@ -150,9 +155,6 @@ impl State {
         let mut told = Vec::new();
         for status in self.jobs.values().map(|job| &job.status).filter(|status| status.policy.schedule.is_some()) {
             let Some(schedule) = status.policy.schedule.as_ref().filter(|_| !status.state.is_final()) else { continue };
-            if status.is_finalizing() {
-                continue;
-            }
             let runs = &status.runs;
             // Once only: the job is its own run.
             if !status.policy.recurs() && !status.is_queued() {
@@ -161,10 +163,11 @@ impl State {
             if let Some(run) =
                 runs.current().and_then(|run| self.jobs.get(&run)).filter(|run| run.status.state.is_final())
             {
-                let more = schedule.next(runs.considered, runs.count).is_some();
+                // What is finalized is over once nothing of it is left, and not with its last run.
+                let more = status.is_finalizing() || schedule.next(runs.considered, runs.count).is_some();
                 let (state, failure) = (run.status.state, run.status.failure.clone());
                 told.push((status.job, EventBody::RunEnded { run: run.status.job, state, failure, more }));
-            } else if status.state == JobState::New {
+            } else if status.state == JobState::New && !status.is_finalizing() {
                 match schedule.due(runs.considered, now.at, runs.count) {
                     Due::Skip { turn, missed } => told.push((status.job, EventBody::RunsSkipped { turn, missed })),
                     Due::Nothing if schedule.next(now.at, runs.count).is_none() && runs.current().is_none() => {

@@ -37,6 +37,8 @@ struct World {
     /// Whether the VMs are at the second host, and the first keeps the way back of the first of them.
     cut_over: bool,
     keeps: bool,
+    /// Whether the second host is not heard of.
+    target_silent: bool,
     /// What hosts were asked to let go of, and have not answered.
     letting_go: Vec<(JobId, HostId, AgentRequest)>,
     /// All events that are kept.
@@ -60,6 +62,7 @@ impl World {
             replicas: vec![],
             cut_over: false,
             keeps: false,
+            target_silent: false,
             letting_go: vec![],
             events: vec![],
             drawn: 100,
@@ -87,7 +90,8 @@ impl World {
     }
 
     fn beat(&mut self, inbound: u16) {
-        for inventory in self.inventories(inbound) {
+        let heard = if self.target_silent { 1 } else { 2 };
+        for inventory in self.inventories(inbound).into_iter().take(heard) {
             self.apply(Event::Heartbeat(Box::new(inventory)));
         }
     }

@@ -68,7 +68,7 @@ impl Expiration {
     #[must_use]
     pub fn extended(&self, by_seconds: u32, now: Timestamp) -> Option<Self> {
         let at = after(self.at.max(now), by_seconds);
-        self.is_extendable().then_some(Self { at, extensions: self.extensions + 1, noticed: false })
+        self.is_extendable().then(|| Self { at, extensions: self.extensions + 1, noticed: false })
     }
 }
 

@@ -263,7 +263,7 @@ impl JobStatus {
     /// Whether it is a replication that has expired, or had when it was over.
     #[must_use]
     pub fn has_expired(&self, now: Timestamp) -> bool {
-        let then = self.finished_at.unwrap_or(now);
+        let then = self.finalization.as_ref().map(|of| of.asked_at).or(self.finished_at).unwrap_or(now);
         self.policy.expiration.is_some_and(|expiration| expiration.is_over(then))
     }
 

@@ -215,7 +215,7 @@ async fn cold(fleet: &mut Fleet) -> anyhow::Result<()> {
     begins(fleet, "alpha", &job, "shut_down").await?;
     // The witness has no hand on its power button; it is told by another way, while it writes.
     let off = Instant::now();
-    web.witness.tell("power-off").await?;
+    web.witness.power_off().await?;
     let over = ended(fleet, &job, WAIT).await?;
     report("cold cutover", &over)?;
     let (written, address) = (web.acknowledged(), web.address);
@@ -330,7 +330,7 @@ async fn cold_cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
     for host in ["alpha", "bravo"] {
         let job = begun_cold(fleet).await?;
         fleet.kill_agent(host)?;
-        web.witness.tell("power-off").await?;
+        web.witness.power_off().await?;
         fleet.start_agent(host).await?;
         let over = ended(fleet, &job, WAIT).await?;
         eprintln!("cold, {host} in shut_down: {}", over["state"]);

@@ -168,7 +168,7 @@ async fn the_witness_counts_and_verifies_and_finds_what_is_lost() {
         let survey = witness.survey(disk).await.expect("surveys");
         assert!(survey.mismatches == 0 && survey.acknowledged >= *number, "{survey:?}");
     }
-    witness.tell("power-off").await.expect("told");
+    witness.power_off().await.expect("told");
     assert!(guest.qemu.wait(WAIT).await.expect("ends").success());
 }
 

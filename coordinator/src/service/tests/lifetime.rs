@@ -90,19 +90,22 @@ fn a_finalized_replication_is_over_once_no_host_keeps_anything() {
     assert_eq!(hosts, ["alpha", "beta"].map(|host| host.parse::<HostId>().expect("a name")));
     assert_eq!(world.view().state, ReplicaState::Finalizing);
     world.wait(2);
-    assert_eq!(world.is_asked(), ["alpha", "beta"], "each once");
-    assert!(matches!(world.answer("beta", Ok(AgentReply::Done)), AgentRequest::ReplicaDrop { .. }));
-    world.replicas.clear();
-    world.answer("alpha", Err("no answer".into()));
+    assert_eq!(world.is_asked(), ["beta"], "once, and the way back goes last");
+    world.answer("beta", Err("no answer".into()));
     world.wait(8);
     assert!(world.is_asked().is_empty(), "it is asked again after a while");
     world.wait(3);
-    assert!(matches!(world.answer("alpha", Ok(AgentReply::Done)), AgentRequest::ReplicaDrop { .. }));
-    world.wait(1);
+    assert!(matches!(world.answer("beta", Ok(AgentReply::Done)), AgentRequest::ReplicaDrop { .. }));
+    world.replicas.clear();
+    world.wait(2);
     assert!(matches!(world.answer("alpha", Ok(AgentReply::Done)), AgentRequest::VmDrop { .. }), "the way back");
-    assert!(!world.state_of(job).is_final(), "whether it is gone its next heartbeat tells");
+    world.wait(2);
+    assert!(
+        !world.state_of(job).is_final() && world.is_asked().is_empty(),
+        "its next heartbeat tells whether it is gone"
+    );
     let notices = &world.state.jobs[&job].status.notices;
-    assert_eq!(notices.iter().filter(|notice| notice.text.contains("alpha does not let go")).count(), 1, "{notices:?}");
+    assert_eq!(notices.iter().filter(|notice| notice.text.contains("beta does not let go")).count(), 1, "{notices:?}");
     world.keeps = false;
     world.wait(1);
     assert_eq!(world.state_of(job), JobState::Completed);
@@ -120,13 +123,89 @@ fn a_coordinator_that_takes_over_goes_on_finalizing() {
     world.letting_go.clear();
     world.restart();
     assert_eq!(world.view().state, ReplicaState::Finalizing);
-    assert_eq!(world.is_asked(), ["alpha", "beta"], "all anew");
+    assert_eq!(world.is_asked(), ["beta"], "anew");
+    world.answer("beta", Ok(AgentReply::Done));
+    world.wait(2);
+    assert!(!world.state_of(job).is_final());
+    assert!(matches!(world.answer("alpha", Ok(AgentReply::Done)), AgentRequest::VmDrop { .. }));
     world.keeps = false;
-    for host in ["alpha", "beta"] {
-        world.answer(host, Ok(AgentReply::Done));
-    }
     world.wait(1);
     assert_eq!(world.state_of(job), JobState::Completed);
+}
+
+/// The way back, or the replica, may be all that there is.
+#[test]
+fn nothing_goes_while_the_vm_is_not_certainly_at_the_target() {
+    let (mut world, job) = World::cut_over();
+    world.target_silent = true;
+    world.wait(60);
+    let refused = error(world.ask(ApiRequest::ReplicaFinalize { vm: "vm0".into() }));
+    assert_eq!(refused.refusals[0].code, RefusalCode::HostOffline, "{refused:?}");
+    world.target_silent = false;
+    world.wait(1);
+    world.finalize();
+    world.wait(1);
+    world.answer("beta", Ok(AgentReply::Done));
+    // It is gone between the one and the other.
+    world.target_silent = true;
+    world.wait(1);
+    world.letting_go.clear();
+    world.restart();
+    world.wait(60);
+    assert!(world.is_asked().is_empty(), "{:?}", world.letting_go);
+    world.target_silent = false;
+    world.wait(1);
+    assert_eq!(world.is_asked(), ["beta"]);
+    world.answer("beta", Ok(AgentReply::Done));
+    // It was moved away.
+    world.cut_over = false;
+    world.wait(60);
+    assert!(world.is_asked().is_empty() && !world.state_of(job).is_final(), "{:?}", world.letting_go);
+}
+
+#[test]
+fn no_job_of_a_vm_begins_while_its_replication_is_finalized_nor_is_it_while_one_waits() {
+    let (mut world, job) = World::cut_over();
+    let move_it = |at: Option<i64>| {
+        let schedule = at.map(|seconds| Schedule::once(example::later(seconds)));
+        let policy = Box::new(Policy { schedule, ..Policy::default() });
+        let request =
+            MoveRequest { vm: "vm0".into(), target: Some("alpha".parse().expect("a name")), ..example::request() };
+        ApiRequest::Migrate { request, dry_run: false, job: example::job(90), policy }
+    };
+    assert!(matches!(world.ask(move_it(Some(100_000))), ApiReply::JobStarted { .. }));
+    let refused = error(world.ask(ApiRequest::ReplicaFinalize { vm: "vm0".into() }));
+    assert_eq!(refused.refusals[0].code, RefusalCode::VmInJob, "{refused:?}");
+    world.ask(ApiRequest::JobCancel { job: example::job(90) });
+    world.finalize();
+    let mut again = move_it(Some(100_000));
+    let ApiRequest::Migrate { job: id, .. } = &mut again else { unreachable!() };
+    *id = example::job(91);
+    let refused = error(world.ask(again));
+    assert!(refused.refusals.iter().any(|why| why.message.contains("is being finalized")), "{refused:?}");
+    assert!(matches!(world.ask(ApiRequest::JobCancel { job }), ApiReply::Done | ApiReply::Job { .. }));
+    // Called off, it does not bar a second try.
+    assert_eq!(error(world.ask(ApiRequest::ReplicaFinalize { vm: "vm0".into() })).kind, ApiErrorKind::Refused);
+}
+
+#[test]
+fn a_failed_cycle_is_not_tried_again_once_its_replication_has_expired() {
+    let mut world = World::new(1, 1);
+    let expiration = Some(Expiration::at(example::later(20)));
+    let recovery = Recovery::Rerun { times: 9, pause_seconds: 5 };
+    let policy = Policy { schedule: Some(Schedule::after_pauses(1000)), expiration, recovery, ..Policy::default() };
+    let request = MoveRequest { kind: JobKind::Replicate, vm: "vm0".into(), ..example::request() };
+    world.submit_as(example::job(60), request, policy);
+    world.wait(1);
+    for _ in 0..60 {
+        let last = *world.begun.last().expect("a cycle");
+        if !world.state_of(last).is_final() {
+            world.end(last, failed());
+        }
+        world.wait(1);
+    }
+    let queued = world.state.jobs.values().filter(|job| job.status.parent.is_some() && !job.status.state.is_final());
+    assert_eq!((world.begun.len(), queued.count()), (3, 0), "at once, after 5 and after 15 s");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::job::JobStatus;
+use crate::job::{JobKind, JobStatus};
 use crate::time::Timestamp;
 
 use super::clone_job::CloneJob;
@@ -92,9 +92,12 @@ impl Unset for AnyMetadata {
 impl Operation {
     /// The operation that has made a job, which is told as `made`.
     pub(super) fn creating(of: &MigratingVmName, status: &JobStatus, target: String, made: OperationResponse) -> Self {
-        // It came to nothing where the job was over before it had begun.
-        let failed = if status.started_at.is_none() { why(status) } else { None };
-        let (name, over_at) = (of.operation(status.job), status.started_at.or(status.finished_at));
+        // A replication is there as soon as it is submitted, whenever its first cycle is; what else is over before it has begun has
+        // come to nothing.
+        let began_at =
+            if status.plan.kind == JobKind::Replicate { Some(status.submitted_at) } else { status.started_at };
+        let failed = if began_at.is_none() { why(status) } else { None };
+        let (name, over_at) = (of.operation(status.job), began_at.or(status.finished_at));
         Self::of(name, status, "create", target, (status.submitted_at, over_at), failed.map_or(Ok(made), Err))
     }
 
