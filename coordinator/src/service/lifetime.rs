@@ -159,6 +159,13 @@ impl State {
     /// Only what is cut over, to a host that is there, and in nobody's hands, is finalized.
     fn why_not_finalized(&self, status: &JobStatus) -> Option<Refusal> {
         let (vm, target) = (&status.plan.vm, &status.plan.target.id);
+        let Some((member, _)) = self.fleet.vm(vm.id).filter(|(_, report)| report.owned) else {
+            return Some(not_cut_over(status, "at no host that is known".to_owned()));
+        };
+        let at = &member.inventory.host;
+        if at != target {
+            return Some(not_cut_over(status, format!("at {at}")));
+        }
         let mut others = self.jobs.values().map(|job| &job.status).filter(|other| other.job != status.job);
         if let Some(other) = others.find(|other| other.plan.vm.id == vm.id && !other.state.is_final()) {
             return Some(Refusal {
@@ -166,13 +173,6 @@ impl State {
                 message: format!("VM {} is in job {}, or will be", vm.name, other.job),
                 remedy: format!("wait until it is over, or cancel it: `sterna job cancel {}`", other.job),
             });
-        }
-        let Some((member, _)) = self.fleet.vm(vm.id).filter(|(_, report)| report.owned) else {
-            return Some(not_cut_over(status, "at no host that is known".to_owned()));
-        };
-        let at = &member.inventory.host;
-        if at != target {
-            return Some(not_cut_over(status, format!("at {at}")));
         }
         (!member.online).then(|| Refusal {
             code: RefusalCode::HostOffline,

@@ -74,13 +74,17 @@ fn what_is_not_cut_over_is_not_finalized() {
     let (mut world, _) = World::replicating();
     let ask = |world: &mut World, vm: &str| error(world.ask(ApiRequest::ReplicaFinalize { vm: vm.into() }));
     assert_eq!(ask(&mut world, "other").kind, ApiErrorKind::NotFound);
-    assert_eq!(ask(&mut world, "vm0").refusals[0].code, RefusalCode::VmInJob, "a cycle has it");
     world.accept();
     world.end_cycle();
     let refused = ask(&mut world, "vm0");
     assert_eq!((refused.kind, refused.refusals[0].code), (ApiErrorKind::Refused, RefusalCode::NotCutOver));
     assert!(refused.refusals[0].message.contains("is at alpha, and its replica at beta"), "{refused:?}");
     assert!(refused.refusals[0].remedy.contains("sterna cutover start vm0"), "{refused:?}");
+    // And not while it is moved back.
+    let (mut world, _) = World::cut_over();
+    let back = MoveRequest { vm: "vm0".into(), target: "alpha".parse().ok(), ..example::request() };
+    world.submit_as(example::job(81), back, Policy::default());
+    assert_eq!(ask(&mut world, "vm0").refusals[0].code, RefusalCode::VmInJob);
 }
 
 #[test]
