@@ -16,6 +16,7 @@ use super::clone_body::{CloneBody, parse_request};
 use super::error::{CliError, Exit};
 use super::migrate::submit;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
+use super::page::{self, PageArgs};
 use super::vm::{done, yes_or_no};
 use super::{job, labels, now};
 use crate::client::Client;
@@ -27,10 +28,10 @@ const BODY_MAX: u64 = 64 * 1024;
 #[derive(Debug, Subcommand)]
 pub(super) enum CloneCommand {
     /// Make a VM of a replica, at the host that has it
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// List the jobs that make clones, or made them, newest first; also as Google has them, with --output google
     #[command(visible_alias = "ls")]
-    List,
+    List(PageArgs),
     /// Show one such job; also as Google has it, with --output google
     Show {
         /// Its id
@@ -102,8 +103,9 @@ pub(super) struct CreateArgs {
 pub(super) async fn run(command: &CloneCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         CloneCommand::Create(args) => create(args, client, output).await,
-        CloneCommand::List if output.format == Format::Google => {
-            output.json(&client.replications(now()).await?.known().clone_jobs())?;
+        CloneCommand::List(args) if output.format == Format::Google => {
+            let page = args.page(output.format);
+            output.json(&client.replications(now()).await?.known().clone_jobs(&page))?;
             Ok(Exit::Ok)
         }
         CloneCommand::Show { job } if output.format == Format::Google => {
@@ -111,7 +113,7 @@ pub(super) async fn run(command: &CloneCommand, client: &Client, output: Output)
             output.json(&found.ok_or_else(|| no_clone(*job))?)?;
             Ok(Exit::Ok)
         }
-        CloneCommand::List => job::list_of_kind(JobKind::Clone, list, client, output).await,
+        CloneCommand::List(args) => page::list(JobKind::Clone, args, list, client, output).await,
         CloneCommand::Show { job } => {
             let view = job::of_kind(*job, JobKind::Clone, client).await?.ok_or_else(|| no_clone(*job))?.view();
             output.result(&view, || job::show(&view))?;
@@ -266,7 +268,7 @@ mod tests {
 
     use clap::Parser;
     use sterna_shared::replica::ReplicaView;
-    use sterna_shared::view::google::Known;
+    use sterna_shared::view::google::{Known, Page};
 
     use super::*;
     use crate::fleet::Fleet;
@@ -379,7 +381,7 @@ mod tests {
         let replica = ReplicaView::of(&beta, Some(&example::replica()), None, example::later(60)).expect("a view");
         let jobs = [JobStatus::planned(planned())];
         let known = Known { jobs: &jobs, replicas: &[replica], progress: &[], now: example::later(60) };
-        let text = serde_json::to_string_pretty(&known.clone_jobs()).expect("JSON");
+        let text = serde_json::to_string_pretty(&known.clone_jobs(&Page::latest(25))).expect("JSON");
         assert_eq!(text, LIST);
         let one = serde_json::to_value(known.clone_job(example::job(1))).expect("JSON");
         let list: serde_json::Value = serde_json::from_str(&text).expect("JSON");

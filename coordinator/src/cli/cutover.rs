@@ -14,6 +14,7 @@ use sterna_shared::units::Bandwidth;
 use super::error::{CliError, Exit};
 use super::migrate::{SubmitArgs, parse_placement};
 use super::output::{Format, Output, moment, or_dash, table};
+use super::page::{self, PageArgs};
 use super::vm::done;
 use super::{failover, job, lifetime, now, schedule};
 use crate::client::Client;
@@ -30,7 +31,7 @@ pub(super) enum CutoverCommand {
     Start(Box<StartArgs>),
     /// List cutovers, newest first; also as Google has them, with --output google
     #[command(visible_alias = "ls")]
-    List,
+    List(PageArgs),
     /// Show one, with what it was expected to take; also as Google has it, with --output google
     Show {
         /// Its id
@@ -109,8 +110,9 @@ pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Outpu
             Some(fenced) => failover::fail_over(&args.way.vm, fenced, args.to.as_ref(), args.yes, client, output).await,
             None => submit(&args.way, &request(args), client, output).await,
         },
-        CutoverCommand::List if output.format == Format::Google => {
-            output.json(&client.replications(now()).await?.known().cutover_jobs())?;
+        CutoverCommand::List(args) if output.format == Format::Google => {
+            let page = args.page(output.format);
+            output.json(&client.replications(now()).await?.known().cutover_jobs(&page))?;
             Ok(Exit::Ok)
         }
         CutoverCommand::Show { job } if output.format == Format::Google => {
@@ -118,7 +120,7 @@ pub(super) async fn run(command: &CutoverCommand, client: &Client, output: Outpu
             output.json(&found.ok_or_else(|| no_such_job(*job))?)?;
             Ok(Exit::Ok)
         }
-        CutoverCommand::List => job::list_of_kind(JobKind::Cutover, list, client, output).await,
+        CutoverCommand::List(args) => page::list(JobKind::Cutover, args, list, client, output).await,
         CutoverCommand::Show { job } => {
             let view = job::of_kind(*job, JobKind::Cutover, client).await?.ok_or_else(|| no_such_job(*job))?.view();
             output.result(&view, || job::show(&view))?;

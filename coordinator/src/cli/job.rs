@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::{JobAnswer, JobChange};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{CutoverForecast, DiskPlacement, JobKind, JobStatus, MoveMode, RequestedState, ReturnCode};
+use sterna_shared::job::{CutoverForecast, DiskPlacement, JobKind, MoveMode, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::MsvmError;
 
@@ -426,20 +426,6 @@ pub(super) fn show(job: &JobView) -> String {
 pub(super) async fn show_group(name: &str, client: &Client, output: Output) -> Result<Exit, CliError> {
     let views: Vec<JobView> = client.group(name).await?.iter().map(|status| JobView::new(status, None)).collect();
     output.result(&views, || list(&views))?;
-    Ok(Exit::Ok)
-}
-
-/// Lists the jobs of one kind, which people see as `draw` has them.
-pub(super) async fn list_of_kind(
-    kind: JobKind,
-    draw: fn(&[JobStatus]) -> String,
-    client: &Client,
-    output: Output,
-) -> Result<Exit, CliError> {
-    let mut jobs = client.jobs().await?;
-    jobs.retain(|status| status.plan.kind == kind);
-    let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
-    output.result(&views, || draw(&jobs))?;
     Ok(Exit::Ok)
 }
 

@@ -30,6 +30,7 @@ mod migrate;
 mod nats_config;
 mod operation;
 mod output;
+mod page;
 mod pki;
 mod plan;
 mod policy;
@@ -207,8 +208,8 @@ const fn has_face(command: &Command, format: Format) -> bool {
             matches!(format, Format::Cim | Format::CimXml)
         }
         Command::Operation(_)
-        | Command::Clone(C::List | C::Show { .. })
-        | Command::Cutover(O::List | O::Show { .. })
+        | Command::Clone(C::List(_) | C::Show { .. })
+        | Command::Cutover(O::List(_) | O::Show { .. })
         | Command::Replicate(R::List { .. } | R::Show { .. } | R::Cycles { .. }) => matches!(format, Format::Google),
         _ => false,
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sterna_shared::job::{EventBody, FailureCode, JobKind, JobState, JobStatus, MoveMode, Plan, StepFigures, StepKind};
 use sterna_shared::replica::{ReplicaState, ReplicaView};
 use sterna_shared::view::google::{
-    CUTOVER_JOBS_MAX, CutoverJob, CutoverJobName, CutoverJobState, CutoverStepKind, Known,
+    CutoverJob, CutoverJobName, CutoverJobState, CutoverStepKind, Known, PAGE_DEFAULT, Page,
 };
 
 use super::jobs::{self, MIB, at, begun, done, printed, replication, run_begun, run_ended};
@@ -140,9 +140,9 @@ fn the_latest_cutover_jobs_are_listed_newest_first() {
     };
     let all: Vec<JobStatus> = (1..=30).map(one).collect();
     let known = Known { jobs: &all, replicas: &[], progress: &[], now: at(14) };
-    let list = known.cutover_jobs().cutover_jobs;
+    let list = known.cutover_jobs(&Page::latest(PAGE_DEFAULT)).cutover_jobs;
     let told: Vec<_> = list.iter().map(|job| job.name.job).collect();
-    assert_eq!((told.len(), told), (CUTOVER_JOBS_MAX, (6..=30).rev().map(jobs::job).collect()));
+    assert_eq!((told.len(), told), (PAGE_DEFAULT, (6..=30).rev().map(jobs::job).collect()));
     assert_eq!(known.cutover_job(jobs::job(3)).map(|job| job.name.vm), Some(jobs::name()));
     assert_eq!(known.cutover_job(jobs::job(77)), None);
     assert_eq!(known.under_way().len(), 30, "it is asked how far they are");

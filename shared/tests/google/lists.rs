@@ -4,7 +4,7 @@ use serde_json::json;
 use sterna_shared::id::JobId;
 use sterna_shared::job::{EventBody, JobState, JobStatus, MoveMode, Progress, StepKind};
 use sterna_shared::replica::ReplicaView;
-use sterna_shared::view::google::{CLONE_JOBS_MAX, Known, MachineType, Pace, Rates, ReplicationCycle};
+use sterna_shared::view::google::{Known, MachineType, PAGE_DEFAULT, Pace, Page, PageToken, Rates, ReplicationCycle};
 
 use super::jobs::{self, MIB, at, begun, done, printed, replication, run_begun, run_ended};
 use super::value;
@@ -34,12 +34,48 @@ fn the_latest_clone_jobs_are_listed_newest_first() {
     // An id that somebody has drawn himself says nothing of the time.
     all[0].submitted_at = at(100);
     all.push(replication(vec![]));
-    let list = known(&all, &[], &[]).clone_jobs().clone_jobs;
+    let list = known(&all, &[], &[]).clone_jobs(&Page::latest(PAGE_DEFAULT)).clone_jobs;
     let told: Vec<JobId> = list.iter().map(|job| job.name.job).collect();
     let expected: Vec<JobId> = [1].into_iter().chain((7..=30).rev()).map(jobs::job).collect();
-    assert_eq!((told.len(), told), (CLONE_JOBS_MAX, expected));
+    assert_eq!((told.len(), told), (PAGE_DEFAULT, expected));
     assert_eq!(list[0].name.vm, jobs::name());
-    assert_eq!(value(&known(&[], &[], &[]).clone_jobs()), json!({}), "what is not set is left out");
+    assert_eq!(value(&known(&[], &[], &[]).clone_jobs(&Page::latest(1))), json!({}), "what is not set is left out");
+}
+
+#[test]
+fn pages_follow_each_other_also_where_a_job_has_left_the_list() {
+    let mut all: Vec<JobStatus> = (1..=7).map(|number| clone_of(number, i64::from(number / 2))).collect();
+    all.push(replication(vec![]));
+    let mut page = Page::latest(3);
+    let mut told = Vec::new();
+    loop {
+        let list = known(&all, &[], &[]).clone_jobs(&page);
+        told.extend(list.clone_jobs.iter().map(|job| job.name.job));
+        let Some(token) = list.next_page_token else { break };
+        // The last of the page is removed meanwhile.
+        all.retain(|job| Some(&job.job) != told.last());
+        page.after = Some(token.parse().expect("a token"));
+    }
+    assert_eq!(told, (1..=7).rev().map(jobs::job).collect::<Vec<_>>());
+    for hostile in ["", "1", "1.", ".0197c0de-0000-7000-8000-000000000101", "99999999999999999999.x"] {
+        assert!(hostile.parse::<PageToken>().is_err(), "{hostile}");
+    }
+}
+
+#[test]
+fn lists_are_of_what_is_looked_for() {
+    let mut all: Vec<JobStatus> = (1..=4).map(|number| clone_of(number, i64::from(number))).collect();
+    all[1].state = JobState::Completed;
+    all[3].state = JobState::Exception;
+    let replicated = all[0].plan.clone.as_ref().expect("a clone").replica.to_string();
+    let listed = |vm: Option<&str>, states: &[JobState]| {
+        let page = Page { vm: vm.map(str::to_owned), states: states.to_vec(), ..Page::latest(9) };
+        page.of(&all).0.iter().map(|job| job.job).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(None, &[JobState::Completed, JobState::Exception]), [4, 2].map(jobs::job));
+    assert_eq!(listed(Some(&replicated), &[]).len(), 4);
+    assert_eq!(listed(Some(all[0].plan.vm.name.as_str()), &[JobState::Completed]), [2].map(jobs::job));
+    assert!(listed(Some("other"), &[]).is_empty());
 }
 
 #[test]

@@ -14,26 +14,29 @@ use super::cycle::{Pace, ReplicationCycle};
 use super::migrating_vm::{MigratingVm, Replication};
 use super::name::MigratingVmName;
 use super::operation::{Operation, OperationResponse};
+use super::page::Page;
 use super::wellknown::resource;
 
-/// The most clone jobs of a list. Google's has as many.
-pub const CLONE_JOBS_MAX: usize = 25;
-/// The most cutover jobs of a list likewise.
-pub const CUTOVER_JOBS_MAX: usize = 25;
+/// The jobs of a page where nobody says how many. Google lists as many of the clone and the cutover jobs, and no more of them.
+pub const PAGE_DEFAULT: usize = 25;
 
 resource! {
     /// Clone jobs.
     CloneJobList {
-        /// The newest first, [`CLONE_JOBS_MAX`] at most.
+        /// The newest first.
         clone_jobs: Vec<CloneJob> = "cloneJobs",
+        /// Where the next page begins; left out where there is none.
+        next_page_token: Option<String> = "nextPageToken",
     }
 }
 
 resource! {
     /// Cutover jobs.
     CutoverJobList {
-        /// The newest first, [`CUTOVER_JOBS_MAX`] at most.
+        /// The newest first.
         cutover_jobs: Vec<CutoverJob> = "cutoverJobs",
+        /// Where the next page begins; left out where there is none.
+        next_page_token: Option<String> = "nextPageToken",
     }
 }
 
@@ -86,13 +89,12 @@ impl<'a> Known<'a> {
         self.jobs.iter().filter(move |job| job.plan.kind == kind)
     }
 
-    /// The latest cutover jobs.
+    /// A page of the cutover jobs.
     #[must_use]
-    pub fn cutover_jobs(&self) -> CutoverJobList {
-        let mut jobs: Vec<&JobStatus> = self.of_kind(JobKind::Cutover).collect();
-        jobs.sort_by_key(|job| std::cmp::Reverse((job.submitted_at, job.job)));
-        let jobs = jobs.into_iter().take(CUTOVER_JOBS_MAX);
-        CutoverJobList { cutover_jobs: jobs.map(|job| self.cutover(job)).collect() }
+    pub fn cutover_jobs(&self, page: &Page) -> CutoverJobList {
+        let (jobs, next) = page.of(self.of_kind(JobKind::Cutover));
+        let cutover_jobs = jobs.into_iter().map(|job| self.cutover(job)).collect();
+        CutoverJobList { cutover_jobs, next_page_token: next.map(|next| next.to_string()) }
     }
 
     /// One cutover job; none where there is no such job.
@@ -124,13 +126,13 @@ impl<'a> Known<'a> {
         ReplicationCycleList { replication_cycles: cycles.collect() }
     }
 
-    /// The latest clone jobs.
+    /// A page of the clone jobs.
     #[must_use]
-    pub fn clone_jobs(&self) -> CloneJobList {
-        let mut jobs: Vec<&JobStatus> = self.of_kind(JobKind::Clone).collect();
-        jobs.sort_by_key(|job| std::cmp::Reverse((job.submitted_at, job.job)));
-        let named = jobs.into_iter().filter_map(|job| self.named(job));
-        CloneJobList { clone_jobs: named.take(CLONE_JOBS_MAX).collect() }
+    pub fn clone_jobs(&self, page: &Page) -> CloneJobList {
+        let named = self.of_kind(JobKind::Clone).filter(|job| self.named(job).is_some());
+        let (jobs, next) = page.of(named);
+        let clone_jobs = jobs.into_iter().filter_map(|job| self.named(job)).collect();
+        CloneJobList { clone_jobs, next_page_token: next.map(|next| next.to_string()) }
     }
 
     /// One clone job; none where there is no such job, or nobody knows any more what it is a clone of.

@@ -33,6 +33,7 @@ mod lists;
 mod migrating_vm;
 mod name;
 mod operation;
+mod page;
 mod target;
 mod values;
 mod wellknown;
@@ -46,8 +47,7 @@ pub use error::{
     RpcCode, RpcStatus,
 };
 pub use lists::{
-    CLONE_JOBS_MAX, CUTOVER_JOBS_MAX, CloneJobList, CutoverJobList, Known, MigratingVmList, OperationList,
-    ReplicationCycleList,
+    CloneJobList, CutoverJobList, Known, MigratingVmList, OperationList, PAGE_DEFAULT, ReplicationCycleList,
 };
 pub use migrating_vm::{
     CutoverStanding, Expiration, MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing,
@@ -56,6 +56,7 @@ pub use name::{
     CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, OperationName, PROJECT, ReplicationCycleName,
 };
 pub use operation::{AnyMetadata, Operation, OperationMetadata, OperationResponse};
+pub use page::{Page, PageToken};
 pub use target::{
     ComputeEngineTargetDefaults, ComputeEngineTargetDetails, InvalidMachineType, MachineType, NetworkInterface,
     TargetVmDetails,
