@@ -16,7 +16,7 @@ mod kept;
 mod planned;
 mod replicas;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub struct Service {
     prober: Prober,
     probes: ExpectedProbes,
     tends_replicas: Option<tokio::task::JoinHandle<()>>,
+    /// VMs that are being taken over from their replicas, which is no job: nothing else is done with them.
+    taking_over: BTreeSet<VmId>,
 }
 
 /// A job in hand.
@@ -114,6 +116,8 @@ enum Ending {
 struct Answer {
     answer: AgentReply,
     reply: oneshot::Sender<AgentReply>,
+    /// The VM that is taken over with it, or is not.
+    taken_over: Option<VmId>,
 }
 
 #[derive(Debug)]
@@ -153,6 +157,7 @@ impl Service {
             known_since: KnownSince::new(),
             prober: Prober::new(Arc::clone(&host.tls)),
             probes: ExpectedProbes::default(),
+            taking_over: BTreeSet::new(),
             tends_replicas: None,
         };
         service.take_up_vms().await?;
@@ -219,7 +224,8 @@ impl Service {
                     // Whoever waits for it has gone only with the agent.
                     told.map(|told| told.send(()));
                 }
-                Event::Answer(Answer { answer, reply }) => {
+                Event::Answer(Answer { answer, reply, taken_over }) => {
+                    taken_over.map(|vm| self.taking_over.remove(&vm));
                     // The fleet knows of the change before the asker does, who may build on it at once.
                     self.bus.publish_inventory(&self.inventory()).await;
                     let _ = reply.send(answer);
@@ -375,7 +381,7 @@ impl Service {
                     let answers = self.give_answer.clone();
                     tokio::spawn(async move {
                         let answer = handler.define(*spec).await;
-                        let _ = answers.send(Answer { answer, reply }).await;
+                        let _ = answers.send(Answer { answer, reply, taken_over: None }).await;
                     });
                 }
             },
@@ -400,7 +406,7 @@ impl Service {
                 let answers = self.give_answer.clone();
                 tokio::spawn(async move {
                     let answer = handler.carry_out(request).await;
-                    let _ = answers.send(Answer { answer, reply }).await;
+                    let _ = answers.send(Answer { answer, reply, taken_over: None }).await;
                 });
             }
         }

@@ -86,10 +86,11 @@ impl Launched {
 /// # Errors
 /// [`LaunchError`].
 pub async fn launch(launch: &Launch, wait: Duration) -> Result<Launched, LaunchError> {
-    match start(launch, wait).await {
+    // Whoever waits does so no longer than he said, for both.
+    match start(launch, wait / 2).await {
         Err(LaunchError::Silent { pid, .. }) => {
             warn!(pid, program = %launch.program.display(), "its monitor stayed silent: it is started once more");
-            start(launch, wait).await
+            start(launch, wait / 2).await
         }
         outcome => outcome,
     }
@@ -311,9 +312,12 @@ mod tests {
     #[tokio::test]
     async fn a_process_without_a_monitor_is_ended() {
         let folder = tempfile::tempdir().expect("a folder");
-        let error = launch(&failing("sleep 600", folder.path()), Duration::from_millis(300)).await.expect_err("silent");
-        let LaunchError::Silent { pid, .. } = error else { panic!("{error}") };
-        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+        let script = format!("echo $$ >> {}; exec sleep 600", folder.path().join("pids").display());
+        let error = launch(&failing(&script, folder.path()), Duration::from_secs(2)).await.expect_err("silent");
+        assert!(matches!(error, LaunchError::Silent { .. }), "{error}");
+        let pids = std::fs::read_to_string(folder.path().join("pids")).expect("both have begun");
+        assert_eq!(pids.lines().count(), 2);
+        assert!(pids.lines().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()), "{pids}");
     }
 
     #[tokio::test]

@@ -195,7 +195,8 @@ pub async fn make_incoming(
         }
         match variables {
             _ if !carries_variables(plan) => Ok(()),
-            Some(variables) => write_variable_store(host, &plan.vm_at_target, &variables),
+            // One that is there is nobody's, since the VM is not here.
+            Some(variables) => replace_variable_store(host, &plan.vm_at_target, &variables),
             None => Err(ImageError::NoVariables),
         }
     };
@@ -314,10 +315,16 @@ fn write_variable_store(host: &Host, spec: &VmSpec, content: &[u8]) -> Result<()
 }
 
 fn remove_variable_store(host: &Host, spec: &VmSpec) {
-    let Some(disk) = spec.disks.first().filter(|_| spec.firmware == Firmware::Uefi) else { return };
-    let removed = host.pool(disk).map(|pool| pool.delete_variable_store(spec.id));
+    if let Some(disk) = spec.disks.first().filter(|_| spec.firmware == Firmware::Uefi) {
+        remove_variables_beside(host, spec.id, disk);
+    }
+}
+
+/// Removes the variable store of a VM that has this for its first disk, if it has one.
+pub fn remove_variables_beside(host: &Host, vm: VmId, disk: &DiskSpec) {
+    let removed = host.pool(disk).map(|pool| pool.delete_variable_store(vm));
     if let Ok(Err(error)) = removed {
-        warn!(vm = %spec.id, %error, "a UEFI variable store is left over");
+        warn!(%vm, %error, "a UEFI variable store is left over");
     }
 }
 

@@ -82,10 +82,12 @@ pub async fn prepare(
 ) -> Result<Vec<Option<ExtentSet>>, ImageError> {
     let found = host.journal.partial(plan.vm.id)?;
     let way_back_seconds = found.as_ref().and_then(|partial| partial.way_back_seconds);
+    // What a takeover has left stands on layers.
+    let made_by_a_move = found.as_ref().is_some_and(|partial| !partial.is_of_a_takeover());
     let mut left = found.map_or_else(Vec::new, |partial| partial.disks);
     let mut held = Vec::with_capacity(plan.disks.len());
     for DiskMove { target: disk, .. } in &plan.disks {
-        let found = left.iter().position(|left| left.fits(disk));
+        let found = left.iter().position(|left| made_by_a_move && left.fits(disk));
         let usable = match found {
             Some(_) => usable(host, plan.vm.id, disk).await,
             None => false,
@@ -152,6 +154,9 @@ pub async fn forget(host: &Host, plan: &Plan) -> Result<(), JournalError> {
 /// # Errors
 /// The journal cannot be written: they will be removed again, which does no harm.
 pub async fn drop_all(host: &Host, partial: &Partial) -> Result<(), JournalError> {
+    if let Some(first) = partial.disks.first().filter(|_| partial.is_of_a_takeover()) {
+        images::remove_variables_beside(host, partial.vm, &first.spec);
+    }
     match images::remove(host, partial.vm, &partial.disks.iter().map(|disk| &disk.spec).collect::<Vec<_>>()).await {
         true => host.journal.forget_partial(partial.vm).await,
         false => Ok(()), // What is left has an owner still.

@@ -15,7 +15,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::job::{StepFigures, StepKind};
+use sterna_shared::job::{EventBody, StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Record};
 use sterna_shared::replica::CloneOf;
 use sterna_shared::vm::VmSpec;
@@ -112,7 +112,9 @@ impl Cloner {
                 }
             }
         }
-        variables::place(host, &replica, layer, &spec)?;
+        if let Some(text) = variables::place(host, &replica, layer, &spec)? {
+            self.context.tell(EventBody::Notice { text }).await;
+        }
         Ok(spec)
     }
 

@@ -15,7 +15,7 @@ use sterna_shared::ownership::{Input, Record};
 use sterna_shared::replica::{Base, Replica};
 use sterna_shared::vm::{DiskFormat, DiskSpec, VmSpec};
 use tokio::time::timeout;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::variables;
 use crate::host::Host;
@@ -79,7 +79,9 @@ async fn own(host: &Host, keeper: &Keeper, snapshot: u32, above: Generation) -> 
             let pool = host.pool(disk).map_err(ImageError::from)?;
             pool.create(vm, &disk.name, disk.format, disk.size).await.map_err(ImageError::from)?;
         }
-        variables::place(host, &replica, layer, &spec)?;
+        if let Some(text) = variables::place(host, &replica, layer, &spec)? {
+            warn!(%vm, text, "variables are lost");
+        }
         keeper.respecify(spec.clone()).await?;
         keeper.feed(Input::TakeOver { above }).await?;
         Ok::<_, MoveError>(())

@@ -57,13 +57,22 @@ pub fn read(host: &Host, replica: &Replica, layer: u32) -> Result<Vec<u8>, Image
     }
 }
 
-/// Gives a VM that is made of a snapshot the variables of its layer.
+/// Gives a VM that is made of a snapshot the variables of its layer. Where these are lost, its disks are not: it begins with those
+/// of the firmware's template, and the answer says why.
 ///
 /// # Errors
-/// As [`read`], or they cannot be written.
-pub fn place(host: &Host, replica: &Replica, layer: u32, spec: &VmSpec) -> Result<(), ImageError> {
-    match spec.firmware {
-        Firmware::Uefi => images::replace_variable_store(host, spec, &read(host, replica, layer)?),
-        Firmware::Bios => Ok(()),
+/// They cannot be written.
+pub fn place(host: &Host, replica: &Replica, layer: u32, spec: &VmSpec) -> Result<Option<String>, ImageError> {
+    if spec.firmware == Firmware::Bios {
+        return Ok(None);
+    }
+    match read(host, replica, layer) {
+        Ok(content) => images::replace_variable_store(host, spec, &content).map(|()| None),
+        Err(lost) => {
+            images::ensure_variable_store(host, spec)?;
+            Ok(Some(format!(
+                "it begins with the firmware's own UEFI variables, and finds its system by itself: {lost}"
+            )))
+        }
     }
 }

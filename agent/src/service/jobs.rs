@@ -100,6 +100,9 @@ impl Service {
         if let Some(job) = self.job_of(vm).filter(|_| role != Role::Staging) {
             return Some(format!("VM {} is in job {job}", plan.vm.name));
         }
+        if self.taking_over.contains(&vm) {
+            return Some(format!("VM {} is being taken over from its replica", plan.vm.name));
+        }
         if self.is_out_of_reach(vm) {
             return Some(format!("the guest of VM {} does not answer at this host", plan.vm.name));
         }

@@ -143,14 +143,10 @@ impl Service {
 
     /// Whether they are gone.
     async fn drop_kept(&self, partial: &Partial, reason: &'static str) -> bool {
-        // A takeover is no job: while it is under way it has the layers.
-        let layers = self.host.layers_in_use.try_lock();
-        if partial.is_of_a_takeover() && layers.is_err() {
-            return false;
-        }
         let record = self.keepers.get(&partial.vm).map(|keeper| keeper.record().ownership);
         let dropped = match record {
             _ if self.job_of(partial.vm).is_some() || self.is_out_of_reach(partial.vm) => return false,
+            _ if self.taking_over.contains(&partial.vm) => return false,
             None | Some(Record::Absent { .. }) => {
                 info!(vm = %partial.vm, job = %partial.job, reason, "images kept for a further move go");
                 partial::drop_all(&self.host, partial).await

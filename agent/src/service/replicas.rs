@@ -43,7 +43,7 @@ impl Service {
                 Ok(()) => AgentReply::Done,
                 Err(error) => requests::failed(&error),
             };
-            let _ = answers.send(Answer { answer, reply }).await;
+            let _ = answers.send(Answer { answer, reply, taken_over: None }).await;
         });
     }
 
@@ -56,6 +56,9 @@ impl Service {
         reply: oneshot::Sender<AgentReply>,
     ) {
         let refused = match (self.job_of(vm), self.host.journal.replica(vm)) {
+            _ if self.taking_over.contains(&vm) => {
+                Err(requests::refused("the VM is being taken over here already".to_owned(), "wait until it is"))
+            }
             _ if self.is_out_of_reach(vm) => Err(requests::refused(
                 "the VM's guest runs here, and does not answer".to_owned(),
                 "end it by hand, or wait until it answers",
@@ -80,13 +83,14 @@ impl Service {
                 self.keep(VmRecord { spec, ownership: Record::default(), wanted_running: false }, None)
             });
         self.keepers.insert(vm, keeper.clone());
+        self.taking_over.insert(vm);
         let (host, answers) = (Arc::clone(&self.host), self.give_answer.clone());
         tokio::spawn(async move {
             let answer = match failover::take_over(&host, &keeper, snapshot, above).await {
                 Ok(()) => AgentReply::Done,
                 Err(error) => requests::failed(&error),
             };
-            let _ = answers.send(Answer { answer, reply }).await;
+            let _ = answers.send(Answer { answer, reply, taken_over: Some(vm) }).await;
         });
     }
 

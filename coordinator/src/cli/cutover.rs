@@ -321,6 +321,9 @@ mod tests {
         assert_eq!(refused(&mut replication, 9, 8), None);
         let refused = refused(&mut replication, 8, 9).expect("an error");
         assert_eq!((refused.exit, refused.refusals[0].code), (Exit::Refused, RefusalCode::ReplicationFinalized));
+        // One that was called off has left the way back alone.
+        replication.state = JobState::Terminated;
+        assert_eq!(lifetime::no_way_back(&jobs[0], &[replication.clone()]), None);
         assert_eq!(lifetime::no_way_back(&jobs[0], &jobs), None);
     }
 }

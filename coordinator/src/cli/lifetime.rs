@@ -105,7 +105,8 @@ pub(super) fn no_way_back(cutover: &JobStatus, jobs: &[JobStatus]) -> Option<Cli
     let (vm, target) = (&cutover.plan.vm, &cutover.plan.target.id);
     let finalized = jobs.iter().find(|job| {
         let since = job.finalization.as_ref().map(|of| of.asked_at);
-        (job.plan.vm.id, &job.plan.target.id) == (vm.id, target) && since > Some(cutover.submitted_at)
+        let holds = job.is_finalizing() || job.state == JobState::Completed;
+        (job.plan.vm.id, &job.plan.target.id) == (vm.id, target) && since > Some(cutover.submitted_at) && holds
     })?;
     let mut error = CliError::new(Exit::Refused, format!("the cutover of {} cannot be reverted", vm.name));
     error.refusals.push(Refusal {

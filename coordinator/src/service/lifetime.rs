@@ -67,7 +67,7 @@ impl State {
         }
         let host = self.member(&status.plan.target.id)?;
         self.replica_is_free(host, status.plan.vm.id, name.as_str(), Some(job))?;
-        let hosts = self.keepers_of(status);
+        let hosts = self.keepers_of(status, now);
         let mut messages = Vec::new();
         self.say(job, EventBody::Finalizing { hosts }, now, out, &mut messages);
         let status = &self.jobs.get(&job).ok_or_else(|| no_job(job))?.status;
@@ -196,12 +196,21 @@ impl State {
     }
 
     /// The hosts that keep something of a replication: the target its replica, others the way back of a cutover.
-    fn keepers_of(&self, status: &JobStatus) -> Vec<HostId> {
+    fn keepers_of(&self, status: &JobStatus, now: Now) -> Vec<HostId> {
         let (vm, target) = (status.plan.vm.id, &status.plan.target.id);
         let keeps = |member: &&Member| member.inventory.partials.iter().any(|partial| partial.vm == vm);
-        let hosts: BTreeSet<&HostId> =
-            self.fleet.hosts().filter(keeps).map(|member| &member.inventory.host).chain([target]).collect();
-        hosts.into_iter().cloned().collect()
+        let kept = self.fleet.hosts().filter(keeps).map(|member| &member.inventory.host);
+        // One that was left a moment ago may not have said so yet. Where there is nothing its next heartbeat tells.
+        let way_back = |of: &JobStatus| {
+            let seconds = i64::from(of.plan.cutover.as_ref()?.revert_seconds);
+            let until = of.finished_at?.unix_microseconds().saturating_add(seconds.saturating_mul(1_000_000));
+            let is_ours = of.state == JobState::Completed && (of.plan.vm.id, &of.plan.target.id) == (vm, target);
+            (is_ours && now.at.unix_microseconds() < until).then(|| of.plan.source.id.clone())
+        };
+        let sources = self.jobs.values().filter_map(|job| way_back(&job.status));
+        let known = sources.filter(|host| self.fleet.host(host).is_some());
+        let hosts: BTreeSet<HostId> = known.chain(kept.chain([target]).cloned()).collect();
+        hosts.into_iter().collect()
     }
 
     /// A host was heard of: it is asked to let go of replications that are finalized, and they are over once nobody keeps anything.

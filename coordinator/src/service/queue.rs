@@ -59,7 +59,7 @@ impl State {
     pub(super) fn begin_next(&mut self, token: Token, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
         let ready = |status: &&JobStatus| {
             let begins = status.is_queued() && status.is_due(now.at) && self.may_follow(status) == Some(true);
-            begins || self.is_unattended(status)
+            (begins && !self.has_no_more_cycles(status, now)) || self.is_unattended(status)
         };
         let mut queue: Vec<_> = self.jobs.values().map(|job| &job.status).filter(ready).collect();
         queue.sort_by_key(|status| (status.policy.priority, status.job));
@@ -137,6 +137,11 @@ impl State {
             .map(|job| (job, "its replication has expired, or is being finalized, and makes no cycle any more"));
         for (job, text) in held.chain(late) {
             let text = text.to_owned();
+            // What its hosts keep for when it goes on is wanted no more.
+            let begun = self.jobs.get(&job).map(|job| &job.status).filter(|status| status.has_begun());
+            if let Some(JobStatus { plan, .. }) = begun {
+                messages.extend(to_parties(plan, &format!("cancel-{}", plan.attempt), || Command::Cancel { job }));
+            }
             self.say(job, EventBody::Notice { text }, now, out, messages);
             self.say(job, EventBody::Terminated, now, out, messages);
         }

@@ -38,6 +38,7 @@ async fn failover(fleet: &mut Fleet) -> anyhow::Result<()> {
     cycle(fleet, "web", "bravo", &[]).await?;
     web.more_records().await?;
     let spec = fleet.sterna(&["vm", "show", "web"]).await?["report"]["spec"].clone();
+    let variables = with_uefi(fleet).await?;
 
     let take_over = ["cutover", "start", "web", "--from-replica", "--fenced", "alpha"];
     let sure = [&take_over[..], &["--yes"]].concat();
@@ -63,6 +64,11 @@ async fn failover(fleet: &mut Fleet) -> anyhow::Result<()> {
     eprintln!("{}", said.trim());
     ensure!(said.contains("from snapshot 2") && said.contains("is lost"), "{said}");
 
+    fleet.sterna(&["cutover", "start", "shell", "--from-replica", "--fenced", "alpha", "--yes"]).await?;
+    ensure!(store(fleet, "bravo")?.is_some_and(|found| found.len() == variables.len()), "it has a variable store");
+    ensure!(fleet.sterna(&["vm", "show", "shell"]).await?["report"]["state"] == "running", "it runs");
+    fleet.sterna(&["vm", "stop", "shell", "--force"]).await?;
+
     // The same VM, with all that it had acknowledged before the snapshot.
     expect_whole(fleet, &web, &before).await?;
     let shown = fleet.sterna(&["vm", "show", "web"]).await?;
@@ -84,12 +90,33 @@ async fn failover(fleet: &mut Fleet) -> anyhow::Result<()> {
     ensure!(processes(fleet, "alpha", "qemu-system")?.is_empty(), "it runs nowhere else");
     let vms = fleet.sterna(&["vm", "list"]).await?;
     let vms = vms.as_array().context("a list")?;
-    ensure!(vms.len() == 1 && vms[0]["host"] == "bravo" && vms[0]["report"]["owned"] == true, "{vms:#?}");
+    let all_here = vms.iter().all(|vm| vm["host"] == "bravo" && vm["report"]["owned"] == true);
+    ensure!(vms.len() == 2 && all_here, "{vms:#?}");
     ensure!(!fleet.agent("alpha")?.files("fast").is_empty(), "its images there are kept");
     expect_whole(fleet, &web, &before).await?;
     // From where it is now it is replicated to where it was.
     cycle(fleet, "web", "alpha", &[]).await?;
     expect_whole(fleet, &web, &before).await
+}
+
+/// A VM with UEFI firmware, replicated too; the variables that it begins with.
+async fn with_uefi(fleet: &Fleet) -> anyhow::Result<Vec<u8>> {
+    let text = format!(
+        "name = \"shell\"\nid = \"{}\"\nmemory = \"160 MiB\"\nfirmware = \"uefi\"\n\
+         [[disk]]\nname = \"root\"\npool = \"fast\"\nsize = \"16 MiB\"\n",
+        uuid::Uuid::new_v4()
+    );
+    fleet.define("alpha", "shell", &text).await?;
+    cycle(fleet, "shell", "bravo", &[]).await?;
+    store(fleet, "alpha")?.context("a variable store")
+}
+
+/// The one variable store of a host.
+fn store(fleet: &Fleet, host: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    let agent = fleet.agent(host)?;
+    let found =
+        agent.files("fast").into_iter().find(|path| path.extension().is_some_and(|extension| extension == "fd"));
+    Ok(found.map(|path| std::fs::read(agent.pool("fast").join(path))).transpose()?)
 }
 
 /// The agent that takes the VM over falls out in the middle: nothing is left that is in the way of the next try.
