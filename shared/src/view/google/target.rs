@@ -1,7 +1,8 @@
 //! What is made of a replica: a VM, as Google describes one of its own. What has no counterpart among a VM's specification has no
 //! field here, and is left out of JSON; docs/clone-job.md has a row for each.
 
-use crate::id::{BridgeName, HostId, VmName};
+use crate::id::{BridgeName, HostId, HostName, VmName};
+use crate::job::Plan;
 use crate::vm::{Firmware, NicSpec, VmSpec};
 
 use super::name::PROJECT;
@@ -23,6 +24,8 @@ resource! {
         network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
         /// What starts it.
         boot_option: ComputeEngineBootOption = "bootOption",
+        /// What the system on its disks calls itself, where that was asked for.
+        hostname: Option<HostName> = "hostname",
     }
 }
 
@@ -148,9 +151,10 @@ macro_rules! always_there {
 always_there!(VmName, HostId);
 
 impl ComputeEngineTargetDetails {
-    /// That VM, at that host.
+    /// The VM as it will be by that plan.
     #[must_use]
-    pub fn of(vm: &VmSpec, host: &HostId) -> Self {
+    pub fn of(plan: &Plan) -> Self {
+        let (vm, host) = (&plan.vm_at_target, &plan.target.id);
         Self {
             vm_name: vm.name.clone(),
             project: PROJECT,
@@ -158,6 +162,7 @@ impl ComputeEngineTargetDetails {
             machine_type: vm.into(),
             network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
             boot_option: vm.firmware.into(),
+            hostname: plan.clone.as_ref().and_then(|clone| clone.hostname.clone()),
         }
     }
 }
