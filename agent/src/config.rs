@@ -98,6 +98,12 @@ pub struct AdapterSettings {
     pub kernel: PathBuf,
     /// The initramfs that holds it, made for that kernel.
     pub initrd: PathBuf,
+    /// The directory with the hooks: scripts that it runs in the system of each clone.
+    #[serde(default)]
+    pub hooks: Option<PathBuf>,
+    /// Whether a clone is made all the same where a hook fails.
+    #[serde(default)]
+    pub hooks_may_fail: bool,
 }
 
 /// Certificate files, PEM.
@@ -212,7 +218,10 @@ impl Config {
         }
         let directories =
             self.pools.iter().filter_map(|(name, pool)| Some((format!("pools.{name}"), pool.directory.as_ref()?)));
-        let adapter = self.adapter.iter().flat_map(|of| [("kernel", &of.kernel), ("initrd", &of.initrd)]);
+        let adapter = self.adapter.iter().flat_map(|of| {
+            let files = [("kernel", &of.kernel), ("initrd", &of.initrd)];
+            files.into_iter().chain(of.hooks.as_ref().map(|hooks| ("hooks", hooks)))
+        });
         for (key, path) in adapter.filter(|(_, path)| !path.is_absolute()) {
             faults.push(format!("adapter.{key} is {}; give an absolute path", path.display()));
         }
@@ -330,6 +339,7 @@ key_file = "/etc/sterna/host.key"
         let text =
             SOUND.replace("10.0.0.1:7411", "0.0.0.0:7411").replace("/srv/fast", "fast").replace("tls://", "http://");
         let text = format!("{text}\n[retention]\njobs_days = 4000\njobs_max = 1\n");
+        let text = format!("{text}\n[adapter]\nkernel = \"/k\"\ninitrd = \"/i\"\nhooks = \"adapt.d\"\n");
         let error = parse(&text).expect_err("faults");
         for part in [
             "advertise has 0.0.0.0:7411",
@@ -337,6 +347,7 @@ key_file = "/etc/sterna/host.key"
             "http://10.0.0.9:4222",
             "jobs_days is 4000",
             "jobs_max is 1;",
+            "adapter.hooks is adapt.d",
         ] {
             assert!(error.contains(part), "{error}");
         }

@@ -9,6 +9,9 @@ use uuid::Uuid;
 /// The longest name a host, VM, disk, pool or bridge may have, in bytes. Names become NATS subject tokens, file names and
 /// QEMU node names; 31 is the longest node name QEMU takes, and a disk's nodes carry a prefix of at most 7 (`format-`).
 pub const NAME_LENGTH_MAX: usize = 24;
+/// The longest host name, in bytes: Linux takes no longer one.
+pub const HOST_NAME_LENGTH_MAX: usize = 64;
+const HOST_NAME_PART_MAX: usize = 63;
 
 /// Why a text is not an identifier.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,6 +40,15 @@ pub enum InvalidId {
         /// The text.
         text: String,
     },
+    /// It is not what a system can call itself.
+    #[error(
+        "{text:?} is no host name: give parts of A-Z a-z 0-9 - with points between, each of 1 to 63 characters with no - at its \
+         ends, {HOST_NAME_LENGTH_MAX} in all, and the last part not of digits alone"
+    )]
+    HostName {
+        /// The first characters of the text.
+        text: String,
+    },
     /// It is not a UUID.
     #[error("the {what} {text:?} is not a UUID such as 0197c0de-0000-7000-8000-000000000001")]
     Uuid {
@@ -62,11 +74,30 @@ fn parse_name(what: &'static str, text: &str) -> Result<String, InvalidId> {
     Ok(text.to_owned())
 }
 
+fn parse_host_name(text: &str) -> Result<String, InvalidId> {
+    let is_part = |part: &str| {
+        let valid = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        (1..=HOST_NAME_PART_MAX).contains(&part.len())
+            && part.bytes().all(valid)
+            && !part.starts_with('-')
+            && !part.ends_with('-')
+    };
+    // What ends in a number is read as an address.
+    let is_number = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    let valid = text.len() <= HOST_NAME_LENGTH_MAX
+        && text.split('.').all(is_part)
+        && !text.rsplit('.').next().is_some_and(is_number);
+    if valid { Ok(text.to_owned()) } else { Err(InvalidId::HostName { text: text.chars().take(48).collect() }) }
+}
+
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
+        name!($(#[$doc])* $name, "^[A-Za-z0-9][A-Za-z0-9_-]{0,23}$", |text| parse_name($what, text));
+    };
+    ($(#[$doc:meta])* $name:ident, $pattern:literal, $parse:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9_-]{0,23}$")))]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = $pattern)))]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
@@ -81,7 +112,7 @@ macro_rules! name {
         impl FromStr for $name {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                parse_name($what, text).map(Self)
+                $parse(text).map(Self)
             }
         }
 
@@ -126,6 +157,19 @@ name!(
     /// A network bridge on a host.
     BridgeName, "bridge name"
 );
+
+name!(
+    /// What a guest's system calls itself: a host name as RFC 1123 has them, with or without a domain.
+    HostName, r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$", parse_host_name
+);
+
+impl DiskName {
+    /// The name of a clone's seed, by which nothing else of a clone is called.
+    #[must_use]
+    pub fn seed() -> Self {
+        Self("cidata".to_owned())
+    }
+}
 
 macro_rules! uuid_id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
@@ -279,6 +323,22 @@ mod tests {
             assert!(matches!(bad.parse::<VmName>(), Err(InvalidId::Character { .. })), "{bad}");
         }
         assert!(matches!("x".repeat(25).parse::<PoolName>(), Err(InvalidId::TooLong { length: 25, .. })));
+    }
+
+    #[test]
+    fn host_names_are_what_a_system_can_call_itself() {
+        let longest = format!("{}.b", "a".repeat(62));
+        for good in ["web", "Web-01.example.org", "1and1.example", "0.a", "a", &"a".repeat(63), &longest] {
+            assert_eq!(good.parse::<HostName>().map(String::from), Ok(good.to_owned()));
+        }
+        let (part, whole) = ("a".repeat(64), format!("{}.bc", "a".repeat(62)));
+        let hostile =
+            ["", ".", "a.", ".a", "a..b", "-a", "a-", "a.-b", "a_b", "a b", "a\n", "a\0", "ä", "../a", "$(a)", "42"];
+        for bad in hostile.into_iter().chain(["10.0.0.1", "a.7", &part, &whole, &"a.".repeat(1 << 20)]) {
+            let error = bad.parse::<HostName>().expect_err(bad);
+            assert!(matches!(error, InvalidId::HostName { .. }) && error.to_string().len() < 512, "{error}");
+        }
+        assert!(serde_json::from_str::<HostName>("\"a b\"").is_err(), "on the wire likewise");
     }
 
     #[test]

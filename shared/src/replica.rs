@@ -12,18 +12,20 @@
 //!
 //! Google's Migrate to VMs calls the whole a `MigratingVm`, and a cycle a `ReplicationCycle`.
 
+mod seed;
 mod view;
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BridgeName, HostId, JobId, PoolName, VmId, VmName};
+use crate::id::{BridgeName, HostId, HostName, JobId, PoolName, VmId, VmName};
 use crate::job::CutoverForecast;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{DiskSpec, VmSpec};
 
+pub use seed::{SEED_SIZE, SeedWish};
 pub use view::{ReplicaState, ReplicaView};
 
 /// The most layers of one replica: each opens a file of every disk in a clone's QEMU.
@@ -172,6 +174,12 @@ pub struct CloneWish {
     /// Whether the system on its disks is left as it is, with the host name, the keys and the ids of the replicated VM.
     #[serde(default)]
     pub skip_os_adaptation: bool,
+    /// What that system calls itself; made of the clone's name where it is left out.
+    #[serde(default)]
+    pub hostname: Option<HostName>,
+    /// Whether it has a seed for cloud-init.
+    #[serde(default)]
+    pub seed: SeedWish,
 }
 
 /// What the interfaces of a clone are connected to. Each has a new address.
@@ -200,6 +208,12 @@ pub struct CloneOf {
     pub full: bool,
     /// Whether the clone is started.
     pub start: bool,
+    /// What the system on its disks calls itself; made of the clone's name where it is left out.
+    #[serde(default)]
+    pub hostname: Option<HostName>,
+    /// Whether it has a seed, one disk more than it is planned with.
+    #[serde(default = "SeedWish::never")]
+    pub seed: SeedWish,
 }
 
 /// How long the way back is kept after a cutover where nobody says how long, in seconds: a day.

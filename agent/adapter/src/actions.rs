@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::OFlags;
 
+use crate::boot::BootError;
 use crate::hosts::Names;
 use crate::protocol::{Action, Report};
 use crate::worker::Task;
@@ -29,7 +30,7 @@ const SEEDS: [&str; 2] = ["/var/lib/systemd/random-seed", "/var/lib/urandom/rand
 /// Rules that older systems write down, one for each address that they have seen.
 const RULES: [&str; 2] = ["/etc/udev/rules.d/70-persistent-net.rules", "/etc/udev/rules.d/80-net-name-slot.rules"];
 
-type Told = io::Result<()>;
+pub(crate) type Told = io::Result<()>;
 
 /// Why something was not done.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +41,12 @@ pub(crate) enum Undone {
     /// A file is neither what it was nor what it was to be: nothing more is done.
     #[error("half written: {0}")]
     HalfWritten(io::Error),
+    /// A script of the host's operators: what it has done is in the system, and nobody knows what it has not.
+    #[error("hook {name}: {why}")]
+    Hook { name: String, why: io::Error },
+    /// What hooks need cannot be had, or one of them does not let go of it.
+    #[error("hooks have no place to be run in, or leave something running there")]
+    Place(#[from] BootError),
     /// Nobody can be told any more.
     #[error("what was done cannot be said")]
     Untold(#[source] io::Error),

@@ -80,6 +80,13 @@ pub(crate) fn mount_kernel(kind: &str, place: &str) -> Result<(), BootError> {
     }
 }
 
+/// Mounts a file system that is in memory only, of some MiB.
+pub(crate) fn mount_memory(place: &str) -> Result<(), BootError> {
+    let safe = MountFlags::NODEV | MountFlags::NOSUID;
+    mount("tmpfs", place, "tmpfs", safe, Some(c"size=8m,mode=755"))
+        .map_err(|error| BootError::Mount(place.into(), error))
+}
+
 /// Loads the modules that `/lib/modules/order` lists, one file name a line, each after what it depends on.
 pub(crate) fn load_modules() -> Result<(), BootError> {
     let folder = Path::new("/lib/modules");

@@ -8,21 +8,24 @@ const NAME_BYTES_MAX: usize = 64;
 pub(crate) struct Names {
     /// Its old name, as it was set; empty where none was.
     pub(crate) old: String,
-    /// Its new name, in the domain that the old one was in.
+    /// Its new name, in its own domain, or that which the old one was in.
     pub(crate) new: String,
     /// The new name without a domain.
     short: String,
+    /// Its own domain.
+    domain: Option<String>,
 }
 
 impl Names {
     /// From what is in `/etc/hostname`: the first line that is no comment.
-    pub(crate) fn of(file: &str, short: &str) -> Self {
+    pub(crate) fn of(file: &str, name: &str) -> Self {
         let old =
             file.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#')).unwrap_or_default();
-        let domain = split(old).1.filter(|domain| is_domain(domain));
-        let whole = domain.filter(|_| !is_everybodys(old)).map(|domain| format!("{short}.{domain}"));
-        let new = whole.filter(|name| name.len() <= NAME_BYTES_MAX).unwrap_or_else(|| short.to_owned());
-        Self { old: old.to_owned(), new, short: short.to_owned() }
+        let (short, own) = split(name);
+        let inherited = split(old).1.filter(|domain| own.is_none() && is_domain(domain) && !is_everybodys(old));
+        let whole = inherited.map(|domain| format!("{short}.{domain}"));
+        let new = whole.filter(|name| name.len() <= NAME_BYTES_MAX).unwrap_or_else(|| name.to_owned());
+        Self { old: old.to_owned(), new, short: short.to_owned(), domain: own.map(str::to_owned) }
     }
 
     /// A table of hosts in which the system has its new name; none where the old one is not in it.
@@ -56,7 +59,7 @@ impl Names {
         match domain {
             None => format!("{}{space}", self.short),
             Some(domain) if own || old_domain.is_some_and(|of| of.eq_ignore_ascii_case(domain)) => {
-                format!("{}.{domain}{space}", self.short)
+                format!("{}.{}{space}", self.short, self.domain.as_deref().unwrap_or(domain))
             }
             Some(_) => word.to_owned(),
         }
@@ -93,6 +96,16 @@ mod tests {
         assert_eq!(renamed("localhost.localdomain"), None, "that name is everybody's");
         assert_eq!(renamed(""), None);
         assert_eq!(renamed(".example"), None);
+    }
+
+    #[test]
+    fn a_host_goes_to_the_domain_that_its_new_name_is_in() {
+        let names = Names::of("web.example.org", "shop.test");
+        assert_eq!(names.new, "shop.test");
+        let hosts = "127.0.1.1 web.example.org web\n10.0.0.6 web.example.net\n127.0.0.1 web.local localhost\n";
+        let expected = "127.0.1.1 shop.test shop\n10.0.0.6 web.example.net\n127.0.0.1 shop.test localhost\n";
+        assert_eq!(names.renamed(hosts).as_deref(), Some(expected));
+        assert_eq!(Names::of("web", "shop.test").renamed("127.0.1.1 web").as_deref(), Some("127.0.1.1 shop"));
     }
 
     #[test]

@@ -165,10 +165,14 @@ mod tests {
         assert_eq!(uuid_of(&[]), None);
     }
 
+    fn order(disks: Vec<Option<String>>) -> Order {
+        Order { hostname: "a".into(), machine_id: "b".into(), disks, hooks: vec![], hooks_may_fail: false }
+    }
+
     #[test]
     fn a_device_has_the_name_that_the_guest_gives_it() {
         let disks = vec![Some("vda".to_owned()), Some("sda".to_owned()), None];
-        let order = Order { hostname: "a".into(), machine_id: "b".into(), disks };
+        let order = order(disks);
         for (here, there) in
             [("vda1", Some("vda1")), ("vdb", Some("sda")), ("vdb14", Some("sda14")), ("vdc1", None), ("vdaa", None)]
         {
@@ -181,7 +185,7 @@ mod tests {
     #[test]
     fn what_several_have_names_none_of_them() {
         let disks = vec![Some("vda".to_owned()), None];
-        let order = Order { hostname: "a".into(), machine_id: "b".into(), disks };
+        let order = order(disks);
         let parts = [("vda1", "1".to_owned()), ("vda2", "2".to_owned()), ("vdb1", "1".to_owned())];
         assert_eq!(named(&parts, &order), BTreeMap::from([("vda2".to_owned(), "2".to_owned())]));
     }

@@ -6,15 +6,16 @@
 //! ```text
 //!   agent ── Order ──▶ port ──▶ pid 1: mounts each file system, read-only, and looks for the system
 //!                                 │
-//!                                 ├─ one: mounted to be written ──▶ worker, in a chroot of it: the actions, one after another
+//!                                 ├─ one: mounted to be written ──▶ worker, in a chroot of it: the actions, one after another,
+//!                                 │                                    │     and then the hooks of the host's operators
 //!                                 │                                    │
 //!   agent ◀── Reports, a line each ── port ◀────────────────────────────┘
 //!                                 └─ unmounted, said to be over, powered off
 //! ```
 //!
 //! The worker is this program once more, inside a chroot of the guest's root: no link in there leads out of it. What it runs of
-//! the guest's own (`ssh-keygen`) can do no more than the guest can to itself. All that is said here is the guest's word: the agent
-//! bounds it, in length and in time, and believes nothing but that it was said.
+//! the guest's own (`ssh-keygen`, all that a hook calls) can do no more than the guest can to itself. All that is said here is the
+//! guest's word: the agent bounds it, in length and in time, and believes nothing but that it was said.
 //!
 //! The library half ([`protocol`]) is what the agent uses.
 
@@ -23,6 +24,7 @@ pub mod protocol;
 mod actions;
 mod boot;
 mod fstab;
+mod hooks;
 mod hosts;
 mod identify;
 mod rules;
@@ -34,7 +36,7 @@ use std::io::{self, BufRead as _, BufReader, Read};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use protocol::{LINE_BYTES_MAX, Order, Report};
+use protocol::{LINE_BYTES_MAX, ORDER_BYTES_MAX, Order, Report};
 
 /// Where the guest's root is mounted.
 const ROOT: &str = "/root";
@@ -73,7 +75,7 @@ fn adapt() -> Result<(), Fault> {
 /// The first line that comes. As long as nobody is at the other end of a port, it reads as one that has ended.
 fn first_line(port: impl Read, wait: Duration) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + wait;
-    let mut port = BufReader::new(port.take(LINE_BYTES_MAX));
+    let mut port = BufReader::new(port.take(ORDER_BYTES_MAX));
     let mut line = Vec::new();
     loop {
         port.read_until(b'\n', &mut line)?;
@@ -81,7 +83,7 @@ fn first_line(port: impl Read, wait: Duration) -> io::Result<Vec<u8>> {
             return Ok(line);
         }
         if port.get_ref().limit() == 0 {
-            return Err(io::Error::other(format!("the order is longer than {LINE_BYTES_MAX} bytes")));
+            return Err(io::Error::other(format!("the order is longer than {ORDER_BYTES_MAX} bytes")));
         }
         if Instant::now() >= deadline {
             return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no order came within {wait:?}")));
@@ -100,12 +102,12 @@ fn look_and_adapt(order: &Order, port: &File) -> Result<(), Fault> {
         if boot::mount_part(&part.device, kind, ROOT, boot::Access::Look).is_err() {
             continue;
         }
-        let name = looked_at();
+        let system = looked_at();
         boot::unmount(ROOT)?;
-        found.extend(name.map(|name| (part, kind, name)));
+        found.extend(system.map(|system| (part, kind, system)));
     }
     let mut port = port.try_clone()?;
-    let (part, kind, name) = match found.as_slice() {
+    let (part, kind, system) = match found.as_slice() {
         [one] => one,
         [] => {
             let text = "no file system on its disks has an /etc/os-release and an /etc/fstab".to_owned();
@@ -127,7 +129,8 @@ fn look_and_adapt(order: &Order, port: &File) -> Result<(), Fault> {
         let text = format!("there is a system on {on}, but also {held}, which may be a part of it or hold another");
         return Ok(say(&mut port, &Report::Unrecognised { text })?);
     }
-    say(&mut port, &Report::Found { device: part.name.clone(), system: name.clone() })?;
+    let worker::System { name, cloud_init } = system.clone();
+    say(&mut port, &Report::Found { device: part.name.clone(), system: name, cloud_init })?;
     boot::mount_part(&part.device, *kind, ROOT, boot::Access::Change)?;
     // Opened before anything is written, so that no error is told to somebody else.
     let root = File::open(ROOT)?;
@@ -140,14 +143,14 @@ fn look_and_adapt(order: &Order, port: &File) -> Result<(), Fault> {
     Ok(written?)
 }
 
-/// What the system at [`ROOT`] calls itself; none where there is none.
-fn looked_at() -> Option<String> {
+/// What system is at [`ROOT`]; none where there is none.
+fn looked_at() -> Option<worker::System> {
     let mut worker = Command::new(worker::PROGRAM);
     let mut child = worker.arg(worker::Mode::Look.as_str()).stdout(Stdio::piped()).spawn().ok()?;
-    let mut name = String::new();
-    let read = child.stdout.take()?.take(LINE_BYTES_MAX).read_to_string(&mut name);
+    let mut text = String::new();
+    let read = child.stdout.take()?.take(LINE_BYTES_MAX).read_to_string(&mut text);
     let status = child.wait().ok()?;
-    (status.success() && read.is_ok()).then_some(name)
+    serde_json::from_str(&text).ok().filter(|_| status.success() && read.is_ok())
 }
 
 /// Has the worker do what there is to do; what it says goes straight to the agent.

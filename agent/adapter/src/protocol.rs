@@ -3,12 +3,22 @@
 //! The agent says one [`Order`]; the helper guest answers by [`Report`]s, of which the last is [`Report::Over`] or
 //! [`Report::Failed`], and powers off.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// The name of the port.
 pub const PORT: &str = "org.sterna.adapter.0";
-/// The longest line either way, in bytes.
+/// The longest report, in bytes.
 pub const LINE_BYTES_MAX: u64 = 16 << 10;
+/// The longest order, in bytes: hooks are in it, each of whose bytes may take six.
+pub const ORDER_BYTES_MAX: u64 = 1 << 20;
+/// The most hooks.
+pub const HOOKS_MAX: usize = 16;
+/// The longest that all hooks may be together, in bytes.
+pub const HOOKS_BYTES_MAX: usize = 128 << 10;
+/// How long one hook may take.
+pub const HOOK_WAIT: Duration = Duration::from_secs(60);
 /// The most reports that there are of one system.
 pub const REPORTS_MAX: usize = 64;
 /// The longest text of a report that is kept, in characters.
@@ -18,12 +28,28 @@ pub const TEXT_CHARACTERS_MAX: usize = 400;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Order {
-    /// Its host name.
+    /// Its host name: in the domain that its old name was in, unless this one has a domain.
     pub hostname: String,
     /// What systemd tells machines apart by: 32 hexadecimal digits.
     pub machine_id: String,
     /// Of each disk, in order, what the guest's own kernel calls it (`vda`, `sdb`); none where that cannot be told.
     pub disks: Vec<Option<String>>,
+    /// What is run in the system after all that, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooks: Vec<Hook>,
+    /// Whether a hook that fails is no more than told of.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hooks_may_fail: bool,
+}
+
+/// A script of the host's operators.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hook {
+    /// What its file is called.
+    pub name: String,
+    /// What is in it, from its `#!` on.
+    pub script: String,
 }
 
 /// What the helper guest found, did, or could not do.
@@ -36,6 +62,9 @@ pub enum Report {
         device: String,
         /// What it calls itself.
         system: String,
+        /// Whether it has cloud-init, which is to be told who the clone is.
+        #[serde(default)]
+        cloud_init: bool,
     },
     /// There is none, or more than one, or what may hold another: nothing was changed.
     Unrecognised {
@@ -81,6 +110,8 @@ pub enum Action {
     NetworkRules,
     /// Where it mounts its file systems from.
     Fstab,
+    /// A script of the host's operators was run in it.
+    Hook,
 }
 
 impl Action {
@@ -94,6 +125,7 @@ impl Action {
             Self::RandomSeed => "random seed",
             Self::NetworkRules => "network rules",
             Self::Fstab => "fstab",
+            Self::Hook => "hook",
         }
     }
 }
@@ -138,6 +170,9 @@ mod tests {
         let line = serde_json::to_string(&report).expect("JSON");
         assert_eq!(line, r#"{"say":"changed","action":"host_keys","text":"rsa"}"#);
         assert_eq!(serde_json::from_str::<Report>(&line).expect("a report"), report);
+        let found: Report = serde_json::from_str(r#"{"say":"found","device":"vda1","system":"Debian"}"#)
+            .expect("of an older helper guest");
+        assert!(matches!(found, Report::Found { cloud_init: false, .. }));
         assert_eq!(serde_json::to_string(&Report::Over).expect("JSON"), r#"{"say":"over"}"#);
     }
 }

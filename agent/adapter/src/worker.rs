@@ -1,19 +1,22 @@
 //! The worker: this program once more, inside the guest's root. It looks what system that is, or adapts it.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::path::Path;
 
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::protocol::{Order, Report};
-use crate::{ROOT, actions, boot, chain, say};
+use crate::{ROOT, actions, boot, chain, hooks, say};
 
 /// This program, whatever its file is called.
 pub(crate) const PROGRAM: &str = "/proc/self/exe";
 /// The longest task that is read, in bytes.
-const TASK_BYTES_MAX: u64 = 1 << 20;
+const TASK_BYTES_MAX: u64 = 2 << 20;
+const CLOUD_INIT: &str = "/usr/bin/cloud-init";
+/// Where this is, cloud-init does nothing.
+const CLOUD_INIT_DISABLED: &str = "/etc/cloud/cloud-init.disabled";
 
 /// What a worker is there for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +38,15 @@ impl Mode {
     pub(crate) fn of(text: &str) -> Option<Self> {
         [Self::Look, Self::Adapt].into_iter().find(|mode| mode.as_str() == text)
     }
+}
+
+/// What a worker that looks has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct System {
+    /// What it calls itself.
+    pub(crate) name: String,
+    /// Whether cloud-init is in it, and runs.
+    pub(crate) cloud_init: bool,
 }
 
 /// What a worker that adapts is told.
@@ -71,9 +83,12 @@ fn enter() -> Result<(), crate::Fault> {
 fn look() -> Result<(), crate::Fault> {
     let release = actions::read_bytes("/etc/os-release")?;
     actions::open(Path::new("/etc/fstab"), OFlags::RDONLY)?;
-    let release = String::from_utf8_lossy(&release);
-    let mut out = io::stdout().lock();
-    Ok(out.write_all(name_of(&release).as_bytes())?)
+    let is_there = |path| Path::new(path).exists();
+    let system = System {
+        name: name_of(&String::from_utf8_lossy(&release)),
+        cloud_init: is_there(CLOUD_INIT) && !is_there(CLOUD_INIT_DISABLED),
+    };
+    Ok(serde_json::to_writer(io::stdout().lock(), &system)?)
 }
 
 /// What a system calls itself in its `os-release`.
@@ -91,7 +106,7 @@ fn adapt() -> Result<(), crate::Fault> {
     let task: Task = serde_json::from_str(&text)?;
     boot::mount_kernel("devtmpfs", "/dev")?;
     let mut tell = |report: Report| say(&mut io::stdout().lock(), &report);
-    let outcome = actions::all(&task, &mut tell);
+    let outcome = actions::all(&task, &mut tell).and_then(|()| hooks::all(&task.order, &mut tell));
     // Said here, where it is known what failed; pid 1 knows only that something did.
     if let Err(error) = &outcome {
         tell(Report::Failed { text: chain(error) })?;

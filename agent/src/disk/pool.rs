@@ -360,6 +360,14 @@ impl Pool {
         }
     }
 
+    /// Makes a raw image with that content: its path.
+    ///
+    /// # Errors
+    /// When it exists already, the file system fails, or the pool is a volume group; then nothing is left behind.
+    pub fn create_of(&self, vm: VmId, disk: &DiskName, content: &[u8]) -> Result<PathBuf, PoolError> {
+        self.files()?.create_of(vm, disk, content)
+    }
+
     /// Makes a VM's UEFI variable store with that content: its path.
     ///
     /// # Errors

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
-use sterna_adapter::protocol::{LINE_BYTES_MAX, Order, PORT, REPORTS_MAX, Report, TEXT_CHARACTERS_MAX};
+use sterna_adapter::protocol::{HOOK_WAIT, LINE_BYTES_MAX, Order, PORT, REPORTS_MAX, Report, TEXT_CHARACTERS_MAX};
 use sterna_shared::host::Accelerator;
 use sterna_shared::vm::{DiskBus, DiskSpec, VmSpec};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::hooks::HookError;
 use super::launcher::{Launch, LaunchError, Launched, launch};
 use super::process::Ended;
 use crate::hypervisor::qemu::command_line::{CommandLineError, Image, SANDBOX, disk_nodes, escaped, place, top_node};
@@ -23,7 +24,7 @@ use crate::hypervisor::qemu::runtime::RuntimeDirectory;
 
 /// How long its QEMU may take to answer.
 const START_WAIT: Duration = Duration::from_secs(20);
-/// How long it may take in all: a hundred times what it takes on a host with KVM, ten times without.
+/// How long it may take in all, hooks apart: a hundred times what it takes on a host with KVM, ten times without.
 const ADAPT_WAIT: Duration = Duration::from_secs(240);
 /// How long it may take to power off after its last word.
 const END_WAIT: Duration = Duration::from_secs(30);
@@ -57,6 +58,9 @@ pub enum AdapterError {
     /// The helper guest was not started.
     #[error("the helper guest did not start")]
     Launch(#[from] LaunchError),
+    /// What it is to run beside cannot be had.
+    #[error("the hooks of this host are not as they have to be")]
+    Hooks(#[from] HookError),
     /// Its port does not work.
     #[error("the helper guest's port cannot be used")]
     Port(#[source] io::Error),
@@ -79,8 +83,11 @@ pub enum AdapterError {
     #[error("the helper guest ended before it was done")]
     Cut,
     /// It took too long.
-    #[error("the helper guest was not done after {ADAPT_WAIT:?}; the host may be overloaded")]
-    Late,
+    #[error("the helper guest was not done after {wait:?}; the host may be overloaded")]
+    Late {
+        /// What it had.
+        wait: Duration,
+    },
     /// It did not power off.
     #[error("the helper guest said that it was over, and did not end within {END_WAIT:?}")]
     Lingers,
@@ -150,7 +157,9 @@ pub async fn adapt<F>(launched: &Launched, order: &Order, tell: impl FnMut(Repor
 where
     F: Future<Output = ()>,
 {
-    timeout(ADAPT_WAIT, converse(launched, order, tell)).await.map_err(|_| AdapterError::Late)??;
+    let hooks = u32::try_from(order.hooks.len()).unwrap_or(u32::MAX);
+    let wait = ADAPT_WAIT + HOOK_WAIT.saturating_mul(hooks);
+    timeout(wait, converse(launched, order, tell)).await.map_err(|_| AdapterError::Late { wait })??;
     // Only what has ended in good order has written everything.
     let Ended { status } = timeout(END_WAIT, launched.process.ended()).await.map_err(|_| AdapterError::Lingers)?;
     if status.is_some_and(|status| status.success()) { Ok(()) } else { Err(AdapterError::Cut) }
@@ -188,7 +197,9 @@ where
 /// The report with texts that can be shown.
 fn bounded(report: Report) -> Report {
     match report {
-        Report::Found { device, system } => Report::Found { device: shown(&device), system: shown(&system) },
+        Report::Found { device, system, cloud_init } => {
+            Report::Found { device: shown(&device), system: shown(&system), cloud_init }
+        }
         Report::Unrecognised { text } => Report::Unrecognised { text: shown(&text) },
         Report::Changed { action, text } => Report::Changed { action, text: shown(&text) },
         Report::Left { action, text } => Report::Left { action, text: shown(&text) },

@@ -63,6 +63,9 @@ pub enum ImageError {
         /// The layer.
         layer: u32,
     },
+    /// The seed of a clone could not be put together.
+    #[error("the seed of the clone, for its cloud-init, could not be put together")]
+    Seed(#[source] std::io::Error),
     /// The peer sent no variable store for a UEFI guest.
     #[error("the VM has UEFI firmware, and the source sent no variable store")]
     NoVariables,
@@ -166,7 +169,7 @@ pub async fn prepare_incoming(host: &Host, plan: &Plan, variables: Option<Vec<u8
 ///
 /// # Errors
 /// [`ImageError::InTheWay`], or a disk's pool is not here.
-pub fn expect_free(host: &Host, vm: VmId, disks: &[DiskSpec]) -> Result<(), ImageError> {
+pub fn expect_free<'a>(host: &Host, vm: VmId, disks: impl IntoIterator<Item = &'a DiskSpec>) -> Result<(), ImageError> {
     for disk in disks {
         let path = host.pool(disk)?.image_path(vm, &disk.name, disk.format);
         if path.exists() {

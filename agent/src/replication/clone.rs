@@ -3,9 +3,9 @@
 //!
 //! ```text
 //!   clone_disks ─────────────▶ adapt_os ─────────────▶ instantiate
-//!   empty images that stand     the system on them       the VM is this host's, from the first generation on, and is
-//!   on the snapshot's layers,   gets an identity of      started where that is asked
-//!   or copies of these          its own ([`super::adapt`])
+//!   empty images that stand     the system on them       a seed for its cloud-init ([`super::seed`]); the VM is this
+//!   on the snapshot's layers,   gets an identity of      host's, from the first generation on, and is started where
+//!   or copies of these          its own ([`super::adapt`])    that is asked
 //!      └────────── any failure, any cancel: everything that was made is gone ──────────┘
 //! ```
 //!
@@ -17,13 +17,13 @@ use std::time::Duration;
 
 use sterna_shared::job::{EventBody, StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Record};
-use sterna_shared::replica::CloneOf;
-use sterna_shared::vm::VmSpec;
+use sterna_shared::replica::{CloneOf, SeedWish};
+use sterna_shared::vm::{DiskSpec, VmSpec};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use super::adapt::{Alive, adapt};
-use super::{layers, variables};
+use super::adapt::{Alive, adapt, hostname};
+use super::{layers, seed, variables};
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::images::{self, ImageError};
 
@@ -69,20 +69,46 @@ impl Cloner {
     async fn make(&self, alive: Alive) -> Result<(), MoveError> {
         let context = &self.context;
         let step = context.begin(StepKind::CloneDisks).await?;
-        let spec = self.clone_disks().await?;
+        let mut spec = self.clone_disks().await?;
         context.end(step, StepFigures::default()).await?;
+        let mut has_cloud_init = false;
         if context.plan.steps.contains(&StepKind::AdaptOs) {
             let step = context.begin(StepKind::AdaptOs).await?;
-            adapt(context, &spec, alive).await?;
+            has_cloud_init = adapt(context, &spec, alive).await?;
             context.end(step, StepFigures::default()).await?;
         }
         let step = context.begin(StepKind::Instantiate).await?;
+        if let Some((wish, disk)) = self.seed()
+            && (wish == SeedWish::Always || has_cloud_init)
+        {
+            self.add_seed(&mut spec, disk).await?;
+        }
         context.keeper.respecify(spec).await?;
         context.keeper.feed(Input::Create).await?;
         if context.plan.clone.as_ref().is_some_and(|clone| clone.start) {
             context.keeper.start().await?;
         }
         context.end(step, StepFigures::default()).await
+    }
+
+    /// Its seed, where it may have one.
+    fn seed(&self) -> Option<(SeedWish, DiskSpec)> {
+        let plan = &self.context.plan;
+        let wish = plan.clone.as_ref()?.seed;
+        let disk = DiskSpec::seed(plan.vm.disks.first()?.pool.clone());
+        (wish != SeedWish::Never).then_some((wish, disk))
+    }
+
+    /// Makes its seed, the last of its disks.
+    async fn add_seed(&self, spec: &mut VmSpec, disk: DiskSpec) -> Result<(), MoveError> {
+        let hostname = hostname(&self.context.plan);
+        let image = seed::image(spec, &hostname).map_err(ImageError::Seed)?;
+        let pool = self.context.host.pool(&disk).map_err(ImageError::from)?;
+        pool.create_of(spec.id, &disk.name, &image).map_err(ImageError::from)?;
+        let text = format!("disk {} is a seed for cloud-init: instance {}, host name {hostname}", disk.name, spec.id);
+        self.context.tell(EventBody::Notice { text }).await;
+        spec.disks.push(disk);
+        Ok(())
     }
 
     /// Makes its disks; what it is then. Layers may have been merged since it was planned.
@@ -96,7 +122,8 @@ impl Cloner {
         let record = host.journal.replica(*replica)?.filter(|record| !record.dropped);
         let replica = record.ok_or(MoveError::Stale { what: "the replica is no longer there" })?.replica;
         let layer = replica.layer_of(*snapshot).ok_or(MoveError::Stale { what: "the snapshot is no longer there" })?;
-        images::expect_free(host, plan.vm.id, &plan.vm.disks)?;
+        let seed = self.seed().map(|(_, disk)| disk);
+        images::expect_free(host, plan.vm.id, plan.vm.disks.iter().chain(&seed))?;
         host.journal.note_images_made(plan.job, true).await?;
         let mut spec = plan.vm.clone();
         for disk in &mut spec.disks {
@@ -135,6 +162,9 @@ impl Cloner {
             return error_outcome(context, &error.into());
         }
         if context.host.journal.images_made(context.plan.job).unwrap_or(false) {
+            if let Some((_, disk)) = self.seed() {
+                images::remove(&context.host, context.plan.vm.id, &[&disk]).await;
+            }
             images::remove_all(&context.host, &context.plan.vm).await;
         }
         error_outcome(context, &error)

@@ -6,7 +6,8 @@
 //!          └─ rest                ├─ variables   its file systems frozen for that · a UEFI guest's variables then
 //!                                 ├─ clone    a VM of its own, of a snapshot
 //!                                 ├─ failover the VM itself, of a snapshot, since its host is gone
-//!                                 │    └─ adapt   the system on its disks gets an identity of its own
+//!                                 │    ├─ adapt   the system on its disks gets an identity of its own
+//!                                 │    └─ seed    who it is, for its cloud-init
 //!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
@@ -16,6 +17,7 @@ pub mod failover;
 pub mod frozen;
 pub mod layers;
 pub mod rest;
+pub mod seed;
 pub mod source;
 pub mod target;
 pub mod variables;

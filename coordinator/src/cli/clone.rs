@@ -5,11 +5,11 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use sterna_shared::id::{HostId, JobId, PoolName, VmId, VmName};
+use sterna_shared::id::{HostId, HostName, JobId, PoolName, VmId, VmName};
 use sterna_shared::job::{
     JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StepKind, StorageWish,
 };
-use sterna_shared::replica::{CloneWish, NetworkWish};
+use sterna_shared::replica::{CloneWish, NetworkWish, SeedWish};
 use sterna_shared::units::ByteCount;
 
 use super::clone_body::{CloneBody, parse_request};
@@ -89,6 +89,12 @@ pub(super) struct CreateArgs {
     /// Leave the system on its disks as it is, with the host name, keys and ids of the VM
     #[arg(long)]
     skip_os_adaptation: bool,
+    /// What that system calls itself, with or without a domain [default: made of the clone's name]
+    #[arg(long, value_name = "NAME")]
+    hostname: Option<HostName>,
+    /// Whether it has a read-only disk that tells cloud-init who it is: auto (where its system has cloud-init), always, or never
+    #[arg(long, value_name = "auto|always|never", default_value_t)]
+    seed: SeedWish,
     /// Check and show what it would be, and change nothing
     #[arg(long)]
     dry_run: bool,
@@ -189,6 +195,8 @@ fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest,
         full: args.full,
         start: args.start,
         skip_os_adaptation: args.skip_os_adaptation,
+        hostname: args.hostname.as_ref().or(body.hostname.as_ref()).cloned(),
+        seed: args.seed,
     };
     Ok(MoveRequest {
         kind: JobKind::Clone,
@@ -244,6 +252,8 @@ fn show_plan(plan: &Plan) -> String {
         ("memory", spec.memory.to_string()),
         ("vcpus", spec.vcpus.to_string()),
         ("adapted", yes_or_no(plan.steps.contains(&StepKind::AdaptOs)).to_owned()),
+        ("host name", or_dash(of.and_then(|of| of.hostname.as_ref()))),
+        ("seed", or_dash(of.map(|of| of.seed))),
         ("started", yes_or_no(of.is_some_and(|of| of.start)).to_owned()),
     ]);
     let disks = table(
@@ -303,10 +313,15 @@ mod tests {
         assert_eq!((wish.name.as_str(), wish.snapshot, wish.vcpus), ("trial", Some(7), Some(2)));
         assert_eq!((wish.memory, wish.full), (Some(ByteCount::mebibytes(1024)), true));
         assert_eq!(wished(&["--network", "same"]).network, NetworkWish::Same);
+        assert_eq!(wished(&["--seed", "always"]).seed, SeedWish::Always);
         assert_eq!(wished(&["--network", "lan"]).network, NetworkWish::Bridge("lan".parse().expect("a name")));
-        for wrong in
-            [&["create"][..], &["create", "web", "--network", "a/b"], &["create", "web", "--dry-run", "--detach"]]
-        {
+        for wrong in [
+            &["create"][..],
+            &["create", "web", "--network", "a/b"],
+            &["create", "web", "--dry-run", "--detach"],
+            &["create", "web", "--hostname", "a b"],
+            &["create", "web", "--seed", "perhaps"],
+        ] {
             assert!(line(wrong).is_err(), "{wrong:?}");
         }
     }
@@ -321,7 +336,8 @@ mod tests {
     #[test]
     fn a_body_is_a_wish_and_the_command_line_counts_more() {
         let text = r#"{ "computeEngineTargetDetails": {
-            "vmName": "trial", "zone": "beta", "machineType": "custom-2-1024", "networkInterfaces": [{ "network": "lan" }]
+            "vmName": "trial", "zone": "beta", "machineType": "custom-2-1024", "networkInterfaces": [{ "network": "lan" }],
+            "hostname": "trial.example"
         } }"#;
         let body: CloneBody = text.parse().expect("a body");
         let wish = |request: MoveRequest| *request.clone.expect("a wish");
@@ -329,11 +345,27 @@ mod tests {
         assert_eq!((from.kind, from.target.as_ref().map(HostId::as_str)), (JobKind::Clone, Some("beta")));
         let from = wish(from);
         assert_eq!((from.name.as_str(), from.vcpus, from.memory), ("trial", Some(2), Some(ByteCount::mebibytes(1024))));
+        assert_eq!(from.hostname.as_ref().map(HostName::as_str), Some("trial.example"));
         assert_eq!((from.network, from.start), (NetworkWish::Bridge("lan".parse().expect("a name")), false));
-        let both =
-            made(&["--name", "other", "--at", "gamma", "--vcpus", "1", "--network", "isolated", "--start"], &body);
+        let both = made(
+            &[
+                "--name",
+                "other",
+                "--hostname",
+                "other",
+                "--at",
+                "gamma",
+                "--vcpus",
+                "1",
+                "--network",
+                "isolated",
+                "--start",
+            ],
+            &body,
+        );
         assert_eq!(both.target.as_ref().map(HostId::as_str), Some("gamma"));
         let both = wish(both);
+        assert_eq!((both.hostname.as_ref().map(HostName::as_str), both.seed), (Some("other"), SeedWish::Auto));
         assert_eq!((both.name.as_str(), both.vcpus, both.network), ("other", Some(1), NetworkWish::Isolated));
         assert_eq!((both.memory, both.start), (Some(ByteCount::mebibytes(1024)), true));
     }

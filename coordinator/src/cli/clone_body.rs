@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::str::FromStr;
 
-use sterna_shared::id::{BridgeName, HostId, InvalidId, JobId, VmName};
+use sterna_shared::id::{BridgeName, HostId, HostName, InvalidId, JobId, VmName};
 use sterna_shared::replica::NetworkWish;
 use sterna_shared::view::google::{MachineType, PROJECT};
 
@@ -28,6 +28,8 @@ pub(super) struct CloneBody {
     pub(super) network: Option<NetworkWish>,
     /// `labels`.
     pub(super) labels: BTreeMap<String, String>,
+    /// `hostname`.
+    pub(super) hostname: Option<HostName>,
     /// `requestId`: the job's id.
     pub(super) request: Option<JobId>,
     /// What is left aside, and why.
@@ -84,7 +86,6 @@ const OF_BODY: &[Field] = &[
     aside("steps", Kind::List, TOLD),
 ];
 
-const HAS_ITS_NAME: &str = "a clone's system has the clone's name";
 const AS_IT_BOOTS: &str = "a clone boots as the VM does";
 const NO_LICENCE: &str = "Sterna sells no licences";
 const AS_THE_VM: &str = "a clone has the firmware of the replicated VM";
@@ -95,6 +96,7 @@ const OF_VM: &[Field] = &[
     taken("machineType", Kind::Text),
     taken("networkInterfaces", Kind::List),
     taken("labels", Kind::Object),
+    taken("hostname", Kind::Text),
     aside("machineTypeSeries", Kind::Text, "a host has one kind of processors"),
     aside("networkTags", Kind::List, "Sterna has no firewall"),
     aside("serviceAccount", Kind::Text, "a guest has no rights with Sterna"),
@@ -108,7 +110,6 @@ const OF_VM: &[Field] = &[
     aside("enableVtpm", Kind::Flag, "a specification has no TPM: not built yet"),
     aside("enableIntegrityMonitoring", Kind::Flag, "Sterna does not look into guests"),
     aside("metadata", Kind::Object, "there is no metadata server"),
-    aside("hostname", Kind::Text, HAS_ITS_NAME),
     aside("bootConversion", Kind::Text, AS_IT_BOOTS),
     aside("encryption", Kind::Object, "images are not encrypted: not built yet"),
     aside("diskReplicaZones", Kind::List, "a disk is at one host"),
@@ -166,6 +167,7 @@ impl CloneBody {
         self.name = fields.parsed(name)?;
         self.host = fields.parsed("zone")?;
         self.machine = fields.parsed("machineType")?;
+        self.hostname = fields.parsed("hostname")?;
         if let Some(Node::List(interfaces)) = fields.get("networkInterfaces") {
             self.network = self.connect(interfaces, &fields.path("networkInterfaces"))?;
         }
@@ -292,6 +294,7 @@ mod tests {
                 "zone": "beta",
                 "machineType": "custom-2-1024",
                 "labels": { "for": "tests", "new": "" },
+                "hostname": "shop.example",
                 "networkInterfaces": [{ "network": "lan" }, { "network": "lan", "subnetwork": null }],
             },
         }));
@@ -303,6 +306,7 @@ mod tests {
                 machine: Some(MachineType { vcpus: 2, memory_mib: 1024 }),
                 network: Some(NetworkWish::Bridge("lan".parse().expect("a name"))),
                 labels: [("for", "tests"), ("new", "")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+                hostname: Some("shop.example".parse().expect("a host name")),
                 request: Some("0197c0de-0000-7000-8000-000000000101".parse().expect("a UUID")),
                 warnings: vec![],
             }
@@ -383,6 +387,7 @@ mod tests {
             (r#""vmName": "a", "vmName": "b""#, "vmName", "it is there twice"),
             (r#""zone": ["beta"]"#, "zone", "give a text, and not a list"),
             (r#""zone": "no zone""#, "zone", "no zone"),
+            (r#""hostname": "shop example""#, "hostname", "is no host name"),
             (r#""labels": "none""#, "labels", "give an object, and not a text"),
             (r#""labels": { "for": 7 }"#, "labels.for", "give a text, and not a number"),
             (r#""secureBoot": "yes""#, "secureBoot", "give true or false, and not a text"),

@@ -11,9 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sterna_shared::host::VmState;
-use sterna_shared::id::{JobId, PoolName, VmId};
+use sterna_shared::id::{DiskName, JobId, PoolName, VmId};
 use sterna_shared::job::{JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode, StepKind};
-use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, Snapshot};
+use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, SeedWish, Snapshot};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, MacAddress, NicSpec, VmSpec};
 
@@ -41,6 +41,7 @@ const CHECKS: &[Check] = &[
     host_can_run_it,
     boot_files_exist,
     adapter_is_there,
+    somebody_sets_its_host_name,
 ];
 
 /// Those that hold for the replicated VM itself, where it is to run from its replica.
@@ -112,6 +113,8 @@ pub fn replica_cannot_run(fleet: &Fleet, member: &Member, replica: &Replica, sna
         full: false,
         start: true,
         skip_os_adaptation: true,
+        hostname: None,
+        seed: SeedWish::Never,
     };
     let job = JobId::from_uuid(of.id.uuid());
     let making = Making { fleet, wish: &wish, member, replica, jobs: Vec::new(), job, begun_with: None };
@@ -146,9 +149,31 @@ impl Making<'_> {
             name: wish.name.clone(),
             vcpus: wish.vcpus.unwrap_or(of.vcpus),
             memory: wish.memory.unwrap_or(of.memory),
-            disks: of.disks.iter().map(|disk| self.disk(disk)).collect(),
+            disks: self.disks(),
             nics: self.nics(),
             ..of.clone()
+        }
+    }
+
+    /// With the seed, which is the last, so that no other changes its name in the guest. One of the VM itself is the VM's.
+    fn disks(&self) -> Vec<DiskSpec> {
+        let has_seed = self.seed() != SeedWish::Never;
+        let kept = self.replica.vm.disks.iter().filter(|disk| !(has_seed && disk.is_seed()));
+        let mut disks: Vec<_> = kept.map(|disk| self.disk(disk)).collect();
+        let seed = disks.first().filter(|_| has_seed).map(|first| DiskSpec::seed(first.pool.clone()));
+        disks.extend(seed);
+        disks
+    }
+
+    /// Whether it has a seed, as far as that is known without a look at its system. A VM that has one shows that it needs one;
+    /// another disk of that name is somebody's own, and in the place of the seed.
+    fn seed(&self) -> SeedWish {
+        let own = self.replica.vm.disk(&DiskName::seed());
+        match (self.wish.seed, own) {
+            (SeedWish::Auto, _) if self.wish.skip_os_adaptation => SeedWish::Never,
+            (SeedWish::Auto, Some(own)) if own.is_seed() => SeedWish::Always,
+            (SeedWish::Auto, Some(_)) => SeedWish::Never,
+            (wish, _) => wish,
         }
     }
 
@@ -180,8 +205,12 @@ impl Making<'_> {
     fn decide(&self, request: &MoveRequest, seeds: Seeds) -> Option<Plan> {
         let snapshot = self.snapshot()?.number;
         let (full, start) = (self.wish.full, self.wish.start);
-        let clone = CloneOf { replica: self.replica.vm.id, snapshot, full, start };
-        let plan = replica::plan(self.member, JobKind::Clone, self.spec(), request, seeds);
+        let (hostname, seed) = (self.wish.hostname.clone(), self.seed());
+        let clone = CloneOf { replica: self.replica.vm.id, snapshot, full, start, hostname, seed };
+        // The host adds the seed, where it is needed.
+        let mut spec = self.spec();
+        spec.disks.retain(|disk| seed == SeedWish::Never || !disk.is_seed());
+        let plan = replica::plan(self.member, JobKind::Clone, spec, request, seeds);
         Some(Plan { clone: Some(clone), steps: self.steps(), ..plan })
     }
 }
@@ -270,7 +299,7 @@ fn id_and_name_are_free(making: &Making, out: &mut Vec<Refusal>) {
 
 fn specification_is_sound(making: &Making, out: &mut Vec<Refusal>) {
     for fault in making.spec().faults() {
-        out.push(refusal(RefusalCode::InvalidValue, fault, "give other values with --vcpus and --memory"));
+        out.push(refusal(RefusalCode::InvalidValue, fault, "give other values with --vcpus, --memory and --seed"));
     }
 }
 
@@ -315,7 +344,7 @@ fn pools_can_hold_it(making: &Making, out: &mut Vec<Refusal>) {
 fn pools_have_room(making: &Making, out: &mut Vec<Refusal>) {
     let mut needed: BTreeMap<PoolName, ByteCount> = BTreeMap::new();
     for disk in making.spec().disks {
-        let takes = if making.wish.full { disk.size } else { ROOM_OF_A_THIN_DISK };
+        let takes = if making.wish.full || disk.is_seed() { disk.size } else { ROOM_OF_A_THIN_DISK };
         let sum = needed.entry(disk.pool).or_default();
         *sum = sum.plus(takes);
     }
@@ -397,6 +426,17 @@ fn adapter_is_there(making: &Making, out: &mut Vec<Refusal>) {
                 inventory.host
             ),
             "install it there, or leave the system as it is with --skip-os-adaptation",
+        ));
+    }
+}
+
+fn somebody_sets_its_host_name(making: &Making, out: &mut Vec<Refusal>) {
+    let CloneWish { hostname: Some(hostname), skip_os_adaptation: true, .. } = making.wish else { return };
+    if making.seed() == SeedWish::Never {
+        out.push(refusal(
+            RefusalCode::InvalidValue,
+            format!("the clone's host name is to be {hostname}, and its system is to be left as it is"),
+            "leave out --hostname or --skip-os-adaptation, or have its cloud-init set it with --seed always",
         ));
     }
 }

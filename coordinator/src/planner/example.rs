@@ -6,7 +6,7 @@ use sterna_shared::host::{
 use sterna_shared::id::{Epoch, Generation, JobId, PlannedVmId, TOKEN_LENGTH, Token};
 use sterna_shared::job::{JobKind, ModeWish, MoveRequest, MoveSettings, StorageWish};
 use sterna_shared::planned::PlannedVm;
-use sterna_shared::replica::{CloneWish, Consistency, NetworkWish, Replica, Snapshot};
+use sterna_shared::replica::{CloneWish, Consistency, NetworkWish, Replica, SeedWish, Snapshot};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{BootFile, CacheMode, DiskBus, DiskFormat, DiskSpec, Firmware, KernelBoot, NicSpec, VmSpec};
@@ -121,6 +121,8 @@ pub(crate) fn clone_request() -> MoveRequest {
         full: false,
         start: true,
         skip_os_adaptation: false,
+        hostname: None,
+        seed: SeedWish::Auto,
     };
     MoveRequest { kind: JobKind::Clone, target: None, clone: Some(Box::new(wish)), ..request() }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sterna_shared::bus::{ApiReply, ApiRequest};
 use sterna_shared::job::{JobKind, JobStatus, MoveMode, Plan};
-use sterna_shared::replica::CloneOf;
+use sterna_shared::replica::{CloneOf, SeedWish};
 
 use super::{JOB, plan, sterna, text, with_coordinator};
 
@@ -11,7 +11,14 @@ const OTHER: &str = "0197c0de-0000-7000-8000-0000000000ff";
 
 fn clone_job(id: &str) -> JobStatus {
     let plan = plan(id.parse().expect("a UUID"));
-    let of = CloneOf { replica: OTHER.parse().expect("a UUID"), snapshot: 2, full: false, start: true };
+    let of = CloneOf {
+        replica: OTHER.parse().expect("a UUID"),
+        snapshot: 2,
+        full: false,
+        start: true,
+        hostname: None,
+        seed: SeedWish::Never,
+    };
     let steps = Plan::steps_of(JobKind::Clone, MoveMode::Cold, true);
     let source = plan.target.clone();
     let mut status = JobStatus::planned(Plan { kind: JobKind::Clone, clone: Some(of), steps, source, ..plan });

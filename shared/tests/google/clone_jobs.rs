@@ -30,6 +30,7 @@ fn expected(rest: Value) -> Value {
             "machineType": "custom-2-512",
             "networkInterfaces": [{ "network": "br0" }, {}],
             "bootOption": "COMPUTE_ENGINE_BOOT_OPTION_EFI",
+            "hostname": "web.example",
         },
     });
     merged(base, rest)
@@ -172,6 +173,7 @@ fn a_step_that_was_cancelled_is_no_failure() {
 fn a_bios_is_told_as_one() {
     let mut status = JobStatus::planned(jobs::clone_plan(1));
     status.plan.vm.firmware = Firmware::Bios;
+    status.plan.vm_at_target.firmware = Firmware::Bios;
     let clone = value(&CloneJob::of(&jobs::name(), &status));
     assert_eq!(clone["computeEngineTargetDetails"]["bootOption"], "COMPUTE_ENGINE_BOOT_OPTION_BIOS");
     assert_eq!(clone["targetDetails"]["bootOption"], "BIOS");

@@ -6,7 +6,7 @@ use sterna_shared::job::{
     DiskMove, Event, EventBody, FailureCode, FailureReport, Host, JobKind, JobState, JobStatus, MoveMode, MoveRequest,
     MoveSettings, Plan, Policy, Progress, Reporter, Schedule, StepFigures, StepKind, Volume,
 };
-use sterna_shared::replica::{CloneOf, Consistency, CutoverOf, Replica, Retention, Snapshot};
+use sterna_shared::replica::{CloneOf, Consistency, CutoverOf, Replica, Retention, SeedWish, Snapshot};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::ByteCount;
 use sterna_shared::view::google::MigratingVmName;
@@ -83,7 +83,9 @@ pub(crate) fn cycle_plan(number: u8) -> Plan {
 pub(crate) fn clone_plan(number: u8) -> Plan {
     let plan = plan(job(number), JobKind::Clone);
     let vm = spec("web-test", "0197c0de-0000-7000-8000-00000000cdef", "slow");
-    let of = CloneOf { replica: VM.parse().expect("a UUID"), snapshot: 2, full: false, start: true };
+    let hostname = Some("web.example".parse().expect("a host name"));
+    let replica = VM.parse().expect("a UUID");
+    let of = CloneOf { replica, snapshot: 2, full: false, start: true, hostname, seed: SeedWish::Auto };
     Plan {
         source: plan.target.clone(),
         vm_at_target: vm.clone(),

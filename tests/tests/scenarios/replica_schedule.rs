@@ -133,9 +133,9 @@ async fn ended_clones(fleet: &mut Fleet) -> anyhow::Result<()> {
     for fault in ["cancel", "kill"] {
         for moment in ["clone_disks", "instantiate"] {
             let at = format!("{fault} in {moment}");
-            let arguments =
-                ["clone", "create", "web", "--skip-os-adaptation", "--name", "copy", "--full", "--start", "--detach"];
-            let job = fleet.sterna(&arguments).await?;
+            // With all that a clone can have: copied disks, a seed, a guest.
+            let create = ["clone", "create", "web", "--skip-os-adaptation", "--name", "copy", "--full", "--detach"];
+            let job = fleet.sterna(&[&create[..], &["--seed", "always", "--start"]].concat()).await?;
             let job = job["job"].as_str().context("an id")?.to_owned();
             begins(fleet, "bravo", &job, moment).await?;
             match fault {

@@ -90,10 +90,18 @@ impl Directory {
         if content.is_empty() || content.len() > VARIABLE_STORE_MAX {
             return Err(PoolError::VariableStore { length: content.len() });
         }
-        let name = PathBuf::from(format!("{vm}/{VARIABLE_STORE}"));
-        let mut file = self.create_file(vm, &name)?;
-        let made = file.write_all(content).map_err(|source| self.io("write", &name, source));
-        self.settle(vm, &name, &file, made)
+        self.create_with(vm, &PathBuf::from(format!("{vm}/{VARIABLE_STORE}")), content)
+    }
+
+    /// Makes a raw image with that content: its path.
+    pub(super) fn create_of(&self, vm: VmId, disk: &DiskName, content: &[u8]) -> Result<PathBuf, PoolError> {
+        self.create_with(vm, &image_name(vm, disk, DiskFormat::Raw), content)
+    }
+
+    fn create_with(&self, vm: VmId, name: &Path, content: &[u8]) -> Result<PathBuf, PoolError> {
+        let mut file = self.create_file(vm, name)?;
+        let made = file.write_all(content).map_err(|source| self.io("write", name, source));
+        self.settle(vm, name, &file, made)
     }
 
     /// The content of a VM's UEFI variable store.

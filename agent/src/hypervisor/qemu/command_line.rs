@@ -317,7 +317,10 @@ impl Line {
         for (index, disk) in vm.disks.iter().enumerate() {
             let image =
                 placement.images.get(&disk.name).ok_or_else(|| not_placed(format!("image of disk {}", disk.name)))?;
-            for node in disk_nodes(disk, image)? {
+            // The image of an incoming one is filled below the node that its device is on.
+            let below = DiskSpec { read_only: disk.read_only && !placement.incoming, ..disk.clone() };
+            let [file, format, _] = disk_nodes(&below, image)?;
+            for node in [file, format, top_options(disk, &format_node(&disk.name))] {
                 self.json("-blockdev", &node);
             }
             let mut device = json!({

@@ -1,8 +1,9 @@
 //! Clones: the VM that is made of a replica, and every reason why not.
 
+use sterna_shared::id::DiskName;
 use sterna_shared::job::JobKind;
-use sterna_shared::replica::{CloneWish, NetworkWish};
-use sterna_shared::vm::VmSpec;
+use sterna_shared::replica::{CloneWish, NetworkWish, SEED_SIZE, SeedWish};
+use sterna_shared::vm::{DiskSpec, VmSpec};
 
 use super::*;
 
@@ -30,6 +31,7 @@ fn a_clone_stands_on_the_latest_snapshot_and_has_addresses_of_its_own() {
     assert_eq!((clone.snapshot, clone.full, clone.start), (2, false, true));
     assert_eq!((plan.vm.name.as_str(), &plan.vm), ("trial", &plan.vm_at_target));
     assert!(plan.disks.is_empty());
+    assert_eq!((clone.seed, plan.vm.disks.len()), (SeedWish::Auto, example::vm("web").disks.len()));
     for disk in &plan.vm.disks {
         let base = disk.base.as_ref().expect("a base");
         assert_eq!((base.layer, base.replica, base.pool.as_str()), (2, clone.replica, "fast"));
@@ -67,6 +69,52 @@ fn what_is_wished_of_a_clone_it_has() {
     assert_ne!(nics[0].mac, nics[1].mac);
     wish(&mut world).network = NetworkWish::Bridge("lan".parse().expect("a name"));
     assert!(world.plan().expect("a plan").vm.nics.iter().all(|nic| nic.bridge.is_some()));
+}
+
+#[test]
+fn a_clone_has_a_seed_of_its_own_where_somebody_may_need_it() {
+    let mut world = sound();
+    let count = world.target.replicas[0].vm.disks.len();
+    let planned = |world: &World| {
+        let plan = world.plan().expect("a plan");
+        (plan.clone.expect("of a snapshot").seed, plan.vm.disks)
+    };
+    wish(&mut world).skip_os_adaptation = true;
+    let (seed, disks) = planned(&world);
+    assert_eq!((seed, disks.len()), (SeedWish::Never, count), "nobody looks what system it is");
+    wish(&mut world).seed = SeedWish::Always;
+    let (seed, disks) = planned(&world);
+    assert_eq!((seed, disks.len()), (SeedWish::Always, count), "the host adds it");
+    // The VM is itself a clone with a seed, which says who the VM is.
+    let own = DiskSpec::seed("san".parse().expect("a name"));
+    world.target.replicas[0].vm.disks.insert(0, own.clone());
+    world.target.replicas[0].disks.insert(0, DiskSpec { format: DiskFormat::Qcow2, ..own });
+    *wish(&mut world) = CloneWish { skip_os_adaptation: false, seed: SeedWish::Auto, ..wish(&mut world).clone() };
+    let (seed, disks) = planned(&world);
+    assert_eq!((seed, disks.len()), (SeedWish::Always, count), "the VM's own is left out");
+    assert!(disks.iter().all(|disk| !disk.is_seed()));
+    wish(&mut world).seed = SeedWish::Never;
+    let (_, disks) = planned(&world);
+    assert!(disks.len() == count + 1 && disks[0].base.is_some(), "and is a disk like any other where none is made");
+    // A disk that only has its name.
+    world.target.replicas[0].vm.disks[0].size = SEED_SIZE.plus(SEED_SIZE);
+    wish(&mut world).seed = SeedWish::Auto;
+    let (seed, disks) = planned(&world);
+    assert_eq!((seed, disks.len(), &disks[0].name), (SeedWish::Never, count + 1, &DiskName::seed()));
+    wish(&mut world).seed = SeedWish::Always;
+    assert!(world.codes().contains(&RefusalCode::InvalidValue), "it is in the place of the seed");
+}
+
+#[test]
+fn a_host_name_is_told_to_whoever_sets_it() {
+    let mut world = sound();
+    let hostname = Some("shop.example".parse().expect("a host name"));
+    wish(&mut world).hostname.clone_from(&hostname);
+    assert_eq!(world.plan().expect("a plan").clone.expect("of a snapshot").hostname, hostname);
+    wish(&mut world).skip_os_adaptation = true;
+    assert_eq!(world.codes(), BTreeSet::from([RefusalCode::InvalidValue]));
+    wish(&mut world).seed = SeedWish::Always;
+    assert!(world.plan().is_ok());
 }
 
 #[test]
@@ -149,8 +197,8 @@ fn every_reason_why_there_is_no_clone_is_told() {
 #[test]
 fn room_is_needed_for_what_is_copied_and_memory_for_what_is_started() {
     let mut world = sound();
-    world.target.pools[0].free = ByteCount::mebibytes(32);
-    assert_eq!(world.codes(), BTreeSet::new(), "two thin disks");
+    world.target.pools[0].free = ByteCount::mebibytes(33);
+    assert_eq!(world.codes(), BTreeSet::new(), "two thin disks, and a seed");
     wish(&mut world).full = true;
     assert_eq!(world.codes(), BTreeSet::from([RefusalCode::PoolSpace]));
     let mut world = sound();

@@ -175,6 +175,7 @@ catalogue!(FailureCode {
         causes [
             "A file system in the snapshot is damaged, or its guest had it half written.",
             "The helper guest did not start, or took too long: the host is overloaded, or its files are of another kernel.",
+            "A hook of the host's operators failed, or is none that may be run; the failure names it.",
         ],
         remedies [
             "See what was done before: `sterna job show {job}`.",

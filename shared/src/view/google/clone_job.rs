@@ -126,7 +126,7 @@ impl CloneJob {
             error: RpcStatus::of_job(status),
             steps: status.steps.iter().filter_map(CloneStep::of).collect(),
             compute_engine_vm_details: TargetVmDetails::of(vm, host, labels),
-            compute_engine_target_details: ComputeEngineTargetDetails::of(vm, host, labels),
+            compute_engine_target_details: ComputeEngineTargetDetails::of(&status.plan, labels),
         }
     }
 }

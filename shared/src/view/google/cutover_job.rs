@@ -142,7 +142,7 @@ impl CutoverJob {
             },
             steps: CutoverStep::all(&status.steps),
             compute_engine_vm_details: TargetVmDetails::of(vm, host, labels),
-            compute_engine_target_details: ComputeEngineTargetDetails::of(vm, host, labels),
+            compute_engine_target_details: ComputeEngineTargetDetails::of(&status.plan, labels),
         }
     }
 }

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::id::{BridgeName, HostId, VmName};
+use crate::id::{BridgeName, HostId, HostName, VmName};
+use crate::job::Plan;
 use crate::vm::{Firmware, NicSpec, VmSpec};
 
 use super::name::PROJECT;
@@ -27,6 +28,8 @@ resource! {
         labels: BTreeMap<String, String> = "labels",
         /// What starts it.
         boot_option: ComputeEngineBootOption = "bootOption",
+        /// What the system on its disks calls itself, where that was asked for.
+        hostname: Option<HostName> = "hostname",
     }
 }
 
@@ -154,9 +157,10 @@ macro_rules! always_there {
 always_there!(VmName, HostId);
 
 impl ComputeEngineTargetDetails {
-    /// That VM, at that host, of a job with those labels.
+    /// The VM as it will be by that plan, of a job with those labels.
     #[must_use]
-    pub fn of(vm: &VmSpec, host: &HostId, labels: &BTreeMap<String, String>) -> Self {
+    pub fn of(plan: &Plan, labels: &BTreeMap<String, String>) -> Self {
+        let (vm, host) = (&plan.vm_at_target, &plan.target.id);
         Self {
             vm_name: vm.name.clone(),
             project: PROJECT,
@@ -165,6 +169,7 @@ impl ComputeEngineTargetDetails {
             network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
             labels: labels.clone(),
             boot_option: vm.firmware.into(),
+            hostname: plan.clone.as_ref().and_then(|clone| clone.hostname.clone()),
         }
     }
 }

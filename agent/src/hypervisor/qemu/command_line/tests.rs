@@ -129,6 +129,17 @@ fn firmware_and_kernel_are_found_in_their_places() {
 }
 
 #[test]
+fn an_incoming_read_only_disk_is_filled_below_its_device() {
+    let spec = vm(&disk("root", "read_only = true"), "");
+    let read_only = |incoming: bool| {
+        let arguments = command_line(&spec, &Placement { incoming, ..placement(&spec) }).expect("a command line");
+        let nodes = arguments.iter().filter_map(|text| serde_json::from_str::<Value>(text.to_str()?).ok());
+        nodes.filter_map(|node| node.get("read-only")?.as_bool()).collect::<Vec<_>>()
+    };
+    assert_eq!((read_only(false), read_only(true)), (vec![true; 3], vec![false, false, true]));
+}
+
+#[test]
 fn what_cannot_be_built_is_refused_by_name() {
     let refused = |vm: &VmSpec, placement: &Placement| command_line(vm, placement).expect_err("refused");
     let mut spec = vm(&disk("root", ""), "");
