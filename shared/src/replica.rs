@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BridgeName, HostId, JobId, PoolName, VmId, VmName};
 use crate::job::CutoverForecast;
+use crate::rehearsal::Rehearsal;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{DiskSpec, VmSpec};
@@ -172,6 +173,9 @@ pub struct CloneWish {
     /// Whether the system on its disks is left as it is, with the host name, the keys and the ids of the replicated VM.
     #[serde(default)]
     pub skip_os_adaptation: bool,
+    /// Of a rehearsal: what it is about. Its clone's id is the job's.
+    #[serde(default)]
+    pub rehearsal: Option<Rehearsal>,
 }
 
 /// What the interfaces of a clone are connected to. Each has a new address.
@@ -179,7 +183,7 @@ pub struct CloneWish {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkWish {
-    /// To nothing that leaves its host's own user-mode network.
+    /// To nothing: each is alone in a network of its own.
     #[default]
     Isolated,
     /// Each to the bridge that the replicated VM's is connected to.
@@ -200,6 +204,9 @@ pub struct CloneOf {
     pub full: bool,
     /// Whether the clone is started.
     pub start: bool,
+    /// Of a rehearsal: what the clone has to answer before it is deleted.
+    #[serde(default)]
+    pub rehearsal: Option<Rehearsal>,
 }
 
 /// How long the way back is kept after a cutover where nobody says how long, in seconds: a day.

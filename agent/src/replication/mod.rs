@@ -5,7 +5,8 @@
 //!     └─ frozen                └─ layers      the disks at one point in time · what was received, and is kept
 //!          └─ rest                ├─ clone    its file systems frozen for that · a VM of its own, of a snapshot
 //!                                 ├─ failover the VM itself, of a snapshot, since its host is gone
-//!                                 │    └─ adapt   the system on its disks gets an identity of its own
+//!                                 │    ├─ adapt   the system on its disks gets an identity of its own
+//!                                 │    └─ rehearsal   whether one that is booted for that is healthy
 //!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
@@ -14,6 +15,7 @@ pub mod clone;
 pub mod failover;
 pub mod frozen;
 pub mod layers;
+pub mod rehearsal;
 pub mod rest;
 pub mod source;
 pub mod target;

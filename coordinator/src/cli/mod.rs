@@ -29,6 +29,7 @@ mod output;
 mod pki;
 mod plan;
 mod policy;
+mod rehearse;
 mod replicate;
 mod schedule;
 mod settings;

@@ -11,7 +11,8 @@ const OTHER: &str = "0197c0de-0000-7000-8000-0000000000ff";
 
 fn clone_job(id: &str) -> JobStatus {
     let plan = plan(id.parse().expect("a UUID"));
-    let of = CloneOf { replica: OTHER.parse().expect("a UUID"), snapshot: 2, full: false, start: true };
+    let of =
+        CloneOf { replica: OTHER.parse().expect("a UUID"), snapshot: 2, full: false, start: true, rehearsal: None };
     let steps = Plan::steps_of(JobKind::Clone, MoveMode::Cold, true);
     let source = plan.target.clone();
     let mut status = JobStatus::planned(Plan { kind: JobKind::Clone, clone: Some(of), steps, source, ..plan });

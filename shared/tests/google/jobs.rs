@@ -83,7 +83,7 @@ pub(crate) fn cycle_plan(number: u8) -> Plan {
 pub(crate) fn clone_plan(number: u8) -> Plan {
     let plan = plan(job(number), JobKind::Clone);
     let vm = spec("web-test", "0197c0de-0000-7000-8000-00000000cdef", "slow");
-    let of = CloneOf { replica: VM.parse().expect("a UUID"), snapshot: 2, full: false, start: true };
+    let of = CloneOf { replica: VM.parse().expect("a UUID"), snapshot: 2, full: false, start: true, rehearsal: None };
     Plan {
         source: plan.target.clone(),
         vm_at_target: vm.clone(),

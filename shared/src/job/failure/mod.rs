@@ -60,6 +60,8 @@ pub enum FailureCode {
     GuestNotShutDown,
     /// A replication cycle would have filled a pool that guests write to.
     PoolNearlyFull,
+    /// A guest that was rehearsed did not answer its probes.
+    Unhealthy,
 }
 
 /// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was
@@ -222,6 +224,8 @@ pub enum RefusalCode {
     SnapshotDamaged,
     /// The target has as many replicas, or layers of them, as one host may have.
     ReplicaLimit,
+    /// The VM lacks what a probe of a rehearsal would reach it by.
+    ProbeImpossible,
 }
 
 /// One reason why not, with what to do about it.
