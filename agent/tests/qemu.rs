@@ -440,3 +440,19 @@ async fn a_nic_is_on_its_bridge() {
     tap::delete(&tap).await.expect("removed");
     tap::delete(&tap).await.expect("removed already");
 }
+
+#[tokio::test]
+async fn a_port_leads_to_an_isolated_guest_and_whether_it_accepts_is_known() {
+    let mut bench = Bench::new();
+    bench.vm.nics[0].isolated = Some("192.0.2.10/24".parse().expect("an address"));
+    let guest = bench.start("source", false).await;
+    let [open, taken] = [22, 80].map(|port| std::net::SocketAddrV4::new([192, 0, 2, 10].into(), port));
+    let host = guest.machine.forward(0, open).await.expect("a port");
+    assert!(host.ip().is_loopback() && host.port() != 0);
+    assert_ne!(guest.machine.forward(0, taken).await.expect("another"), host);
+    // QEMU takes it in, and the guest, which is in its BIOS, does not.
+    tokio::net::TcpStream::connect(host).await.expect("a connection");
+    assert!(!guest.machine.has_accepted(open).await.expect("an answer"));
+    let error = guest.machine.forward(1, open).await.expect_err("there is no second nic");
+    assert!(error.to_string().contains("192.0.2.10:22"), "{error}");
+}

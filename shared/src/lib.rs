@@ -12,6 +12,7 @@
 //!   peer/                  hello, messages and frames that cross between two agents
 //!   probe                  what a host measures for the checks of a move
 //!   replica                a VM's disks at another host, as they were at points in time
+//!   rehearsal              what a clone has to answer that is booted to see whether it would
 //!   view/                  a job as programs of other products expect it
 //! ```
 
@@ -23,6 +24,7 @@ pub mod ownership;
 pub mod peer;
 pub mod planned;
 pub mod probe;
+pub mod rehearsal;
 pub mod replica;
 pub mod time;
 pub mod units;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{BridgeName, HostId, HostName, JobId, PoolName, VmId, VmName};
 use crate::job::CutoverForecast;
+use crate::rehearsal::Rehearsal;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
 use crate::vm::{DiskSpec, VmSpec};
@@ -180,6 +181,9 @@ pub struct CloneWish {
     /// Whether it has a seed for cloud-init.
     #[serde(default)]
     pub seed: SeedWish,
+    /// Of a rehearsal: what it is about. Its clone's id is the job's.
+    #[serde(default)]
+    pub rehearsal: Option<Rehearsal>,
 }
 
 /// What the interfaces of a clone are connected to. Each has a new address.
@@ -187,7 +191,7 @@ pub struct CloneWish {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkWish {
-    /// To nothing that leaves its host's own user-mode network.
+    /// To nothing: each is alone in a network of its own.
     #[default]
     Isolated,
     /// Each to the bridge that the replicated VM's is connected to.
@@ -214,6 +218,9 @@ pub struct CloneOf {
     /// Whether it has a seed, one disk more than it is planned with.
     #[serde(default = "SeedWish::never")]
     pub seed: SeedWish,
+    /// Of a rehearsal: what the clone has to answer before it is deleted.
+    #[serde(default)]
+    pub rehearsal: Option<Rehearsal>,
 }
 
 /// How long the way back is kept after a cutover where nobody says how long, in seconds: a day.

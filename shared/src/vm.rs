@@ -4,6 +4,8 @@
 //! the pool, the VM's id and the disk's name alone, so that a specification means the same at the source and the target
 //! and nothing outside the configured pools can be asked for (invariant 10).
 
+mod isolated;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -13,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::{BridgeName, DiskName, PoolName, VmId, VmName};
 use crate::replica::Base;
 use crate::units::ByteCount;
+
+pub use isolated::IsolatedAddress;
 
 /// The most disks one VM may have.
 pub const DISKS_MAX: usize = 32;
@@ -254,6 +258,9 @@ pub struct NicSpec {
     /// not survive a move.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bridge: Option<BridgeName>,
+    /// Of a user-mode network: whether the guest is alone in it and reaches nothing, not even its host; and its address there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolated: Option<IsolatedAddress>,
 }
 
 /// A unicast Ethernet address.
@@ -367,6 +374,9 @@ impl VmSpec {
         });
         check(self.nics.iter().map(|nic| nic.mac).collect::<BTreeSet<_>>().len() == self.nics.len(), &|| {
             "two nics have one MAC address; give each its own".to_owned()
+        });
+        check(self.nics.iter().all(|nic| nic.bridge.is_none() || nic.isolated.is_none()), &|| {
+            "a nic is on a bridge and isolated; give one of the two".to_owned()
         });
         check(self.kernel.is_none() || self.firmware == Firmware::Bios, &|| {
             "a kernel started directly needs firmware = \"bios\"".to_owned()

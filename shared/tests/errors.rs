@@ -33,6 +33,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-F019", "os_adaptation", 4, 3, 3, 1),
     ("STERNA-F020", "guest_not_shut_down", 3, 52, 2, 1),
     ("STERNA-F021", "pool_nearly_full", 9, 50, 3, 1),
+    ("STERNA-F024", "unhealthy", 4, 3, 4, 1),
     ("STERNA-J001", "killed", 1, 1, 3, 1),
     ("STERNA-J002", "unresolved", 2, 7, 4, 1),
     ("STERNA-J003", "host_silent", 2, 7, 3, 1),
@@ -89,6 +90,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R054", "not_extendable", 10, 129, 2, 1),
     ("STERNA-R055", "replica_limit", 8, 44, 2, 1),
     ("STERNA-R056", "replication_expired", 9, 53, 2, 1),
+    ("STERNA-R060", "probe_impossible", 10, 8, 2, 1),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

@@ -5,14 +5,21 @@ use std::fs::Permissions;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
 use sterna_witness::protocol::DiskVerification;
 use sterna_witness::record::{Block, RECORD_BYTES, Records};
 
 use crate::fleet::{Fleet, WitnessWish};
+use crate::moves::{processes, step};
+use crate::scenario::eventually;
 
+/// How long it may take until what a job has left is gone, and told.
+const LEFT_WAIT: Duration = Duration::from_secs(30);
+/// Less than a disk holds of which a cycle is to read what has changed.
+const DISK_BYTES: u64 = 64 << 20;
 /// The seed that every witness of a fleet has.
 const SEED: u64 = 7;
 
@@ -21,6 +28,10 @@ const SLOW_QEMU_IMG: &str = r#"#!/bin/sh
 [ "$1" != create ] || sleep 3
 PATH="${PATH#*:}" exec qemu-img "$@"
 "#;
+/// Gives a command that begins a job and does not wait for it; the job's id.
+pub async fn detached(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<String> {
+    Ok(fleet.sterna(arguments).await?["job"].as_str().context("an id")?.to_owned())
+}
 
 /// Runs one cycle to its end, which must be a good one.
 pub async fn cycle(fleet: &Fleet, vm: &str, target: &str, more: &[&str]) -> anyhow::Result<Value> {
@@ -100,6 +111,60 @@ pub fn records(
         std::fs::remove_file(raw)?;
     }
     Ok(found)
+}
+
+/// The target `bravo` has the replica of `web` as it was, and nothing else; the source `alpha` nothing but its guest. Both take jobs.
+pub async fn expect_nothing_more(fleet: &Fleet, at: &str, untouched: &Value) -> anyhow::Result<()> {
+    let mut seen = String::new();
+    let wanted = async || {
+        let vm = fleet.sterna(&["vm", "show", "web"]).await?;
+        let found = replica(fleet, "web").await?.context("there is a replica")?;
+        let vms = fleet.sterna(&["vm", "list"]).await?;
+        let listed = vms.as_array().is_some_and(|vms| vms.iter().any(|vm| vm["report"]["spec"]["name"] != "web"));
+        let mut more = strays(fleet, &found)?;
+        more.extend(fleet.agent("bravo")?.runtime_entries());
+        for program in ["qemu-system", "qemu-storage-daemon", "qemu-img"] {
+            more.extend(processes(fleet, "bravo", program)?.into_iter().map(|(_, name)| name));
+        }
+        let scratch = |path: &PathBuf| path.display().to_string().contains(".scratch.");
+        more.extend(
+            fleet
+                .agent("alpha")?
+                .open_files("qemu")?
+                .iter()
+                .filter(|path| scratch(path))
+                .map(|path| path.display().to_string()),
+        );
+        let same = found == *untouched;
+        anyhow::Ok((
+            vm["report"]["job"].is_null() && !listed && more.is_empty() && same,
+            format!("{listed} {more:?} {found:#}"),
+        ))
+    };
+    let deadline = Instant::now() + LEFT_WAIT;
+    while Instant::now() < deadline {
+        let (good, what) = wanted().await?;
+        if good {
+            return Ok(());
+        }
+        seen = what;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    bail!("{at}: there is more, or other: {seen}")
+}
+
+/// A cycle of `web` reads what has changed, and not the disks.
+pub async fn expect_incremental(fleet: &Fleet, at: &str, more: &[&str]) -> anyhow::Result<()> {
+    let job = cycle(fleet, "web", "bravo", more).await.with_context(|| at.to_owned())?;
+    let read = step(&job, "copy_disks").and_then(|step| step["bytes_total"].as_u64()).context("bytes")?;
+    ensure!(read < DISK_BYTES, "{at}: more than a disk was read: {job:#}");
+    let number = job["job"].clone();
+    eventually(&format!("{at}: its snapshot is told"), LEFT_WAIT, async || {
+        let found = replica(fleet, "web").await?.context("there is a replica")?;
+        let layers = found["layers"].as_array().into_iter().flatten();
+        Ok(layers.into_iter().any(|layer| layer["snapshot"]["cycle"] == number).then_some(()))
+    })
+    .await
 }
 
 /// Holds a snapshot against what the guest had acknowledged `before` it: nothing of that is missing, and of a guest that writes in

@@ -10,6 +10,7 @@ use tracing::info;
 use crate::disk::copy::CopyError;
 use crate::disk::nbd::NbdError;
 use crate::guest::adapter::AdapterError;
+use crate::guest::health;
 use crate::host::Host;
 use crate::host::headroom::NearlyFull;
 use crate::host::room::RoomError;
@@ -246,6 +247,9 @@ pub enum MoveError {
     /// The system on a clone's disks was not adapted.
     #[error(transparent)]
     Adaptation(#[from] AdapterError),
+    /// A guest that was rehearsed is not healthy.
+    #[error(transparent)]
+    Unhealthy(#[from] health::Unhealthy),
     /// What is free here is held for others.
     #[error(transparent)]
     Room(#[from] RoomError),
@@ -354,6 +358,10 @@ impl MoveError {
             Self::Adaptation(_) => {
                 (F::OsAdaptation, "make it of another snapshot, or leave the system as it is with --skip-os-adaptation")
             }
+            Self::Unhealthy(_) => (
+                F::Unhealthy,
+                "look at such a clone yourself (`sterna clone create VM --start`, `sterna vm console CLONE`), or give it longer with --probe-timeout",
+            ),
             Self::Refused { .. } => (F::TargetRefused, "look at the target agent's log, then start the move again"),
         };
         host.failure(code, self, remedy)

@@ -56,7 +56,8 @@ pub fn worth_keeping(cause: Option<FailureCode>) -> bool {
             | F::PlanStale
             | F::Internal
             | F::NotMigratable
-            | F::OsAdaptation,
+            | F::OsAdaptation
+            | F::Unhealthy,
         ) => false,
     }
 }

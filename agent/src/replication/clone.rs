@@ -9,21 +9,24 @@
 //!      └────────── any failure, any cancel: everything that was made is gone ──────────┘
 //! ```
 //!
-//! **Contract.** Once the job is over the clone is a VM like any other, and nothing here touches it again but the layers
-//! that its disks stand on, which stay ([`crate::journal::ReplicaChange`]).
+//! A rehearsal goes on with the step probe ([`super::rehearsal`]), and ends like that too where all goes well.
+//!
+//! **Contract.** Once the job is over, a rehearsal has left nothing. A clone is a VM like any other, and nothing here touches it
+//! again but the layers that its disks stand on, which stay ([`crate::journal::ReplicaChange`]).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use sterna_shared::job::{EventBody, StepFigures, StepKind};
+use sterna_shared::job::{EventBody, JobKind, StepFigures, StepKind};
 use sterna_shared::ownership::{Input, Record};
 use sterna_shared::replica::{CloneOf, SeedWish};
 use sterna_shared::vm::{DiskSpec, VmSpec};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::adapt::{Alive, adapt, hostname};
-use super::{layers, seed, variables};
+use super::{layers, rehearsal, seed, variables};
 use crate::migration::context::{Context, MoveError, Outcome};
 use crate::migration::images::{self, ImageError};
 
@@ -52,7 +55,10 @@ impl Cloner {
         // What still has the disks open is ended first, by whoever started it.
         let None = gone.recv().await;
         match made {
-            Ok(()) if context.gate.close() => Outcome::Completed { blackout_us: 0 },
+            Ok(()) if context.gate.close() => match self.keep().await {
+                Ok(()) => Outcome::Completed { blackout_us: 0 },
+                Err(error) => error_outcome(&context, &error),
+            },
             Ok(()) => {
                 let wish = context.gate.ended().await;
                 self.undo(MoveError::Ended(wish)).await
@@ -88,7 +94,19 @@ impl Cloner {
         if context.plan.clone.as_ref().is_some_and(|clone| clone.start) {
             context.keeper.start().await?;
         }
-        context.end(step, StepFigures::default()).await
+        let started = Instant::now();
+        context.end(step, StepFigures::default()).await?;
+        let Some(wanted) = context.plan.clone.as_ref().and_then(|clone| clone.rehearsal.as_ref()) else {
+            return Ok(());
+        };
+        let step = context.begin(StepKind::Probe).await?;
+        let figures = rehearsal::probe(context, wanted, started).await?;
+        context.end(step, figures).await
+    }
+
+    /// Of what was made, what is to stay.
+    async fn keep(&self) -> Result<(), MoveError> {
+        if self.context.plan.kind == JobKind::Rehearse { self.remove().await } else { Ok(()) }
     }
 
     /// Its seed, where it may have one.
@@ -150,6 +168,12 @@ impl Cloner {
         info!(job = %context.plan.job, reason = %error, "unwinding");
         let error = context.gate.wish().map_or(error, MoveError::Ended);
         context.unwinding(&error).await;
+        let removed = self.remove().await;
+        error_outcome(context, &removed.err().unwrap_or(error))
+    }
+
+    async fn remove(&self) -> Result<(), MoveError> {
+        let context = &self.context;
         if matches!(context.keeper.machine().await, Ok(Some(_)))
             && let Err(error) = context.keeper.stop(true, Duration::ZERO).await
         {
@@ -159,7 +183,7 @@ impl Cloner {
             && let Err(error) = context.keeper.feed(Input::Delete).await
         {
             warn!(job = %context.plan.job, %error, "the clone is left over");
-            return error_outcome(context, &error.into());
+            return Err(error.into());
         }
         if context.host.journal.images_made(context.plan.job).unwrap_or(false) {
             if let Some((_, disk)) = self.seed() {
@@ -167,7 +191,7 @@ impl Cloner {
             }
             images::remove_all(&context.host, &context.plan.vm).await;
         }
-        error_outcome(context, &error)
+        Ok(())
     }
 }
 

@@ -7,7 +7,8 @@
 //!                                 ├─ clone    a VM of its own, of a snapshot
 //!                                 ├─ failover the VM itself, of a snapshot, since its host is gone
 //!                                 │    ├─ adapt   the system on its disks gets an identity of its own
-//!                                 │    └─ seed    who it is, for its cloud-init
+//!                                 │    ├─ seed    who it is, for its cloud-init
+//!                                 │    └─ rehearsal   whether one that is booted for that is healthy
 //!                                 └─ verify   whether what is kept is still what was written
 //! ```
 
@@ -16,6 +17,7 @@ pub mod clone;
 pub mod failover;
 pub mod frozen;
 pub mod layers;
+pub mod rehearsal;
 pub mod rest;
 pub mod seed;
 pub mod source;

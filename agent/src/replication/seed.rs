@@ -62,6 +62,7 @@ mod tests {
         .expect("a specification");
         let nic = |number: usize| NicSpec {
             mac: format!("52:54:00:00:00:{number:02x}").parse().expect("a MAC"),
+            isolated: None,
             bridge: None,
         };
         spec.nics = (0..nics).map(nic).collect();

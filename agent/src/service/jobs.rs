@@ -52,7 +52,7 @@ impl Service {
         let role = match (plan.source.id == here, plan.target.id == here) {
             _ if plan.kind == JobKind::Stage => Role::Staging,
             _ if plan.kind == JobKind::DeepCheck => Role::Reader,
-            _ if plan.kind == JobKind::Clone => Role::Cloner,
+            _ if matches!(plan.kind, JobKind::Clone | JobKind::Rehearse) => Role::Cloner,
             _ if plan.kind == JobKind::Verify => Role::Verifier,
             (true, _) if plan.kind == JobKind::Replicate => Role::CycleSource,
             _ if plan.kind == JobKind::Replicate => Role::Replica,
@@ -222,6 +222,9 @@ impl Service {
             (false, _) if *role == Role::Verifier => {
                 EventBody::CancelRefused { reason: "the replica is read, and what was found is told".to_owned() }
             }
+            (false, _) if context.plan.kind == JobKind::Rehearse => EventBody::CancelRefused {
+                reason: "every probe was answered, and the clone is being deleted".to_owned(),
+            },
             (false, _) if *role == Role::Cloner => {
                 EventBody::CancelRefused { reason: "the clone is made; delete it with `sterna vm delete`".to_owned() }
             }

@@ -17,6 +17,7 @@ use super::error::{CliError, Exit};
 use super::migrate::submit;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::page::{self, PageArgs};
+use super::rehearse::{self, RehearseArgs};
 use super::vm::{done, yes_or_no};
 use super::{job, labels, now};
 use crate::client::Client;
@@ -29,6 +30,8 @@ const BODY_MAX: u64 = 64 * 1024;
 pub(super) enum CloneCommand {
     /// Make a VM of a replica, at the host that has it
     Create(Box<CreateArgs>),
+    /// See whether a VM would come up from its replica: boot a clone that reaches nothing, probe it, delete it
+    Rehearse(Box<RehearseArgs>),
     /// List the jobs that make clones, or made them, newest first; also as Google has them, with --output google
     #[command(visible_alias = "ls")]
     List(PageArgs),
@@ -109,6 +112,7 @@ pub(super) struct CreateArgs {
 pub(super) async fn run(command: &CloneCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         CloneCommand::Create(args) => create(args, client, output).await,
+        CloneCommand::Rehearse(args) => rehearse::run(args, client, output).await,
         CloneCommand::List(args) if output.format == Format::Google => {
             let page = args.page(output.format);
             output.json(&client.replications(now()).await?.known().clone_jobs(&page))?;
@@ -180,13 +184,10 @@ fn read_body(path: &Path) -> Result<CloneBody, CliError> {
 }
 
 fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest, CliError> {
-    let named = || format!("{}-clone", args.vm).parse();
-    let name = args.name.as_ref().or(body.name.as_ref()).cloned().map_or_else(named, Ok).map_err(|error| {
-        CliError::new(Exit::Usage, format!("the clone cannot be called {}-clone: {error}", args.vm)).hint("give --name")
-    })?;
+    let given = args.name.as_ref().or(body.name.as_ref()).cloned();
     let wish = CloneWish {
         id,
-        name,
+        name: given.map_or_else(|| name_of(&args.vm, "clone"), Ok)?,
         snapshot: args.snapshot,
         pool: args.pool.clone(),
         vcpus: args.vcpus.or(body.machine.map(|machine| machine.vcpus)),
@@ -197,11 +198,24 @@ fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest,
         skip_os_adaptation: args.skip_os_adaptation,
         hostname: args.hostname.as_ref().or(body.hostname.as_ref()).cloned(),
         seed: args.seed,
+        rehearsal: None,
     };
-    Ok(MoveRequest {
-        kind: JobKind::Clone,
-        vm: args.vm.clone(),
-        target: args.at.as_ref().or(body.host.as_ref()).cloned(),
+    Ok(request_of(JobKind::Clone, &args.vm, args.at.as_ref().or(body.host.as_ref()), wish))
+}
+
+/// The name of what is made of a VM where none is given.
+pub(super) fn name_of(vm: &str, what: &str) -> Result<VmName, CliError> {
+    let name = format!("{vm}-{what}");
+    name.parse().map_err(|error| {
+        CliError::new(Exit::Usage, format!("the clone cannot be called {name}: {error}")).hint("give --name")
+    })
+}
+
+pub(super) fn request_of(kind: JobKind, vm: &str, host: Option<&HostId>, wish: CloneWish) -> MoveRequest {
+    MoveRequest {
+        kind,
+        vm: vm.to_owned(),
+        target: host.cloned(),
         mode: ModeWish::Auto,
         storage: StorageWish::All,
         disks: Vec::new(),
@@ -215,7 +229,7 @@ fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest,
         replication: None,
         clone: Some(Box::new(wish)),
         cutover: None,
-    })
+    }
 }
 
 fn parse_network(text: &str) -> Result<NetworkWish, String> {
@@ -242,7 +256,7 @@ fn list(jobs: &[JobStatus]) -> String {
     table(["JOB", "CLONE", "HOST", "SNAPSHOT", "OF", "STATE", "SUBMITTED"], rows)
 }
 
-fn show_plan(plan: &Plan) -> String {
+pub(super) fn show_plan(plan: &Plan) -> String {
     let spec = &plan.vm;
     let of = plan.clone.as_ref();
     let head = pairs([

@@ -12,7 +12,7 @@ use sterna_shared::replica::{CutoverWish, REVERT_MAX_SECONDS};
 use sterna_shared::units::Bandwidth;
 
 use super::error::{CliError, Exit};
-use super::migrate::{SubmitArgs, parse_placement};
+use super::migrate::{SubmitArgs, parse_placement, show_plan};
 use super::output::{Format, Output, moment, or_dash, table};
 use super::page::{self, PageArgs};
 use super::vm::done;
@@ -154,7 +154,7 @@ async fn revert(args: &WayArgs, client: &Client, output: Output) -> Result<Exit,
 async fn submit(args: &WayArgs, request: &MoveRequest, client: &Client, output: Output) -> Result<Exit, CliError> {
     let mut policy = args.submit.policy.policy(client.sender());
     args.submit.policy.recover(request, &mut policy)?;
-    args.submit.submit(request, &policy, client, output).await
+    args.submit.submit(request, &policy, show_plan, client, output).await
 }
 
 /// The latest cutover of a VM that did what it should.

@@ -329,6 +329,7 @@ pub(super) const fn kind_name(kind: JobKind) -> &'static str {
         JobKind::Stage => "preparation",
         JobKind::Replicate => "replication",
         JobKind::Clone => "clone",
+        JobKind::Rehearse => "rehearsal",
         JobKind::Verify => "verification",
         JobKind::Cutover => "cutover",
     }
@@ -345,7 +346,7 @@ pub(super) const fn mode_name(mode: MoveMode) -> &'static str {
 /// From where to where, and of a move how.
 fn way(job: &JobView) -> String {
     match job.kind {
-        JobKind::Clone | JobKind::Verify => job.target.to_string(),
+        JobKind::Clone | JobKind::Rehearse | JobKind::Verify => job.target.to_string(),
         JobKind::Replicate => format!("{} → {}", job.source, job.target),
         _ => format!("{} → {}, {}", job.source, job.target, mode_name(job.mode)),
     }

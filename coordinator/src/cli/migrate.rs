@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
 use sterna_shared::id::{HostId, JobId, PlannedVmId};
-use sterna_shared::job::{DiskPlacement, JobKind, ModeWish, MoveRequest, MoveSettings, Policy, StorageWish};
+use sterna_shared::job::{DiskPlacement, JobKind, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StorageWish};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::{BandwidthUnit, Settings};
 
@@ -122,15 +122,16 @@ pub(super) async fn run(args: &MigrateArgs, client: &Client, output: Output) -> 
     let mut policy = args.submit.policy.policy(client.sender());
     let request = args.wish.request(JobKind::Move, &mut policy)?;
     args.submit.policy.recover(&request, &mut policy)?;
-    args.submit.submit(&request, &policy, client, output).await
+    args.submit.submit(&request, &policy, show_plan, client, output).await
 }
 
 impl SubmitArgs {
-    /// Has a wish become a job, and watches it; or tells what it would come to.
+    /// Has a wish become a job, and watches it; or tells what it would come to, to people as `show` has it.
     pub(super) async fn submit(
         &self,
         request: &MoveRequest,
         policy: &Policy,
+        show: fn(&Plan) -> String,
         client: &Client,
         output: Output,
     ) -> Result<Exit, CliError> {
@@ -140,8 +141,7 @@ impl SubmitArgs {
             for wait in &draft.waits_for {
                 output.remark(&format!("it would wait: {wait}"));
             }
-            let view = PlanView::new(&draft.plan);
-            output.result(&view, || show_plan(&view))?;
+            output.result(&PlanView::new(&draft.plan), || show(&draft.plan))?;
             return Ok(Exit::Ok);
         }
         submit(job, request, policy, self.detach, client, output).await
@@ -226,7 +226,8 @@ pub(super) fn parse_placement(text: &str) -> Result<DiskPlacement, String> {
     Ok(DiskPlacement { disk: disk.parse().map_err(invalid)?, pool: pool.parse().map_err(invalid)?, format })
 }
 
-fn show_plan(plan: &PlanView) -> String {
+pub(super) fn show_plan(plan: &Plan) -> String {
+    let plan = PlanView::new(plan);
     let steps: Vec<&str> = plan.steps.iter().map(|step| step.as_str()).collect();
     let head = pairs([
         ("vm", format!("{} ({})", plan.vm.name, plan.vm.id)),

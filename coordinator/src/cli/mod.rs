@@ -34,6 +34,7 @@ mod page;
 mod pki;
 mod plan;
 mod policy;
+mod rehearse;
 mod replicate;
 mod schedule;
 mod settings;

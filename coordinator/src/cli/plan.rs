@@ -7,7 +7,7 @@ use sterna_shared::job::{DiskPlacement, JobKind, MoveRequest, MoveSettings};
 use sterna_shared::planned::{HOLD_MAX_SECONDS, HOLD_MIN_SECONDS, PlannedView};
 
 use super::error::{CliError, Exit};
-use super::migrate::{Mode, Storage, SubmitArgs, parse_placement};
+use super::migrate::{Mode, Storage, SubmitArgs, parse_placement, show_plan};
 use super::output::{Output, moment, table};
 use super::schedule::parse_seconds;
 use super::vm;
@@ -79,7 +79,7 @@ pub(super) async fn run(args: &PlanArgs, client: &Client, output: Output) -> Res
         None => {
             let (request, mut policy) = (request(&args.make)?, args.make.submit.policy.policy(client.sender()));
             args.make.submit.policy.recover(&request, &mut policy)?;
-            return args.make.submit.submit(&request, &policy, client, output).await;
+            return args.make.submit.submit(&request, &policy, show_plan, client, output).await;
         }
     }
     Ok(Exit::Ok)

@@ -148,7 +148,7 @@ impl Watch {
             {
                 let head = match view.kind {
                     // What is wrong with the replica says itself whose it is.
-                    JobKind::Verify => String::new(),
+                    JobKind::Verify | JobKind::Rehearse => String::new(),
                     kind if kind.only_looks() => String::new(),
                     JobKind::Replicate => format!("{} was not replicated: ", view.vm.name),
                     JobKind::Clone => format!("{} was not made: ", view.vm.name),
@@ -204,6 +204,7 @@ fn news(before: Option<&JobView>, view: &JobView) -> Vec<String> {
         let of = if view.kind == JobKind::Move { String::new() } else { format!("{} of ", job::kind_name(view.kind)) };
         match view.kind {
             JobKind::Clone => format!("job {job}: clone {} at {target}", vm.name),
+            JobKind::Rehearse => format!("job {job}: {} at {target}", vm.name),
             JobKind::Verify => format!("job {job}: {of}the replica of {} at {target}", vm.name),
             JobKind::Replicate => format!("job {job}: {of}{} from {source} to {target}", vm.name),
             _ => format!("job {job}: {of}{} from {source} to {target} ({})", vm.name, job::mode_name(view.mode)),
@@ -222,7 +223,9 @@ fn summary(view: &JobView) -> String {
         return format!("{}{took}", check::told(report));
     }
     match view.state {
-        JobState::Terminated | JobState::Killed if view.kind.only_looks() || view.kind == JobKind::Verify => {
+        JobState::Terminated | JobState::Killed
+            if view.kind.only_looks() || matches!(view.kind, JobKind::Verify | JobKind::Rehearse) =>
+        {
             format!("{name}: cancelled{took}")
         }
         JobState::Completed => {
@@ -231,6 +234,9 @@ fn summary(view: &JobView) -> String {
                 format!("{name}: replicated to {}{took}; its snapshots: sterna replicate show {name}", view.target)
             } else if view.kind == JobKind::Clone {
                 format!("{name}: made at {}{took}", view.target)
+            } else if view.kind == JobKind::Rehearse {
+                let healthy = view.steps.iter().find_map(|step| step.healthy_ms).unwrap_or_default();
+                format!("{name}: healthy {}.{} s after its start; deleted{took}", healthy / 1000, healthy % 1000 / 100)
             } else if view.kind == JobKind::Verify {
                 format!("{name}: its replica at {} holds what was written to it{took}", view.target)
             } else if view.kind == JobKind::Stage {

@@ -1,4 +1,5 @@
-//! Clones: a wish and a replica become the specification of a VM, and a plan to make it at the host that has the replica.
+//! Clones: a wish and a replica become the specification of a VM, and a plan to make it at the host that has the replica; of a
+//! rehearsal likewise, whose VM is deleted again.
 //!
 //! ```text
 //!   MoveRequest.clone ─┐                                          ┌─▶ Plan: the clone's own specification
@@ -13,9 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use sterna_shared::host::VmState;
 use sterna_shared::id::{DiskName, JobId, PoolName, VmId};
 use sterna_shared::job::{JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusal, RefusalCode, StepKind};
+use sterna_shared::rehearsal::{HealthProbe, PROBE_MAX_SECONDS, PROBES_MAX, Rehearsal};
 use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, SeedWish, Snapshot};
 use sterna_shared::units::ByteCount;
-use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, MacAddress, NicSpec, VmSpec};
+use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, IsolatedAddress, MacAddress, NicSpec, VmSpec};
 
 use super::check::{offline, refusal};
 use super::{Draft, Seeds, placement, replica};
@@ -30,6 +32,8 @@ type Check = fn(&Making, &mut Vec<Refusal>);
 /// All checks, in the order in which their reasons are told.
 const CHECKS: &[Check] = &[
     host_is_online,
+    rehearsal_is_sound,
+    probes_reach_it,
     snapshot_is_there,
     snapshot_is_sound,
     id_and_name_are_free,
@@ -59,6 +63,7 @@ const FAILOVER_CHECKS: &[Check] = &[
 /// A clone that is to be made, beside what it is made from.
 struct Making<'a> {
     fleet: &'a Fleet,
+    kind: JobKind,
     wish: &'a CloneWish,
     member: &'a Member,
     replica: &'a Replica,
@@ -85,6 +90,7 @@ pub(super) fn draft<'a>(
     let begun = own.into_iter().filter(|status| status.has_begun());
     let making = Making {
         fleet,
+        kind: request.kind,
         wish,
         member,
         replica,
@@ -115,9 +121,11 @@ pub fn replica_cannot_run(fleet: &Fleet, member: &Member, replica: &Replica, sna
         skip_os_adaptation: true,
         hostname: None,
         seed: SeedWish::Never,
+        rehearsal: None,
     };
     let job = JobId::from_uuid(of.id.uuid());
-    let making = Making { fleet, wish: &wish, member, replica, jobs: Vec::new(), job, begun_with: None };
+    let kind = JobKind::Clone;
+    let making = Making { fleet, kind, wish: &wish, member, replica, jobs: Vec::new(), job, begun_with: None };
     let mut refusals = Vec::new();
     FAILOVER_CHECKS.iter().for_each(|check| check(&making, &mut refusals));
     refusals
@@ -141,11 +149,16 @@ impl Making<'_> {
         }
     }
 
+    /// A rehearsal may be made again and again, each time of another VM.
+    fn id(&self) -> VmId {
+        if self.kind == JobKind::Rehearse { VmId::from_uuid(self.job.uuid()) } else { self.wish.id }
+    }
+
     /// The clone, as it is to be.
     fn spec(&self) -> VmSpec {
         let (of, wish) = (&self.replica.vm, self.wish);
         VmSpec {
-            id: wish.id,
+            id: self.id(),
             name: wish.name.clone(),
             vcpus: wish.vcpus.unwrap_or(of.vcpus),
             memory: wish.memory.unwrap_or(of.memory),
@@ -187,30 +200,39 @@ impl Making<'_> {
 
     fn nics(&self) -> Vec<NicSpec> {
         let taken: BTreeSet<MacAddress> = self.replica.vm.nics.iter().map(|nic| nic.mac).collect();
-        let macs = addresses(self.wish.id).filter(|mac| !taken.contains(mac));
+        let macs = addresses(self.id()).filter(|mac| !taken.contains(mac));
         let bridge = |nic: &NicSpec| match &self.wish.network {
             NetworkWish::Isolated => None,
             NetworkWish::Same => nic.bridge.clone(),
             NetworkWish::Bridge(bridge) => Some(bridge.clone()),
         };
-        self.replica.vm.nics.iter().zip(macs).map(|(nic, mac)| NicSpec { mac, bridge: bridge(nic) }).collect()
+        let first = self.wish.rehearsal.as_ref().map(|rehearsal| rehearsal.address);
+        let addresses = first.into_iter().chain(std::iter::repeat(IsolatedAddress::default()));
+        let isolated = |nic: &NicSpec, address| match &self.wish.network {
+            NetworkWish::Isolated => Some(address),
+            NetworkWish::Same => nic.isolated,
+            NetworkWish::Bridge(_) => None,
+        };
+        let nics = self.replica.vm.nics.iter().zip(macs).zip(addresses);
+        nics.map(|((nic, mac), address)| NicSpec { mac, bridge: bridge(nic), isolated: isolated(nic, address) })
+            .collect()
     }
 
     fn steps(&self) -> Vec<StepKind> {
-        let mut steps = Plan::steps_of(JobKind::Clone, MoveMode::Cold, false);
+        let mut steps = Plan::steps_of(self.kind, MoveMode::Cold, false);
         steps.retain(|step| *step != StepKind::AdaptOs || !self.wish.skip_os_adaptation);
         steps
     }
 
     fn decide(&self, request: &MoveRequest, seeds: Seeds) -> Option<Plan> {
         let snapshot = self.snapshot()?.number;
-        let (full, start) = (self.wish.full, self.wish.start);
-        let (hostname, seed) = (self.wish.hostname.clone(), self.seed());
-        let clone = CloneOf { replica: self.replica.vm.id, snapshot, full, start, hostname, seed };
+        let CloneWish { full, start, rehearsal, hostname, .. } = self.wish.clone();
+        let seed = self.seed();
+        let clone = CloneOf { replica: self.replica.vm.id, snapshot, full, start, hostname, seed, rehearsal };
         // The host adds the seed, where it is needed.
         let mut spec = self.spec();
         spec.disks.retain(|disk| seed == SeedWish::Never || !disk.is_seed());
-        let plan = replica::plan(self.member, JobKind::Clone, spec, request, seeds);
+        let plan = replica::plan(self.member, self.kind, spec, request, seeds);
         Some(Plan { clone: Some(clone), steps: self.steps(), ..plan })
     }
 }
@@ -226,6 +248,48 @@ fn addresses(id: VmId) -> impl Iterator<Item = MacAddress> {
 
 fn host_is_online(making: &Making, out: &mut Vec<Refusal>) {
     out.extend(Some(making.member).filter(|member| !member.online).map(offline));
+}
+
+fn rehearsal_is_sound(making: &Making, out: &mut Vec<Refusal>) {
+    let wish = making.wish;
+    let fault = match &wish.rehearsal {
+        None if making.kind == JobKind::Rehearse => "a rehearsal does not say what it is about",
+        None => return,
+        Some(_) if making.kind != JobKind::Rehearse => "a clone that stays is given probes",
+        Some(_) if !wish.start || wish.network != NetworkWish::Isolated => {
+            "a rehearsal is not started, or not isolated"
+        }
+        Some(Rehearsal { probes, .. }) if !(1..=PROBES_MAX).contains(&probes.len()) => {
+            "the number of probes is not taken"
+        }
+        Some(Rehearsal { probe_seconds, .. }) if !(1..=PROBE_MAX_SECONDS).contains(probe_seconds) => {
+            "the time for the probes is not taken"
+        }
+        Some(_) => return,
+    };
+    out.push(refusal(
+        RefusalCode::InvalidValue,
+        fault,
+        format!(
+            "give a rehearsal 1 to {PROBES_MAX} probes with --probe, and up to {PROBE_MAX_SECONDS} s with --probe-timeout"
+        ),
+    ));
+}
+
+fn probes_reach_it(making: &Making, out: &mut Vec<Refusal>) {
+    let of = &making.replica.vm;
+    for probe in making.wish.rehearsal.iter().flat_map(|rehearsal| &rehearsal.probes) {
+        let (missing, remedy) = match probe {
+            HealthProbe::Agent if !of.guest_agent => ("channel for a guest agent", "set guest_agent of the VM"),
+            probe if probe.port().is_some() && of.nics.is_empty() => ("network interface", "give the VM one"),
+            _ => continue,
+        };
+        out.push(refusal(
+            RefusalCode::ProbeImpossible,
+            format!("probe {probe} cannot be made: VM {} has no {missing}", of.name),
+            format!("{remedy} and wait for the next cycle, or ask for something else, such as --probe console:login:"),
+        ));
+    }
 }
 
 fn snapshot_is_there(making: &Making, out: &mut Vec<Refusal>) {
@@ -265,7 +329,7 @@ fn snapshot_is_sound(making: &Making, out: &mut Vec<Refusal>) {
 }
 
 fn id_and_name_are_free(making: &Making, out: &mut Vec<Refusal>) {
-    let (id, name, host) = (making.wish.id, &making.wish.name, &making.member.inventory.host);
+    let (id, name, host) = (making.id(), &making.wish.name, &making.member.inventory.host);
     for (member, report) in making.fleet.records(id).filter(|(_, report)| report.job != Some(making.job)) {
         out.push(refusal(
             RefusalCode::NameTaken,
@@ -286,7 +350,8 @@ fn id_and_name_are_free(making: &Making, out: &mut Vec<Refusal>) {
     }
     let made = |status: &&&JobStatus| {
         let plan = &status.plan;
-        plan.kind == JobKind::Clone && (plan.vm.id == id || (plan.vm.name == *name && plan.target.id == *host))
+        let makes = matches!(plan.kind, JobKind::Clone | JobKind::Rehearse);
+        makes && (plan.vm.id == id || (plan.vm.name == *name && plan.target.id == *host))
     };
     if let Some(other) = making.jobs.iter().find(made) {
         out.push(refusal(

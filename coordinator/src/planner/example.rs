@@ -58,6 +58,7 @@ pub(crate) fn vm(name: &str) -> VmSpec {
         nics: vec![NicSpec {
             mac: "52:54:00:00:00:01".parse().expect("a MAC"),
             bridge: Some("lan".parse().expect("a name")),
+            isolated: None,
         }],
         guest_agent: false,
         extra_arguments: vec![],
@@ -123,6 +124,7 @@ pub(crate) fn clone_request() -> MoveRequest {
         skip_os_adaptation: false,
         hostname: None,
         seed: SeedWish::Auto,
+        rehearsal: None,
     };
     MoveRequest { kind: JobKind::Clone, target: None, clone: Some(Box::new(wish)), ..request() }
 }

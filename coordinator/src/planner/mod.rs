@@ -7,7 +7,7 @@
 //!   Seeds ───────┘
 //! ```
 //!
-//! A replication has a list of checks of its own; so has a clone, which is planned on a replica and not on a VM.
+//! A replication has a list of checks of its own; so have a clone and a rehearsal, which are planned on a replica and not on a VM.
 //!
 //! Pure: no clock, no randomness, no I/O; the same input gives the same plan. Checks do not depend on one another: one
 //! that lacks what it would look at (the target is unknown, say) says nothing, because another says why. That is what
@@ -104,7 +104,7 @@ pub fn draft<'a>(
     request: &'a MoveRequest,
     seeds: Seeds,
 ) -> Draft {
-    if request.kind == JobKind::Clone {
+    if matches!(request.kind, JobKind::Clone | JobKind::Rehearse) {
         return clone::draft(fleet, jobs, request, seeds);
     }
     if request.kind == JobKind::Verify {

@@ -1,6 +1,7 @@
 mod clone;
 mod cutover;
 mod planned;
+mod rehearse;
 mod replicate;
 mod verify;
 

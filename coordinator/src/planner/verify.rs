@@ -44,7 +44,10 @@ fn in_use(member: &Member, replica: &Replica, others: &[&JobStatus]) -> Option<R
     let uses = |status: &&&JobStatus| {
         let Plan { kind, vm, target, clone, .. } = &status.plan;
         let of = clone.as_ref().map_or(vm.id, |clone| clone.replica);
-        let changes = matches!(kind, JobKind::Replicate | JobKind::Clone | JobKind::Verify | JobKind::Cutover);
+        let changes = matches!(
+            kind,
+            JobKind::Replicate | JobKind::Clone | JobKind::Rehearse | JobKind::Verify | JobKind::Cutover
+        );
         changes && of == id && target.id == *host
     };
     others.iter().find(uses).map(|status| {

@@ -355,6 +355,7 @@ fn cannot(request: &MoveRequest) -> String {
     let what = match request.kind {
         JobKind::Replicate => "replicated",
         JobKind::Clone => "cloned",
+        JobKind::Rehearse => "rehearsed",
         JobKind::Verify => "verified",
         JobKind::Cutover => "cut over",
         JobKind::Move | JobKind::Check | JobKind::DeepCheck | JobKind::Stage => "moved",

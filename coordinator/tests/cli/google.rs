@@ -18,6 +18,7 @@ fn clone_job(id: &str) -> JobStatus {
         start: true,
         hostname: None,
         seed: SeedWish::Never,
+        rehearsal: None,
     };
     let steps = Plan::steps_of(JobKind::Clone, MoveMode::Cold, true);
     let source = plan.target.clone();

@@ -43,7 +43,7 @@ impl JobStatus {
             JobKind::Check => (0, 0),
             JobKind::DeepCheck | JobKind::Verify => (self.plan.vm.disks.iter().map(|disk| disk.size.0).sum(), 0),
             // The guest runs on where it is, and its memory stays with it.
-            JobKind::Replicate | JobKind::Clone => (self.plan.disk_bytes().0, 0),
+            JobKind::Replicate | JobKind::Clone | JobKind::Rehearse => (self.plan.disk_bytes().0, 0),
             JobKind::Move | JobKind::Cutover | JobKind::Stage => (self.plan.disk_bytes().0, self.plan.memory_bytes().0),
         };
         let whole = float(disk_weight) + float(memory_weight);
@@ -63,7 +63,7 @@ const fn floor_percent(kind: StepKind) -> f64 {
         StepKind::Switchover | StepKind::ShutDown => COPY_TO_PERCENT,
         StepKind::Prove | StepKind::Commit => 97.0,
         StepKind::Handover | StepKind::Instantiate => 98.0,
-        StepKind::Release => 99.0,
+        StepKind::Release | StepKind::Probe => 99.0,
         // A check is over within seconds; the reading before it is what takes long.
         StepKind::ReadDisks | StepKind::Check => 0.0,
     }

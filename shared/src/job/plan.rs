@@ -64,7 +64,7 @@ pub struct Plan {
     /// Of a replication: which snapshots the target keeps.
     #[serde(default)]
     pub retention: Option<Retention>,
-    /// Of a clone: what it is made from. `vm` is then the clone itself, and both hosts are the one that it is made at.
+    /// Of a clone and of a rehearsal: what it is made from. `vm` is then the clone itself, and both hosts are the one that it is made at.
     #[serde(default)]
     pub clone: Option<CloneOf>,
     /// Of a cutover: what the target begins with, and for how long the way back is kept.
@@ -112,7 +112,7 @@ impl Plan {
     #[must_use]
     pub fn steps_of(kind: JobKind, mode: MoveMode, copies_disks: bool) -> Vec<StepKind> {
         use StepKind::{
-            AdaptOs, Check, CloneDisks, Commit, CopyDisks, CopyMemory, Handover, Instantiate, Prepare, Prove,
+            AdaptOs, Check, CloneDisks, Commit, CopyDisks, CopyMemory, Handover, Instantiate, Prepare, Probe, Prove,
             ReadDisks, Release, ShutDown, Switchover,
         };
         let all: &[StepKind] = match (kind, mode) {
@@ -121,6 +121,7 @@ impl Plan {
             (JobKind::Stage, _) => &[Prepare],
             (JobKind::Replicate, _) => &[Prepare, CopyDisks, Commit],
             (JobKind::Clone, _) => &[CloneDisks, AdaptOs, Instantiate],
+            (JobKind::Rehearse, _) => &[CloneDisks, AdaptOs, Instantiate, Probe],
             (JobKind::Verify, _) => &[ReadDisks],
             (JobKind::Move | JobKind::Cutover, MoveMode::Live) => {
                 &[Prepare, CopyDisks, CopyMemory, Switchover, Prove, Handover, Release]
@@ -139,14 +140,14 @@ impl Plan {
     }
 
     /// The hosts whose agents have a part in it, each once, in the order in which they are told. None of a check, which the
-    /// coordinator makes; of a deep one that which has the disks; of a planned VM and of a clone that which will have it; where a
+    /// coordinator makes; of a deep one that which has the disks; of a planned VM, of a clone and of a rehearsal that which will have it; where a
     /// replica is verified, that which has it.
     #[must_use]
     pub fn parties(&self) -> Vec<&HostId> {
         match self.kind {
             JobKind::Check => Vec::new(),
             JobKind::DeepCheck => vec![&self.source.id],
-            JobKind::Stage | JobKind::Clone | JobKind::Verify => vec![&self.target.id],
+            JobKind::Stage | JobKind::Clone | JobKind::Rehearse | JobKind::Verify => vec![&self.target.id],
             // The target comes first: it has the plan when the source, which leads, comes.
             JobKind::Move | JobKind::Replicate | JobKind::Cutover if self.source.id != self.target.id => {
                 vec![&self.target.id, &self.source.id]

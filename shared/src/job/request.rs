@@ -26,6 +26,9 @@ pub enum JobKind {
     Replicate,
     /// It is made, of a replica; the replicated VM is left alone.
     Clone,
+    /// It is made of a replica, booted where nothing can reach it, asked whether it is healthy, and deleted; the replicated VM is
+    /// left alone.
+    Rehearse,
     /// A replica of it is read through, and compared with what was written; the VM is left alone.
     Verify,
     /// It is moved to the host that has its replica, beginning with what the replica holds.
@@ -42,7 +45,7 @@ impl JobKind {
     /// Whether no other job may touch the VM meanwhile.
     #[must_use]
     pub const fn holds_vm(self) -> bool {
-        matches!(self, Self::Move | Self::DeepCheck | Self::Replicate | Self::Clone | Self::Cutover)
+        matches!(self, Self::Move | Self::DeepCheck | Self::Replicate | Self::Clone | Self::Rehearse | Self::Cutover)
     }
 }
 
@@ -53,7 +56,7 @@ pub struct MoveRequest {
     /// What the job does about it.
     #[serde(default)]
     pub kind: JobKind,
-    /// The VM, by name or id; of a clone the replicated one.
+    /// The VM, by name or id; of a clone and of a rehearsal the replicated one.
     pub vm: String,
     /// Where to. Left out for a storage move within the VM's host.
     pub target: Option<HostId>,
@@ -88,7 +91,7 @@ pub struct MoveRequest {
     /// Of a replication: what is wanted of it.
     #[serde(default)]
     pub replication: Option<ReplicationWish>,
-    /// Of a clone: what is to be made.
+    /// Of a clone, and of a rehearsal: what is to be made.
     #[serde(default)]
     pub clone: Option<Box<CloneWish>>,
     /// Of a cutover: what is wanted of it.

@@ -9,7 +9,7 @@ use crate::id::HostId;
 use crate::time::Timestamp;
 
 /// A phase of a job: those of a move in the order in which a live one passes through them, then those of
-/// a check, of a replication and of a clone.
+/// a check, of a replication, of a clone and of a rehearsal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
@@ -42,6 +42,8 @@ pub enum StepKind {
     AdaptOs,
     /// It is defined, and started where that is asked; of a clone.
     Instantiate,
+    /// The guest is asked whether it is healthy, until it is; of a rehearsal.
+    Probe,
 }
 
 impl StepKind {
@@ -63,6 +65,7 @@ impl StepKind {
             Self::CloneDisks => "clone_disks",
             Self::AdaptOs => "adapt_os",
             Self::Instantiate => "instantiate",
+            Self::Probe => "probe",
         }
     }
 
@@ -113,6 +116,8 @@ pub struct StepFigures {
     /// How long it stood still as the source's hypervisor counts it, in milliseconds: from its pause to when all of it
     /// was sent. Told by the step in which a live guest's memory ends.
     pub hypervisor_blackout_ms: Option<u64>,
+    /// How long it took from the guest's start until it had answered every probe, in milliseconds; of a rehearsal.
+    pub healthy_ms: Option<u64>,
 }
 
 impl StepFigures {
@@ -126,6 +131,7 @@ impl StepFigures {
             passes: self.passes.saturating_add(other.passes),
             blackout_us: self.blackout_us.saturating_add(other.blackout_us),
             hypervisor_blackout_ms: self.hypervisor_blackout_ms.or(other.hypervisor_blackout_ms),
+            healthy_ms: self.healthy_ms.or(other.healthy_ms),
         }
     }
 }

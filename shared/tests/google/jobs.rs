@@ -85,7 +85,8 @@ pub(crate) fn clone_plan(number: u8) -> Plan {
     let vm = spec("web-test", "0197c0de-0000-7000-8000-00000000cdef", "slow");
     let hostname = Some("web.example".parse().expect("a host name"));
     let replica = VM.parse().expect("a UUID");
-    let of = CloneOf { replica, snapshot: 2, full: false, start: true, hostname, seed: SeedWish::Auto };
+    let of =
+        CloneOf { replica, snapshot: 2, full: false, start: true, hostname, seed: SeedWish::Auto, rehearsal: None };
     Plan {
         source: plan.target.clone(),
         vm_at_target: vm.clone(),

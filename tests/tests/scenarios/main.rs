@@ -22,6 +22,7 @@ mod outages;
 mod peers;
 mod planned;
 mod refusals;
+mod rehearsal;
 mod replica;
 mod replica_cost;
 mod replica_faults;

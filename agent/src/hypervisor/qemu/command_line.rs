@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sterna_shared::host::Accelerator;
 use sterna_shared::id::DiskName;
-use sterna_shared::vm::{CacheMode, DiskBus, DiskFormat, DiskSpec, VmSpec};
+use sterna_shared::vm::{CacheMode, DiskBus, DiskFormat, DiskSpec, IsolatedAddress, VmSpec};
 
 use super::extra_arguments;
 use super::runtime::RuntimeDirectory;
@@ -369,7 +369,7 @@ impl Line {
         for (index, nic) in vm.nics.iter().enumerate() {
             let network = format!("net-{index}");
             let backend = match (&nic.bridge, placement.taps.get(index).and_then(Option::as_deref)) {
-                (None, _) => json!({ "type": "user", "id": network }),
+                (None, _) => user_network(&network, nic.isolated),
                 (Some(_), Some(tap)) => {
                     json!({ "type": "tap", "id": network, "ifname": tap, "script": "no", "downscript": "no" })
                 }
@@ -448,6 +448,16 @@ pub(crate) fn place(device: &mut Value, driver: &str, slot: usize, index: usize)
         // Also for one alone: whether there is a second must not change the first.
         device["multifunction"] = json!(true);
     }
+}
+
+/// QEMU's user-mode network. An isolated guest has it to itself: nothing it sends leaves it, and it learns of nobody.
+fn user_network(id: &str, isolated: Option<IsolatedAddress>) -> Value {
+    let Some(address) = isolated else { return json!({ "type": "user", "id": id }) };
+    let [host, dns] = address.others();
+    json!({
+        "type": "user", "id": id, "restrict": true, "ipv6": false, "net": address.network(), "host": host, "dns": dns,
+        "dhcpstart": address.guest(),
+    })
 }
 
 fn node_options(disk: &DiskSpec, driver: &str, name: &str, rest: Value) -> Value {

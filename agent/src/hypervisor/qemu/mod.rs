@@ -6,6 +6,7 @@
 //!   qmp ─▶ Machine  blocks     exports, bitmaps, passes           ─▶ disk, migration
 //!                   migration  capabilities, phases, figures      ─▶ migration, memory
 //!                   measure    what the guest dirties             ─▶ probe
+//!                   network    ways into an isolated guest        ─▶ replication
 //!   guest_agent     file systems frozen and thawed            ─▶ replication
 //! ```
 //!
@@ -18,6 +19,7 @@ pub mod extra_arguments;
 pub mod guest_agent;
 mod measure;
 mod migration;
+mod network;
 pub mod probe;
 pub mod qmp;
 pub mod runtime;
@@ -302,6 +304,14 @@ pub enum MachineError {
         what: &'static str,
         /// How long it was given.
         wait: Duration,
+    },
+    /// A port of the host does not lead to the guest.
+    #[error("QEMU has no port lead to {guest} of its guest: {said}")]
+    NotForwarded {
+        /// The guest's port.
+        guest: std::net::SocketAddrV4,
+        /// QEMU's reason, for people.
+        said: String,
     },
     /// A migration status was waited for in vain.
     #[error("the migration is {status:?} after {wait:?}, and not one of {wanted:?}")]

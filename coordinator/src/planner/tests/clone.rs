@@ -38,7 +38,7 @@ fn a_clone_stands_on_the_latest_snapshot_and_has_addresses_of_its_own() {
         assert_eq!((disk.pool.as_str(), disk.format), ("fast", DiskFormat::Qcow2));
     }
     let (of, nic) = (&example::vm("web").nics[0], &plan.vm.nics[0]);
-    assert!(nic.bridge.is_none() && nic.mac != of.mac);
+    assert!(nic.bridge.is_none() && nic.isolated.is_some() && nic.mac != of.mac);
     assert_eq!(nic.mac.bytes()[0], 0x52);
     assert_eq!(world.plan().expect("a plan").vm, plan.vm, "the same each time");
 }
@@ -46,10 +46,11 @@ fn a_clone_stands_on_the_latest_snapshot_and_has_addresses_of_its_own() {
 #[test]
 fn what_is_wished_of_a_clone_it_has() {
     let mut world = sound();
-    world.target.replicas[0]
-        .vm
-        .nics
-        .push(sterna_shared::vm::NicSpec { mac: "52:54:00:00:00:02".parse().expect("a MAC"), bridge: None });
+    world.target.replicas[0].vm.nics.push(sterna_shared::vm::NicSpec {
+        mac: "52:54:00:00:00:02".parse().expect("a MAC"),
+        bridge: None,
+        isolated: None,
+    });
     *wish(&mut world) = CloneWish {
         snapshot: Some(1),
         pool: Some("san".parse().expect("a name")),

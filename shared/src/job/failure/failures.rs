@@ -205,6 +205,19 @@ catalogue!(FailureCode {
             "Make room: keep fewer snapshots (`--keep`), delete clones that stand on old ones, move a VM elsewhere.",
             "Or leave less free for guests: `headroom` of the pool in agent.toml of {host}.",
         ];
+    Unhealthy = "STERNA-F024", "unhealthy",
+        "A guest that was booted from a replica to see whether it would did not answer its probes; it is deleted, and the \
+         replica is as it was.",
+        causes [
+            "The system on the disks does not start, or not the service that was asked for.",
+            "It takes longer than it was given.",
+            "It has another address than the network that it was given expects, or needs something outside of that.",
+        ],
+        remedies [
+            "See what each probe got, and the guest's last words: `sterna job show {job}`.",
+            "Look at it yourself: `sterna clone create` with `--start`, then `sterna vm console` of the clone.",
+            "Give it longer with `--probe-timeout`, or its own address with `--address`, and rehearse again.",
+        ];
 });
 
 catalogue!(ConditionCode {

@@ -60,6 +60,8 @@ pub enum FailureCode {
     GuestNotShutDown,
     /// A replication cycle would have filled a pool that guests write to.
     PoolNearlyFull,
+    /// A guest that was rehearsed did not answer its probes.
+    Unhealthy,
 }
 
 /// What a job has to tell as an error although it has not failed: what CIM reports beside failures. Of a job that was
@@ -230,6 +232,8 @@ pub enum RefusalCode {
     ReplicaLimit,
     /// The replication of the VM has expired.
     ReplicationExpired,
+    /// The VM lacks what a probe of a rehearsal would reach it by.
+    ProbeImpossible,
 }
 
 /// One reason why not, with what to do about it.

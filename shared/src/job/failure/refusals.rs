@@ -278,4 +278,8 @@ catalogue!(RefusalCode {
             "Push its expiry back: `sterna replicate extend {vm} --by 30d`.",
             "Or end it: `sterna replicate remove {vm}`.",
         ];
+    ProbeImpossible = "STERNA-R060", "probe_impossible",
+        "The VM lacks what a probe of a rehearsal would reach it by.",
+        causes ["A port is asked for of a VM without a network interface, or the guest agent of one without a channel for it."],
+        remedies ["Ask for something else, such as `--probe console:login:`, or give the VM what is missing and wait for a cycle."];
 });

@@ -311,7 +311,7 @@ fn movement(status: &JobStatus) -> OperatingStatus {
         }
         Some(StepKind::Release) => OperatingStatus::Immigrating,
         Some(StepKind::ReadDisks | StepKind::Check) => OperatingStatus::InTest,
-        Some(StepKind::Commit | StepKind::CloneDisks | StepKind::AdaptOs | StepKind::Instantiate) => {
+        Some(StepKind::Commit | StepKind::CloneDisks | StepKind::AdaptOs | StepKind::Instantiate | StepKind::Probe) => {
             OperatingStatus::InService
         }
     }

@@ -72,6 +72,7 @@ impl From<FailureCode> for ErrorClass {
             FailureCode::NotMigratable => {
                 Self::new(Type::UnavailableResource, Cause::UnderlyingResourceUnavailable, Low)
             }
+            FailureCode::Unhealthy => Self::new(Type::Software, Cause::ApplicationSubsystemFailure, High),
             FailureCode::OsAdaptation => Self::new(Type::Software, Cause::ApplicationSubsystemFailure, Medium),
         }
     }
@@ -149,6 +150,7 @@ impl From<RefusalCode> for ErrorClass {
             }
             RefusalCode::PlannedChanged => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),
+            RefusalCode::ProbeImpossible => unsupported(Cause::ConfigurationCustomizationError),
             RefusalCode::SnapshotDamaged => Self::new(Type::Hardware, Cause::CorruptData, High),
             // The image that the guest runs from.
             RefusalCode::DiskUnreadable => Self::new(Type::Hardware, Cause::IoDeviceError, High),

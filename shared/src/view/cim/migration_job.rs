@@ -4,6 +4,7 @@ use serde::{Serialize, Serializer};
 
 use crate::id::VmId;
 use crate::job::{DiskMove, JobKind, JobState, JobStatus, MoveMode, Plan, Progress, Recovery, StepState};
+use crate::rehearsal::Rehearsal;
 use crate::replica::CloneOf;
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
@@ -235,7 +236,7 @@ fn kind(plan: &Plan) -> (JobType, MigrationType) {
     match (plan.kind, migration) {
         (JobKind::Stage, _) => (JobType::CreatingRemoteVirtualMachine, MigrationType::Staged),
         // Hyper-V has other classes for what comes nearest, and no number here.
-        (JobKind::Replicate | JobKind::Clone | JobKind::Verify, _) => (JobType::Unknown, migration),
+        (JobKind::Replicate | JobKind::Clone | JobKind::Rehearse | JobKind::Verify, _) => (JobType::Unknown, migration),
         (JobKind::DeepCheck, _) => (JobType::CheckingStorage, MigrationType::StorageDeepCheck),
         (JobKind::Check, MigrationType::Storage) => (JobType::CheckingStorageMigration, migration),
         (JobKind::Check, MigrationType::VirtualSystem) => (JobType::CheckingVirtualMachine, migration),
@@ -250,6 +251,7 @@ fn caption(plan: &Plan, job_type: JobType) -> String {
     let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
     let whole = match job_type {
         JobType::Unknown if plan.kind == JobKind::Clone => format!("Making VM {vm} of a replica at {target}"),
+        JobType::Unknown if plan.kind == JobKind::Rehearse => format!("Rehearsing a replica at {target} as VM {vm}"),
         JobType::Unknown if plan.kind == JobKind::Verify => format!("Verifying the replica of VM {vm} at {target}"),
         JobType::Unknown => format!("Replicating VM {vm} from {source} to {target}"),
         JobType::CreatingRemoteVirtualMachine => format!("Preparing VM {vm} of {source} at {target}"),
@@ -270,6 +272,8 @@ fn element_name(plan: &Plan) -> String {
     let (vm, source, target) = (&plan.vm.name, &plan.source.id, &plan.target.id);
     if plan.kind == JobKind::Clone {
         format!("{vm}: clone at {target}")
+    } else if plan.kind == JobKind::Rehearse {
+        format!("{vm}: rehearsal at {target}")
     } else if plan.kind == JobKind::Verify {
         format!("{vm}: replica at {target}")
     } else if plan.mode == MoveMode::Storage {
@@ -293,10 +297,17 @@ fn description(plan: &Plan) -> String {
     if plan.kind == JobKind::Stage {
         return description_of_stage(plan);
     }
-    if let Some(CloneOf { replica, snapshot, full, .. }) = &plan.clone {
+    if let Some(CloneOf { replica, snapshot, full, rehearsal, .. }) = &plan.clone {
         let (vm, target) = (&plan.vm.name, &plan.target.id);
         let how = if *full { "copied from" } else { "standing on" };
-        return format!("VM {vm} at {target}, {how} snapshot {snapshot} of the replica of VM {replica}");
+        let made = format!("VM {vm} at {target}, {how} snapshot {snapshot} of the replica of VM {replica}");
+        return match rehearsal {
+            None => made,
+            Some(Rehearsal { probes, probe_seconds, .. }) => {
+                let probes: Vec<String> = probes.iter().map(ToString::to_string).collect();
+                format!("{made}: asked for {} within {probe_seconds} s, and deleted", probes.join(", "))
+            }
+        };
     }
     let rate = plan.bandwidth.map_or_else(|| "no rate limit".to_owned(), |rate| format!("at most {rate}"));
     if plan.kind == JobKind::DeepCheck {
@@ -333,7 +344,7 @@ fn description(plan: &Plan) -> String {
     let carried = if parts.is_empty() { "nothing to copy".to_owned() } else { parts.join(", ") };
     let uses = plan.planned.map_or_else(String::new, |planned| format!(", using planned VM {planned}"));
     let what = match plan.kind {
-        JobKind::Move | JobKind::Replicate | JobKind::Clone | JobKind::Verify => "",
+        JobKind::Move | JobKind::Replicate | JobKind::Clone | JobKind::Rehearse | JobKind::Verify => "",
         JobKind::Cutover => "cutover, a ",
         JobKind::Check | JobKind::DeepCheck => "check of a ",
         JobKind::Stage => "preparation of a ",

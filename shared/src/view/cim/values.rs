@@ -393,6 +393,8 @@ numbered!(
         GuestNotShutDown = 20,
         /// See [`FailureCode::PoolNearlyFull`].
         PoolNearlyFull = 21,
+        /// See [`FailureCode::Unhealthy`].
+        Unhealthy = 24,
     }
 );
 
@@ -419,6 +421,7 @@ impl From<FailureCode> for ErrorCode {
             FailureCode::OsAdaptation => Self::OsAdaptation,
             FailureCode::GuestNotShutDown => Self::GuestNotShutDown,
             FailureCode::PoolNearlyFull => Self::PoolNearlyFull,
+            FailureCode::Unhealthy => Self::Unhealthy,
         }
     }
 }
@@ -469,7 +472,7 @@ mod tests {
         assert!(JobType::ALL.iter().map(|value| value.number()).eq(std::iter::once(0).chain(300..=307)));
         assert!(RunMonth::ALL.iter().map(|value| value.number()).eq(0..=11));
         assert!(DayOfWeek::ALL.iter().map(|value| value.number()).eq(-7..=7));
-        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq(0..=21));
+        assert!(ErrorCode::ALL.iter().map(|value| value.number()).eq((0..=21).chain([24])));
     }
 
     #[test]

@@ -97,7 +97,8 @@ impl CutoverStepKind {
             | StepKind::Commit
             | StepKind::AdaptOs
             | StepKind::CloneDisks
-            | StepKind::Instantiate => {
+            | StepKind::Instantiate
+            | StepKind::Probe => {
                 return None;
             }
         })

@@ -178,7 +178,9 @@ impl From<FailureCode> for RpcCode {
             FailureCode::LinkLost => Self::Unavailable,
             FailureCode::DiskRead | FailureCode::DigestMismatch => Self::DataLoss,
             FailureCode::PoolFull | FailureCode::PoolNearlyFull => Self::ResourceExhausted,
-            FailureCode::BlackoutExceeded | FailureCode::GuestNotShutDown => Self::DeadlineExceeded,
+            FailureCode::BlackoutExceeded | FailureCode::GuestNotShutDown | FailureCode::Unhealthy => {
+                Self::DeadlineExceeded
+            }
             FailureCode::AgentRestarted => Self::Aborted,
             FailureCode::TargetRefused | FailureCode::PlanStale | FailureCode::NotMigratable => {
                 Self::FailedPrecondition
@@ -206,7 +208,15 @@ impl MigrationErrorCode {
             (JobKind::Replicate, FailureCode::TargetRefused | FailureCode::PoolFull) => return Self::TargetReplication,
             (JobKind::Replicate, _) => {}
             // Google has none of these jobs.
-            (JobKind::Move | JobKind::Check | JobKind::DeepCheck | JobKind::Stage | JobKind::Verify, _) => {
+            (
+                JobKind::Move
+                | JobKind::Check
+                | JobKind::DeepCheck
+                | JobKind::Stage
+                | JobKind::Rehearse
+                | JobKind::Verify,
+                _,
+            ) => {
                 return Self::Unknown;
             }
         }

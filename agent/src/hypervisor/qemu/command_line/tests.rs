@@ -99,6 +99,14 @@ fn addresses_follow_from_the_place_among_the_own_kind() {
 }
 
 #[test]
+fn an_isolated_guest_is_alone_in_its_network() {
+    let line = line(&vm("[[nic]]\nmac = \"52:54:00:00:00:01\"\nisolated = \"192.0.2.10/24\"\n", ""));
+    let network = json!({ "type": "user", "id": "net-0", "restrict": true, "ipv6": false, "net": "192.0.2.0/24",
+        "host": "192.0.2.1", "dns": "192.0.2.2", "dhcpstart": "192.0.2.10" });
+    assert_eq!(json_values(&line, "-netdev"), [network]);
+}
+
+#[test]
 fn commas_in_paths_are_doubled_only_where_qemu_splits_at_them() {
     let line = line(&vm("", ""));
     assert_eq!(values(&line, "-qmp")[0], "unix:/run/sterna/x,,y/qmp.sock,server=on,wait=off");
