@@ -51,7 +51,7 @@ pub enum Unhealthy {
         /// How long it was given.
         seconds: u32,
         /// What the last try saw.
-        seen: Miss,
+        seen: Box<Miss>,
     },
     /// The guest is not there any more.
     #[error("the guest ended {seconds} s after its start, before every probe was answered")]

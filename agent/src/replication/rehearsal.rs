@@ -70,7 +70,7 @@ impl Probing<'_> {
             sleep(TRY_PAUSE).await;
         }
         self.tell(format!("probe {probe}: not answered within {seconds} s of the guest's start: {last}")).await;
-        Err(Unhealthy::Unanswered { probe: probe.clone(), seconds, seen: last })
+        Err(Unhealthy::Unanswered { probe: probe.clone(), seconds, seen: Box::new(last) })
     }
 
     async fn tell(&self, text: String) {
