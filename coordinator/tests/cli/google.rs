@@ -82,13 +82,13 @@ fn a_clone_is_asked_for_by_a_file() {
     with_coordinator(answer, |url| {
         let body = json!({
             "requestId": OTHER,
-            "targetDetails": { "name": "trial", "hostname": "trial.example" },
+            "targetDetails": { "name": "trial", "serviceAccount": "nobody" },
         });
         let asked = ask(url, &body);
         assert_eq!((asked.status.code(), text(&asked.stdout).trim()), (Some(0), OTHER), "{}", text(&asked.stderr));
         let told = text(&asked.stderr);
         assert!(told.contains("warning: targetDetails is deprecated; give computeEngineTargetDetails"), "{told}");
-        assert!(told.contains("warning: targetDetails.hostname is left aside"), "{told}");
+        assert!(told.contains("warning: targetDetails.serviceAccount is left aside"), "{told}");
         let wrong = ask(url, &json!({ "computeEngineTargetDetails": { "vmName": "trial", "cpus": 2 } }));
         assert_eq!(wrong.status.code(), Some(2));
         assert!(text(&wrong.stderr).contains("computeEngineTargetDetails.cpus: there is no such field"));
