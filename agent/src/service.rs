@@ -36,7 +36,7 @@ use crate::bus::{Bus, Inbound};
 use crate::clock;
 use crate::guest::launcher::{self, AttachError, Launched};
 use crate::host::Host;
-use crate::journal::{JournalError, Role, Stage, VmRecord};
+use crate::journal::{JobRecord, JournalError, Role, Stage, VmRecord};
 use crate::link::{AdmissionRequest, Listener, Session, Timing};
 use crate::migration::context::Context;
 use crate::migration::gate::Wish;
@@ -243,6 +243,9 @@ impl Service {
 
     /// Finds the guests of an earlier agent, and begins to keep every VM.
     async fn take_up_vms(&mut self) -> Result<(), StartError> {
+        let jobs = self.host.journal.jobs()?;
+        let in_the_making = |job: &&JobRecord| job.stage != Stage::Over && job.role == Role::Cloner;
+        let in_the_making: BTreeSet<VmId> = jobs.iter().filter(in_the_making).map(|job| job.plan.vm.id).collect();
         for record in self.host.journal.vms()? {
             let vm = record.spec.id;
             let runtime = match self.host.runtime(vm) {
@@ -254,13 +257,16 @@ impl Service {
             };
             let guest = match launcher::attach(&runtime, ATTACH_WAIT).await {
                 Ok(guest) => guest,
-                // A guest that may run and does not answer is no stopped guest: its disks may be written to.
-                Err(AttachError::Unreachable { source, .. }) if record.ownership.may_run().is_some() => {
+                // A guest that may run and does not answer is no stopped guest: its disks may be written to. What is being made
+                // of a replica goes in any case.
+                Err(AttachError::Unreachable { source, .. })
+                    if record.ownership.may_run().is_some() && !in_the_making.contains(&vm) =>
+                {
                     error!(%vm, %source, "a guest runs and does not answer; the VM is not kept until it ends");
                     continue;
                 }
                 Err(AttachError::Unreachable { process, .. }) => {
-                    warn!(%vm, "a guest that may not run does not answer and is ended");
+                    warn!(%vm, "a guest that may not run, or is to go, does not answer and is ended");
                     if let Err(error) = process.kill(Duration::ZERO).await {
                         error!(%vm, %error, "it could not be ended");
                     }

@@ -12,6 +12,8 @@ use rustix::system::{RebootCommand, finit_module, reboot};
 
 use crate::protocol::PORT;
 
+/// How long what was killed may take to let go of a file system.
+const UNMOUNT_WAIT: Duration = Duration::from_secs(5);
 /// How long a device may take to appear after its driver was loaded.
 const DEVICE_WAIT: Duration = Duration::from_secs(20);
 const DEVICE_POLL: Duration = Duration::from_millis(10);
@@ -176,9 +178,15 @@ pub(crate) fn sync(root: &File, place: &str) -> Result<(), BootError> {
     rustix::fs::syncfs(root).map_err(|error| BootError::Sync(place.into(), error))
 }
 
-/// Unmounts, with everything on the disk.
+/// Unmounts, with everything on the disk. What was killed a moment ago may hold it still.
 pub(crate) fn unmount(place: &str) -> Result<(), BootError> {
-    rustix::mount::unmount(place, UnmountFlags::empty()).map_err(|error| BootError::Unmount(place.into(), error))
+    let deadline = Instant::now() + UNMOUNT_WAIT;
+    loop {
+        match rustix::mount::unmount(place, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(DEVICE_POLL),
+            unmounted => return unmounted.map_err(|error| BootError::Unmount(place.into(), error)),
+        }
+    }
 }
 
 /// Writes everything out and switches the machine off. As pid 1 it is the last thing that is done.

@@ -130,7 +130,7 @@ mod tests {
         assert!(outcome("none", "#!/bin/sh\n", long).is_err(), "it is there already");
         let much = outcome("much", "#!/bin/sh\nhead -c 4000000 /dev/zero | tr '\\0' a\n", long).expect("over");
         assert!(much.len() <= 1024, "{}", much.len());
-        let left = "#!/bin/sh\n(sleep 60; touch FOLDER/late) & echo $! > FOLDER/pid\n";
+        let left = "#!/bin/sh\n(sleep 600; touch FOLDER/late) & echo $! > FOLDER/pid\n";
         assert_eq!(outcome("leaves", left, long).as_deref(), Ok(""));
         let child: i32 = fs::read_to_string(path("pid")).expect("a number").trim().parse().expect("a number");
         let is_gone = || fs::read_to_string(format!("/proc/{child}/stat")).map_or(true, |stat| stat.contains(") Z "));
@@ -138,8 +138,10 @@ mod tests {
         while !is_gone() && Instant::now() < deadline {
             std::thread::sleep(POLL);
         }
-        assert!(is_gone(), "what it left behind was killed");
-        let slow = outcome("slow", "#!/bin/sh\necho begun\nsleep 60\n", short).expect_err("too slow");
+        assert!(is_gone() && !path("late").exists(), "what it left behind was killed");
+        let begun = Instant::now();
+        let slow = outcome("slow", "#!/bin/sh\necho begun\nsleep 600\n", short).expect_err("too slow");
         assert_eq!(slow, "it was not over after 300ms: begun");
+        assert!(begun.elapsed() < long, "it was killed and not waited for");
     }
 }

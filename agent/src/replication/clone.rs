@@ -87,7 +87,7 @@ impl Cloner {
         if let Some((wish, disk)) = self.seed()
             && (wish == SeedWish::Always || has_cloud_init)
         {
-            self.add_seed(&mut spec, disk).await?;
+            self.add_seed(&mut spec, disk, has_cloud_init).await?;
         }
         context.keeper.respecify(spec).await?;
         context.keeper.feed(Input::Create).await?;
@@ -118,9 +118,9 @@ impl Cloner {
     }
 
     /// Makes its seed, the last of its disks.
-    async fn add_seed(&self, spec: &mut VmSpec, disk: DiskSpec) -> Result<(), MoveError> {
+    async fn add_seed(&self, spec: &mut VmSpec, disk: DiskSpec, adapted: bool) -> Result<(), MoveError> {
         let hostname = hostname(&self.context.plan);
-        let image = seed::image(spec, &hostname).map_err(ImageError::Seed)?;
+        let image = seed::image(spec, &hostname, adapted).map_err(ImageError::Seed)?;
         let pool = self.context.host.pool(&disk).map_err(ImageError::from)?;
         pool.create_of(spec.id, &disk.name, &image).map_err(ImageError::from)?;
         let text = format!("disk {} is a seed for cloud-init: instance {}, host name {hostname}", disk.name, spec.id);

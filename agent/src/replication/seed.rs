@@ -13,17 +13,18 @@ use sterna_shared::vm::VmSpec;
 /// What cloud-init knows it by.
 const LABEL: [u8; 11] = *b"CIDATA     ";
 
-/// The whole of it, byte by byte, for a clone whose system calls itself so.
+/// The whole of it, byte by byte, for a clone whose system calls itself so; or does already, where it was adapted, and knows better
+/// which domain it is in.
 ///
 /// # Errors
 /// It has no room for so many interfaces; no VM has as many.
-pub fn image(clone: &VmSpec, hostname: &str) -> io::Result<Vec<u8>> {
+pub fn image(clone: &VmSpec, hostname: &str, adapted: bool) -> io::Result<Vec<u8>> {
     let mut image = vec![0; usize::try_from(SEED_SIZE.0).map_err(io::Error::other)?];
     let (number, ..) = clone.id.uuid().as_fields();
     let options = FormatVolumeOptions::new().volume_label(LABEL).volume_id(number);
     fatfs::format_volume(Cursor::new(&mut image[..]), options)?;
     let volume = FileSystem::new(Cursor::new(&mut image[..]), FsOptions::new())?;
-    for (name, text) in files(clone, hostname) {
+    for (name, text) in files(clone, hostname, adapted) {
         let mut file = volume.root_dir().create_file(name)?;
         file.write_all(text.as_bytes())?;
         file.flush()?;
@@ -33,13 +34,13 @@ pub fn image(clone: &VmSpec, hostname: &str) -> io::Result<Vec<u8>> {
 }
 
 /// JSON is YAML, and quotes what YAML would take for a number.
-fn files(clone: &VmSpec, hostname: &str) -> [(&'static str, String); 3] {
+fn files(clone: &VmSpec, hostname: &str, adapted: bool) -> [(&'static str, String); 3] {
     let interfaces = clone.nics.iter().enumerate().map(|(index, nic)| {
         let by_address = json!({ "match": { "macaddress": nic.mac.to_string() }, "dhcp4": true });
         (format!("nic{index}"), by_address)
     });
     let interfaces: Map<String, Value> = interfaces.collect();
-    let stays = json!({ "users": [], "apt": { "preserve_sources_list": true } });
+    let stays = json!({ "users": [], "apt": { "preserve_sources_list": true }, "preserve_hostname": adapted });
     [
         ("meta-data", format!("{}\n", json!({ "instance-id": clone.id, "local-hostname": hostname }))),
         ("user-data", format!("#cloud-config\n{stays}\n")),
@@ -83,11 +84,14 @@ mod tests {
 
     #[test]
     fn a_seed_reads_as_it_was_written() {
-        let image = image(&clone(2), "1e3").expect("an image");
+        let image = image(&clone(2), "1e3", true).expect("an image");
         assert_eq!(image.len(), 1 << 20);
         let expected = [
             ("meta-data", r#"{"instance-id":"0197c0de-0000-7000-8000-0000000000c1","local-hostname":"1e3"}"#),
-            ("user-data", "#cloud-config\n{\"users\":[],\"apt\":{\"preserve_sources_list\":true}}"),
+            (
+                "user-data",
+                "#cloud-config\n{\"users\":[],\"apt\":{\"preserve_sources_list\":true},\"preserve_hostname\":true}",
+            ),
             (
                 "network-config",
                 r#"{"version":2,"ethernets":{"nic0":{"match":{"macaddress":"52:54:00:00:00:00"},"dhcp4":true},"nic1":{"match":{"macaddress":"52:54:00:00:00:01"},"dhcp4":true}}}"#,
@@ -98,13 +102,19 @@ mod tests {
 
     #[test]
     fn the_largest_seed_fits_and_one_of_no_network_says_so() {
-        let files = read(&image(&clone(NICS_MAX), &"a".repeat(64)).expect("an image"));
+        let files = read(&image(&clone(NICS_MAX), &"a".repeat(64), false).expect("an image"));
         assert!(files[2].1.contains("52:54:00:00:00:0f") && files[0].1.contains(&"a".repeat(64)));
-        assert_eq!(read(&image(&clone(0), "trial").expect("an image"))[2].1, "{\"version\":2,\"ethernets\":{}}\n");
+        assert_eq!(
+            read(&image(&clone(0), "trial", false).expect("an image"))[2].1,
+            "{\"version\":2,\"ethernets\":{}}\n"
+        );
     }
 
     #[test]
     fn a_seed_is_the_same_each_time() {
-        assert_eq!(image(&clone(1), "trial").expect("an image"), image(&clone(1), "trial").expect("an image"));
+        assert_eq!(
+            image(&clone(1), "trial", false).expect("an image"),
+            image(&clone(1), "trial", false).expect("an image")
+        );
     }
 }

@@ -17,7 +17,7 @@ use sterna_shared::job::{JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusa
 use sterna_shared::rehearsal::{HealthProbe, PROBE_MAX_SECONDS, PROBES_MAX, Rehearsal};
 use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, SeedWish, Snapshot};
 use sterna_shared::units::ByteCount;
-use sterna_shared::vm::{DiskFormat, DiskSpec, Firmware, IsolatedAddress, MacAddress, NicSpec, VmSpec};
+use sterna_shared::vm::{DISKS_MAX, DiskFormat, DiskSpec, Firmware, IsolatedAddress, MacAddress, NicSpec, VmSpec};
 
 use super::check::{offline, refusal};
 use super::{Draft, Seeds, placement, replica};
@@ -181,10 +181,13 @@ impl Making<'_> {
     /// Whether it has a seed, as far as that is known without a look at its system. A VM that has one shows that it needs one;
     /// another disk of that name is somebody's own, and in the place of the seed.
     fn seed(&self) -> SeedWish {
+        let disks = &self.replica.vm.disks;
         let own = self.replica.vm.disk(&DiskName::seed());
         match (self.wish.seed, own) {
             (SeedWish::Auto, _) if self.wish.skip_os_adaptation => SeedWish::Never,
-            (SeedWish::Auto, Some(own)) if own.is_seed() => SeedWish::Always,
+            // What comes after it would change its name in the guest.
+            (SeedWish::Auto, Some(own)) if own.is_seed() && disks.last() == Some(own) => SeedWish::Always,
+            (SeedWish::Auto, None) if disks.len() >= DISKS_MAX => SeedWish::Never,
             (SeedWish::Auto, Some(_)) => SeedWish::Never,
             (wish, _) => wish,
         }
@@ -206,8 +209,9 @@ impl Making<'_> {
             NetworkWish::Same => nic.bridge.clone(),
             NetworkWish::Bridge(bridge) => Some(bridge.clone()),
         };
-        let first = self.wish.rehearsal.as_ref().map(|rehearsal| rehearsal.address);
-        let addresses = first.into_iter().chain(std::iter::repeat(IsolatedAddress::default()));
+        // Two interfaces in one network would answer by whichever comes first.
+        let first = self.wish.rehearsal.as_ref().map_or_else(IsolatedAddress::default, |rehearsal| rehearsal.address);
+        let addresses = std::iter::once(first).chain(first.apart());
         let isolated = |nic: &NicSpec, address| match &self.wish.network {
             NetworkWish::Isolated => Some(address),
             NetworkWish::Same => nic.isolated,

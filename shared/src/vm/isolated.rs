@@ -26,6 +26,18 @@ impl Default for IsolatedAddress {
 }
 
 impl IsolatedAddress {
+    /// Addresses of guests, each in a network of its own that is none of the others, nor has anything in common with this one's.
+    pub fn apart(self) -> impl Iterator<Item = Self> {
+        let at = |a: u8, b: u8| move |c: u8| Self { guest: Ipv4Addr::new(a, b, c, 15), prefix: 24 };
+        let all = (2..=u8::MAX).map(at(10, 0)).chain((0..=u8::MAX).map(at(192, 168)));
+        all.filter(move |one| !one.overlaps(self))
+    }
+
+    fn overlaps(self, other: Self) -> bool {
+        let wider = u32::MAX << (32 - self.prefix.min(other.prefix));
+        self.guest.to_bits() & wider == other.guest.to_bits() & wider
+    }
+
     /// The guest's address.
     #[must_use]
     pub const fn guest(self) -> Ipv4Addr {
@@ -96,6 +108,19 @@ impl fmt::Display for IsolatedAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interfaces_of_one_guest_are_in_networks_that_have_nothing_in_common() {
+        for first in ["10.0.2.15/24", "10.9.9.9/8", "192.168.0.7/16", "192.0.2.10/24"] {
+            let first: IsolatedAddress = first.parse().expect("an address");
+            let all: Vec<IsolatedAddress> = std::iter::once(first).chain(first.apart()).take(64).collect();
+            assert_eq!(all.len(), 64);
+            for (index, one) in all.iter().enumerate() {
+                assert!(one.to_string().parse::<IsolatedAddress>().as_ref() == Ok(one), "{one}");
+                assert!(all[..index].iter().all(|other| !other.overlaps(*one)), "{one}");
+            }
+        }
+    }
 
     #[test]
     fn an_address_names_its_network_and_leaves_two_for_qemu() {

@@ -88,20 +88,26 @@ fn a_clone_has_a_seed_of_its_own_where_somebody_may_need_it() {
     assert_eq!((seed, disks.len()), (SeedWish::Always, count), "the host adds it");
     // The VM is itself a clone with a seed, which says who the VM is.
     let own = DiskSpec::seed("san".parse().expect("a name"));
-    world.target.replicas[0].vm.disks.insert(0, own.clone());
-    world.target.replicas[0].disks.insert(0, DiskSpec { format: DiskFormat::Qcow2, ..own });
+    world.target.replicas[0].vm.disks.push(own.clone());
+    world.target.replicas[0].disks.push(DiskSpec { format: DiskFormat::Qcow2, ..own });
     *wish(&mut world) = CloneWish { skip_os_adaptation: false, seed: SeedWish::Auto, ..wish(&mut world).clone() };
     let (seed, disks) = planned(&world);
     assert_eq!((seed, disks.len()), (SeedWish::Always, count), "the VM's own is left out");
     assert!(disks.iter().all(|disk| !disk.is_seed()));
     wish(&mut world).seed = SeedWish::Never;
     let (_, disks) = planned(&world);
-    assert!(disks.len() == count + 1 && disks[0].base.is_some(), "and is a disk like any other where none is made");
+    assert!(disks.len() == count + 1 && disks[count].base.is_some(), "and is a disk like any other where none is made");
+    // Without it those behind it would have other names in the guest.
+    let disks = &mut world.target.replicas[0].vm.disks;
+    disks.rotate_right(1);
+    wish(&mut world).seed = SeedWish::Auto;
+    assert_eq!(planned(&world).0, SeedWish::Never);
+    world.target.replicas[0].vm.disks.rotate_left(1);
     // A disk that only has its name.
-    world.target.replicas[0].vm.disks[0].size = SEED_SIZE.plus(SEED_SIZE);
+    world.target.replicas[0].vm.disks[count].size = SEED_SIZE.plus(SEED_SIZE);
     wish(&mut world).seed = SeedWish::Auto;
     let (seed, disks) = planned(&world);
-    assert_eq!((seed, disks.len(), &disks[0].name), (SeedWish::Never, count + 1, &DiskName::seed()));
+    assert_eq!((seed, disks.len(), &disks[count].name), (SeedWish::Never, count + 1, &DiskName::seed()));
     wish(&mut world).seed = SeedWish::Always;
     assert!(world.codes().contains(&RefusalCode::InvalidValue), "it is in the place of the seed");
 }
