@@ -66,6 +66,14 @@ async fn fills_up(fleet: &mut Fleet) -> anyhow::Result<()> {
     }
 
     let before = web.acknowledged();
+    // The coordinator goes by what the host has told.
+    eventually("the room is told", WAIT, async || {
+        let shown = fleet.sterna(&["host", "show", "bravo"]).await?;
+        let pools = shown["inventory"]["pools"].as_array().context("a host tells its pools")?;
+        let free = pools.iter().find(|pool| pool["name"] == "fast").and_then(|pool| pool["free"].as_u64());
+        Ok((free > Some(200 << 20)).then_some(()))
+    })
+    .await?;
     cycle(fleet, "web", "bravo", &[]).await?;
     let found = replica(fleet, "web").await?.context("there is a replica")?;
     let snapshot = snapshots(&found).last().copied().context("a snapshot")?;
