@@ -16,7 +16,7 @@ use sterna_shared::vm::VmSpec;
 use crate::host::Host;
 use crate::hypervisor::qemu::extra_arguments;
 use crate::hypervisor::qemu::runtime::RuntimeDirectory;
-use crate::migration::images;
+use crate::migration::images::{self, ImageError};
 use crate::migration::keeper::{Keeper, KeeperError};
 
 /// The longest a guest may be given to obey its power button.
@@ -202,8 +202,8 @@ impl Handler {
             Err(stopping) => return failed(&stopping),
         }
         let forgotten = keeper.feed(Input::Delete).await;
-        if forgotten.is_ok() && delete_disks {
-            images::remove_all(&self.host, &record.spec).await;
+        if forgotten.is_ok() && delete_disks && !images::remove_all(&self.host, &record.spec).await {
+            return failed(&ImageError::LeftOver { vm: record.spec.id });
         }
         done(forgotten.map(drop))
     }

@@ -217,6 +217,18 @@ impl Fleet {
         Ok(())
     }
 
+    /// A host's agent falls out, and another takes its place.
+    pub async fn replace_agent(&mut self, name: &str) -> anyhow::Result<()> {
+        self.kill_agent(name)?;
+        self.start_agent(name).await
+    }
+
+    /// The coordinator falls out likewise.
+    pub async fn replace_coordinator(&mut self) -> anyhow::Result<()> {
+        self.kill_coordinator()?;
+        self.start_coordinator().await
+    }
+
     /// Ends everything that runs on a host at once, as a power cut would. Its disks stay as they are.
     pub fn power_off(&mut self, name: &str) -> anyhow::Result<()> {
         self.kill_agent(name)?;

@@ -12,6 +12,7 @@
 //!   demo           a guest under load moves there and back
 //!   guest_image    where the witness' kernel and initramfs are
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
+//!   program        how the programs that people run end, and what they leave
 //!   replicas       snapshots held against what the witness wrote
 //!   faults         the matrix of faults and phases
 //!   small_pool     a pool that can be filled
@@ -34,6 +35,7 @@ pub mod namespace;
 pub mod nats;
 pub mod operator;
 pub mod process;
+pub mod program;
 pub mod replicas;
 pub mod scenario;
 pub mod schema;

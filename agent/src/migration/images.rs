@@ -54,6 +54,12 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
     },
+    /// Images that nobody needs any more did not go.
+    #[error("images of VM {vm} could not be removed, and are left over; the agent's log says why")]
+    LeftOver {
+        /// The VM, after which their directory is named.
+        vm: VmId,
+    },
     /// The journal could not be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -131,10 +137,10 @@ pub fn replace_variable_store(host: &Host, spec: &VmSpec, content: &[u8]) -> Res
     write_variable_store(host, spec, content)
 }
 
-/// Removes all files of a VM.
-pub async fn remove_all(host: &Host, spec: &VmSpec) {
-    remove(host, spec.id, &spec.disks.iter().collect::<Vec<_>>()).await;
+/// Removes all files of a VM; whether its images are gone.
+pub async fn remove_all(host: &Host, spec: &VmSpec) -> bool {
     remove_variable_store(host, spec);
+    remove(host, spec.id, &spec.disks.iter().collect::<Vec<_>>()).await
 }
 
 /// What of a UEFI guest's variables goes with its disks.

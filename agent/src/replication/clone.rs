@@ -186,10 +186,12 @@ impl Cloner {
             return Err(error.into());
         }
         if context.host.journal.images_made(context.plan.job).unwrap_or(false) {
-            if let Some((_, disk)) = self.seed() {
-                images::remove(&context.host, context.plan.vm.id, &[&disk]).await;
+            let VmSpec { id: vm, .. } = context.plan.vm;
+            let seed = self.seed().map(|(_, disk)| disk);
+            let seed_is_gone = images::remove(&context.host, vm, &seed.iter().collect::<Vec<_>>()).await;
+            if !images::remove_all(&context.host, &context.plan.vm).await || !seed_is_gone {
+                return Err(ImageError::LeftOver { vm }.into());
             }
-            images::remove_all(&context.host, &context.plan.vm).await;
         }
         Ok(())
     }

@@ -68,18 +68,8 @@ pub(super) struct CreateArgs {
     /// The host whose replica it is made of; where it is left out, that with the latest snapshot
     #[arg(long, value_name = "HOST")]
     at: Option<HostId>,
-    /// The snapshot it is made from; where it is left out, the latest
-    #[arg(long, value_name = "NUMBER")]
-    snapshot: Option<u32>,
-    /// The pool its disks are made in; where it is left out, those of the replica
-    #[arg(long)]
-    pool: Option<PoolName>,
-    /// Its virtual processors; where it is left out, as many as the VM has
-    #[arg(long, value_name = "COUNT")]
-    vcpus: Option<u16>,
-    /// Its memory, such as 512MiB; where it is left out, as much as the VM has
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<ByteCount>,
+    #[command(flatten)]
+    made: MadeArgs,
     /// What it is connected to: isolated (nothing), same (the bridges the VM is connected to), or a bridge [default: isolated]
     #[arg(long, value_name = "isolated|same|BRIDGE", value_parser = parse_network)]
     network: Option<NetworkWish>,
@@ -89,9 +79,6 @@ pub(super) struct CreateArgs {
     /// Start it
     #[arg(long)]
     start: bool,
-    /// Leave the system on its disks as it is, with the host name, keys and ids of the VM
-    #[arg(long)]
-    skip_os_adaptation: bool,
     /// What that system calls itself, with or without a domain [default: made of the clone's name]
     #[arg(long, value_name = "NAME")]
     hostname: Option<HostName>,
@@ -107,6 +94,26 @@ pub(super) struct CreateArgs {
     /// Id of the job, a UUID: asking twice with one id makes one job
     #[arg(long, visible_alias = "request-id", value_name = "UUID", value_parser = parse_request)]
     job: Option<JobId>,
+}
+
+/// What every VM that is made of a replica is made of, and how large it is.
+#[derive(Debug, Args)]
+pub(super) struct MadeArgs {
+    /// The snapshot it is made from; where it is left out, the latest
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) snapshot: Option<u32>,
+    /// The pool its disks are made in; where it is left out, those of the replica
+    #[arg(long)]
+    pub(super) pool: Option<PoolName>,
+    /// Its virtual processors; where it is left out, as many as the VM has
+    #[arg(long, value_name = "COUNT")]
+    pub(super) vcpus: Option<u16>,
+    /// Its memory, such as 512MiB; where it is left out, as much as the VM has
+    #[arg(long, value_name = "SIZE")]
+    pub(super) memory: Option<ByteCount>,
+    /// Leave the system on its disks as it is, with the host name, keys and ids of the VM
+    #[arg(long)]
+    pub(super) skip_os_adaptation: bool,
 }
 
 pub(super) async fn run(command: &CloneCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
@@ -188,14 +195,14 @@ fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest,
     let wish = CloneWish {
         id,
         name: given.map_or_else(|| name_of(&args.vm, "clone"), Ok)?,
-        snapshot: args.snapshot,
-        pool: args.pool.clone(),
-        vcpus: args.vcpus.or(body.machine.map(|machine| machine.vcpus)),
-        memory: args.memory.or(body.machine.map(|machine| ByteCount::mebibytes(machine.memory_mib))),
+        snapshot: args.made.snapshot,
+        pool: args.made.pool.clone(),
+        vcpus: args.made.vcpus.or(body.machine.map(|machine| machine.vcpus)),
+        memory: args.made.memory.or(body.machine.map(|machine| ByteCount::mebibytes(machine.memory_mib))),
         network: args.network.as_ref().or(body.network.as_ref()).cloned().unwrap_or_default(),
         full: args.full,
         start: args.start,
-        skip_os_adaptation: args.skip_os_adaptation,
+        skip_os_adaptation: args.made.skip_os_adaptation,
         hostname: args.hostname.as_ref().or(body.hostname.as_ref()).cloned(),
         seed: args.seed,
         rehearsal: None,

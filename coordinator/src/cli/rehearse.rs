@@ -1,14 +1,13 @@
 //! `sterna clone rehearse`: boot a clone where it reaches nothing, see whether it is healthy, and delete it.
 
 use clap::Args;
-use sterna_shared::id::{HostId, PoolName, VmId, VmName};
+use sterna_shared::id::{HostId, VmId, VmName};
 use sterna_shared::job::{JobKind, MoveRequest};
 use sterna_shared::rehearsal::{HealthProbe, PROBE_DEFAULT_SECONDS, Rehearsal};
 use sterna_shared::replica::{CloneWish, NetworkWish, SeedWish};
-use sterna_shared::units::ByteCount;
 use sterna_shared::vm::IsolatedAddress;
 
-use super::clone::{name_of, request_of, show_plan};
+use super::clone::{MadeArgs, name_of, request_of, show_plan};
 use super::error::{CliError, Exit};
 use super::migrate::SubmitArgs;
 use super::output::Output;
@@ -38,21 +37,8 @@ pub(super) struct RehearseArgs {
     /// The host whose replica it is; where it is left out, that with the latest snapshot
     #[arg(long = "on", value_name = "HOST")]
     host: Option<HostId>,
-    /// The snapshot; where it is left out, the latest
-    #[arg(long, value_name = "NUMBER")]
-    snapshot: Option<u32>,
-    /// The pool its disks are made in; where it is left out, those of the replica
-    #[arg(long)]
-    pool: Option<PoolName>,
-    /// Its virtual processors; where it is left out, as many as the VM has
-    #[arg(long, value_name = "COUNT")]
-    vcpus: Option<u16>,
-    /// Its memory, such as 512MiB; where it is left out, as much as the VM has
-    #[arg(long, value_name = "SIZE")]
-    memory: Option<ByteCount>,
-    /// Leave the system on its disks as it is, with the host name, keys and ids of the VM
-    #[arg(long)]
-    skip_os_adaptation: bool,
+    #[command(flatten)]
+    made: MadeArgs,
     #[command(flatten)]
     submit: SubmitArgs,
 }
@@ -69,14 +55,14 @@ fn request(args: &RehearseArgs) -> Result<MoveRequest, CliError> {
         // Each run has an id of its own.
         id: VmId::from_uuid(uuid::Uuid::now_v7()),
         name: args.name.clone().map_or_else(|| name_of(&args.vm, "rehearsal"), Ok)?,
-        snapshot: args.snapshot,
-        pool: args.pool.clone(),
-        vcpus: args.vcpus,
-        memory: args.memory,
+        snapshot: args.made.snapshot,
+        pool: args.made.pool.clone(),
+        vcpus: args.made.vcpus,
+        memory: args.made.memory,
         network: NetworkWish::Isolated,
         full: false,
         start: true,
-        skip_os_adaptation: args.skip_os_adaptation,
+        skip_os_adaptation: args.made.skip_os_adaptation,
         hostname: None,
         seed: SeedWish::Auto,
         rehearsal: Some(Rehearsal {

@@ -6,17 +6,13 @@
 // It talks to whoever watches it.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
 use clap::Parser;
 use sterna_tests::bench::report::Report;
 use sterna_tests::bench::{Bench, Parameters, RUNS_DEFAULT};
-use tokio::signal::unix::{SignalKind, signal};
-
-const BROKEN: u8 = 2;
-const INTERRUPTED: u8 = 130;
+use sterna_tests::program::{BROKEN, carry_out, clear_report, write_report};
 
 #[derive(Debug, Parser)]
 #[command(about = "Measure Sterna against QEMU's own migration and against programs that copy disks")]
@@ -40,38 +36,11 @@ fn runs(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("bench: no runtime: {error}");
-            return ExitCode::from(BROKEN);
-        }
-    };
-    let code = runtime.block_on(async {
-        tokio::select! {
-            outcome = run(arguments) => outcome.unwrap_or_else(|error| {
-                eprintln!("bench: {error:#}");
-                ExitCode::from(BROKEN)
-            }),
-            () = interrupted() => {
-                eprintln!("bench: interrupted; everything was put away");
-                ExitCode::from(INTERRUPTED)
-            }
-        }
-    });
-    // Somebody may still be knocking at a guest that is gone, on a thread that cannot be called off.
-    runtime.shutdown_background();
-    code
+    carry_out("bench", run(Arguments::parse()))
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    // An old report must not be taken for this one's.
-    if let Err(error) = std::fs::remove_file(&arguments.report)
-        && error.kind() != std::io::ErrorKind::NotFound
-    {
-        return Err(error).with_context(|| format!("cannot replace {}", arguments.report.display()));
-    }
+    clear_report(&arguments.report)?;
     let Arguments { runs, case, lanes, report: file } = arguments;
     say("starting a fleet of two hosts, and two hosts for the peers");
     let mut bench = Bench::start(Parameters { runs, case, lanes }).await?;
@@ -82,7 +51,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     for case in cases {
         broken = bench.case(case, &mut report, say).await.err();
         // What was found so far is kept, however the rest goes.
-        write(&report, &file)?;
+        write_report(&report, &file)?;
         if broken.is_some() {
             break;
         }
@@ -91,23 +60,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let Some(error) = broken else { return Ok(ExitCode::SUCCESS) };
     eprintln!("{}\nbench: {error:#}", bench.logs());
     Ok(ExitCode::from(BROKEN))
-}
-
-fn write(report: &Report, file: &Path) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(report)? + "\n";
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
-}
-
-/// Ends when somebody wants the bench to end.
-async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 fn say(text: &str) {

@@ -1,6 +1,7 @@
 //! `sterna-faults`: the whole matrix of faults, as a table on the terminal and as JSON in a file.
 //!
-//! `cargo xtask faults` builds everything and runs it.
+//! `cargo xtask faults` builds everything and runs it. The exit status is 0 only if every cell is as it must be: 1 if one is not, 2 if
+//! the matrix could not be carried out, 130 after Ctrl-C.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "the table is its output")]
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use serde_json::json;
 use sterna_tests::faults::{Cell, Fault, Ordeal, Phase};
+use sterna_tests::program::{carry_out, clear_report, write_report};
 
 /// Does each fault in each phase of a move to a running guest, and says what came of it.
 #[derive(Debug, Parser)]
@@ -25,19 +27,17 @@ struct Arguments {
     fault: String,
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
-    let arguments = Arguments::parse();
+fn main() -> ExitCode {
+    carry_out("faults", matrix(Arguments::parse()))
+}
+
+async fn matrix(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    clear_report(&arguments.report)?;
     let mut ordeal = Ordeal::start().await?;
     let mut cells = Vec::new();
     println!("{}", Cell::head());
     let outcome = run(&arguments, &mut ordeal, &mut cells).await;
-    if let Some(folder) = arguments.report.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    let report = serde_json::to_vec_pretty(&json!({ "cells": cells }))?;
-    std::fs::write(&arguments.report, report)
-        .with_context(|| format!("the report {} cannot be written", arguments.report.display()))?;
+    write_report(&json!({ "cells": cells }), &arguments.report)?;
     if outcome.is_err() {
         eprintln!("{}", ordeal.fleet.logs());
     }

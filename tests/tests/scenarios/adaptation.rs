@@ -158,13 +158,11 @@ async fn ends(fleet: &mut Fleet) -> anyhow::Result<()> {
                 "killed"
             }
             "agent" => {
-                fleet.kill_agent("bravo")?;
-                fleet.start_agent("bravo").await?;
+                fleet.replace_agent("bravo").await?;
                 "exception"
             }
             _ => {
-                fleet.kill_coordinator()?;
-                fleet.start_coordinator().await?;
+                fleet.replace_coordinator().await?;
                 "completed"
             }
         };

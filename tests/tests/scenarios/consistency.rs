@@ -115,8 +115,7 @@ async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
             begins(fleet, "alpha", &job, "prepare").await?;
             tokio::time::sleep(Duration::from_millis(after_ms)).await;
             if fault == "kill" {
-                fleet.kill_agent("alpha")?;
-                fleet.start_agent("alpha").await?;
+                fleet.replace_agent("alpha").await?;
             } else {
                 fleet.try_sterna(&["job", "cancel", &job]).await?;
             }

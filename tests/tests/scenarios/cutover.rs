@@ -174,8 +174,7 @@ async fn finalized(fleet: &mut Fleet, web: &mut Watched) -> anyhow::Result<()> {
     fleet.kill_agent("alpha")?;
     let job = fleet.sterna(&["replicate", "finalize", "web", "--yes", "--detach"]).await?;
     let job = job["job"].as_str().context("an id")?.to_owned();
-    fleet.kill_coordinator()?;
-    fleet.start_coordinator().await?;
+    fleet.replace_coordinator().await?;
     eventually("it is being finalized", WAIT, async || {
         let Ok(list) = google(fleet).await else { return Ok(None) };
         Ok((list["state"] == "FINALIZING").then_some(()))
@@ -272,12 +271,10 @@ async fn cuts(fleet: &mut Fleet, fault: &str, moments: &[&str]) -> anyhow::Resul
         match fault {
             "cancel" => drop(fleet.try_sterna(&["cutover", "cancel", &job]).await?),
             "coordinator" => {
-                fleet.kill_coordinator()?;
-                fleet.start_coordinator().await?;
+                fleet.replace_coordinator().await?;
             }
             host => {
-                fleet.kill_agent(host)?;
-                fleet.start_agent(host).await?;
+                fleet.replace_agent(host).await?;
             }
         }
         fleet.agent("bravo")?.host.unshape(Link::Data)?;

@@ -180,8 +180,7 @@ async fn deep_checks_read_the_disks_and_find_what_cannot_be_read() {
 
         let job = begin_deep_check(fleet, &guest, &slow).await?;
         begins(fleet, "alpha", &job, "read_disks").await?;
-        fleet.kill_agent("alpha")?;
-        fleet.start_agent("alpha").await?;
+        fleet.replace_agent("alpha").await?;
         let cut = ended(fleet, &job, WAIT).await?;
         ensure!(cut["state"] == "exception" && cut["failure"]["code"] == "agent_restarted", "{cut:#}");
         guest.hosts_online(fleet, WAIT).await?;

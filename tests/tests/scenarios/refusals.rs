@@ -226,8 +226,7 @@ async fn certificates(fleet: &mut Fleet) -> anyhow::Result<()> {
         let output = Command::new(binary("sterna")).args(arguments).output()?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    fleet.kill_agent("bravo")?;
-    fleet.start_agent("bravo").await?;
+    fleet.replace_agent("bravo").await?;
     reconfigure(fleet, "carol", |text| {
         let (before, tls) = text.split_at(text.find("[tls]").unwrap_or(0));
         format!("{before}{}", tls.replace(&pki_text, &other_text))

@@ -127,15 +127,13 @@ async fn cut(fleet: &mut Fleet, web: &Rehearsed) -> anyhow::Result<()> {
 
         let job = web.begin(fleet, &never).await?;
         begins(fleet, "bravo", &job, moment).await?;
-        fleet.kill_agent("bravo")?;
-        fleet.start_agent("bravo").await?;
+        fleet.replace_agent("bravo").await?;
         let over = web.ends(fleet, &format!("its agent killed in {moment}"), &job, "exception").await?;
         ensure!(over["failure"]["code"] == "agent_restarted", "{over:#}");
     }
     let job = web.begin(fleet, &["--probe", "console:WITNESS READY"]).await?;
     begins(fleet, "bravo", &job, "probe").await?;
-    fleet.kill_coordinator()?;
-    fleet.start_coordinator().await?;
+    fleet.replace_coordinator().await?;
     web.ends(fleet, "the coordinator killed in probe", &job, "completed").await.map(drop)
 }
 

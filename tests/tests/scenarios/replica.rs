@@ -109,8 +109,7 @@ async fn cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
             match fault {
                 "cancel" => drop(fleet.try_sterna(&["job", "cancel", &job]).await?),
                 host => {
-                    fleet.kill_agent(host)?;
-                    fleet.start_agent(host).await?;
+                    fleet.replace_agent(host).await?;
                 }
             }
             fleet.agent("bravo")?.host.unshape(Link::Data)?;
@@ -159,8 +158,7 @@ async fn goes_on(fleet: &mut Fleet) -> anyhow::Result<()> {
         match fault {
             "cancel" => drop(fleet.sterna(&["job", "cancel", &job]).await?),
             host => {
-                fleet.kill_agent(host)?;
-                fleet.start_agent(host).await?;
+                fleet.replace_agent(host).await?;
             }
         }
         fleet.agent("bravo")?.host.unshape(Link::Data)?;

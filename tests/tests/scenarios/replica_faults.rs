@@ -97,8 +97,7 @@ async fn clones_without_a_coordinator(fleet: &mut Fleet) -> anyhow::Result<()> {
         let create = ["clone", "create", "web", "--name", "copy", "--full", "--start", "--detach"];
         let job = detached(fleet, &create).await?;
         begins(fleet, "bravo", &job, moment).await?;
-        fleet.kill_coordinator()?;
-        fleet.start_coordinator().await?;
+        fleet.replace_coordinator().await?;
         let over = ended(fleet, &job, WAIT).await.with_context(|| at.clone())?;
         ensure!(over["state"] == "completed", "{at}: the agent needs no coordinator: {over:#}");
         delete_clone(fleet).await.with_context(|| at.clone())?;
@@ -189,13 +188,11 @@ async fn verifications_that_are_cut(fleet: &mut Fleet) -> anyhow::Result<()> {
                 "terminated"
             }
             "its agent killed" => {
-                fleet.kill_agent("bravo")?;
-                fleet.start_agent("bravo").await?;
+                fleet.replace_agent("bravo").await?;
                 "exception"
             }
             _ => {
-                fleet.kill_coordinator()?;
-                fleet.start_coordinator().await?;
+                fleet.replace_coordinator().await?;
                 "completed"
             }
         };

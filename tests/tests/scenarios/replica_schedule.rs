@@ -42,12 +42,10 @@ async fn schedule(fleet: &mut Fleet) -> anyhow::Result<()> {
     let newest = newer_than(fleet, newest.max(at_pause.last().copied().unwrap_or(0))).await?;
 
     // All that takes part falls out, one after the other.
-    fleet.kill_coordinator()?;
-    fleet.start_coordinator().await?;
+    fleet.replace_coordinator().await?;
     let newest = newer_than(fleet, newest).await?;
     for host in ["alpha", "bravo"] {
-        fleet.kill_agent(host)?;
-        fleet.start_agent(host).await?;
+        fleet.replace_agent(host).await?;
     }
     let newest = newer_than(fleet, newest).await?;
     web.prove().await?;
@@ -141,8 +139,7 @@ async fn ended_clones(fleet: &mut Fleet) -> anyhow::Result<()> {
             match fault {
                 "cancel" => drop(fleet.try_sterna(&["clone", "cancel", &job]).await?),
                 _ => {
-                    fleet.kill_agent("bravo")?;
-                    fleet.start_agent("bravo").await?;
+                    fleet.replace_agent("bravo").await?;
                 }
             }
             let over = ended(fleet, &job, WAIT).await.with_context(|| at.clone())?;
