@@ -224,9 +224,10 @@ impl State {
             status.is_finalizing() && status.finalization.as_ref().is_some_and(|of| of.hosts.contains(host))
         };
         let ours = self.jobs.values().map(|job| &job.status).filter(of_host);
-        let ready: Vec<_> = ours.filter(|status| self.may_let_go(status, host, now)).collect();
-        let asked: Vec<(JobId, VmId, bool)> =
-            ready.into_iter().map(|status| (status.job, status.plan.vm.id, status.plan.target.id == *host)).collect();
+        let asked: Vec<(JobId, VmId, bool)> = ours
+            .filter(|status| self.may_let_go(status, host, now))
+            .map(|status| (status.job, status.plan.vm.id, status.plan.target.id == *host))
+            .collect();
         for (job, vm, is_target) in asked {
             let keeps = self.fleet.host(host).is_some_and(|member| {
                 let of_vm = |partial: &PartialReport| partial.vm == vm;
