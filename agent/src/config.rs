@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use sterna_shared::bus::NatsSettings;
 use sterna_shared::host::{Accelerator, Limits};
-use sterna_shared::id::{BridgeName, HostId, PoolName};
+use sterna_shared::id::{BridgeName, HostId, PoolName, ProbeName};
 use sterna_shared::units::ByteCount;
 
 use crate::disk::pool::VolumeGroupName;
@@ -21,6 +21,11 @@ pub const ADDRESSES_MAX: usize = 8;
 pub const KEEP_PARTIAL_SECONDS: u32 = 24 * 3600;
 /// The longest path of a runtime directory: a UNIX socket's whole path must stay below 108 bytes.
 pub const RUNTIME_PATH_LENGTH_MAX: usize = 40;
+
+/// The most words of a command that probes a guest, its program included.
+pub const COMMAND_WORDS_MAX: usize = 32;
+/// The most such commands.
+pub const PROBE_COMMANDS_MAX: usize = 32;
 
 /// The agent's configuration.
 #[derive(Debug, Clone, Deserialize)]
@@ -45,6 +50,9 @@ pub struct Config {
     /// The helper guest that adapts the systems of clones; without it they are left as they are.
     #[serde(default)]
     pub adapter: Option<AdapterSettings>,
+    /// Commands that a rehearsed guest may be probed with: the program, with its whole path, and its arguments.
+    #[serde(default)]
+    pub probe_commands: BTreeMap<ProbeName, Vec<String>>,
     /// How guests are executed; found out by trying where it is left out.
     #[serde(default)]
     pub accelerator: Option<Accelerator>,
@@ -225,6 +233,18 @@ impl Config {
         for (key, path) in adapter.filter(|(_, path)| !path.is_absolute()) {
             faults.push(format!("adapter.{key} is {}; give an absolute path", path.display()));
         }
+        for (name, command) in &self.probe_commands {
+            if !command.first().is_some_and(|program| program.starts_with('/')) || command.len() > COMMAND_WORDS_MAX {
+                faults.push(format!(
+                    "probe_commands.{name} is {command:?}; give a program's whole path and up to {} arguments",
+                    COMMAND_WORDS_MAX - 1
+                ));
+            }
+        }
+        if self.probe_commands.len() > PROBE_COMMANDS_MAX {
+            faults
+                .push(format!("there are more than {PROBE_COMMANDS_MAX} probe_commands; have one do what several did"));
+        }
         for (key, directory) in directories.chain([
             ("state_directory".to_owned(), &self.state_directory),
             ("runtime_directory".to_owned(), &self.runtime_directory),
@@ -340,6 +360,7 @@ key_file = "/etc/sterna/host.key"
             SOUND.replace("10.0.0.1:7411", "0.0.0.0:7411").replace("/srv/fast", "fast").replace("tls://", "http://");
         let text = format!("{text}\n[retention]\njobs_days = 4000\njobs_max = 1\n");
         let text = format!("{text}\n[adapter]\nkernel = \"/k\"\ninitrd = \"/i\"\nhooks = \"adapt.d\"\n");
+        let text = format!("{text}\n[probe_commands]\norders = [\"orders-answer\"]\nmail = []\n");
         let error = parse(&text).expect_err("faults");
         for part in [
             "advertise has 0.0.0.0:7411",
@@ -348,6 +369,8 @@ key_file = "/etc/sterna/host.key"
             "jobs_days is 4000",
             "jobs_max is 1;",
             "adapter.hooks is adapt.d",
+            "probe_commands.mail is []",
+            "probe_commands.orders is [\"orders-answer\"]; give a program's whole path",
         ] {
             assert!(error.contains(part), "{error}");
         }

@@ -300,6 +300,7 @@ impl Host {
             planned: planned.to_vec(),
             replicas: self.replicas(),
             adapts: self.config.adapter.as_ref().is_some_and(|of| of.kernel.is_file() && of.initrd.is_file()),
+            probe_commands: self.config.probe_commands.keys().cloned().collect(),
         }
     }
 

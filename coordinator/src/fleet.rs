@@ -232,12 +232,13 @@ fn says_the_same(a: &Inventory, b: &Inventory) -> bool {
         planned,
         replicas,
         adapts,
+        probe_commands,
     } = a;
     (host, version, addresses, hypervisor, cpu, memory_total, memory_free)
         == (&b.host, &b.version, &b.addresses, &b.hypervisor, &b.cpu, &b.memory_total, &b.memory_free)
         && (pools, bridges, boot_files, certificate, limits, limits_set)
             == (&b.pools, &b.bridges, &b.boot_files, &b.certificate, &b.limits, &b.limits_set)
-        && (epoch, vms, partials) == (&b.epoch, &b.vms, &b.partials)
+        && (epoch, vms, partials, probe_commands) == (&b.epoch, &b.vms, &b.partials, &b.probe_commands)
         && (memory_reserved, planned, replicas, adapts) == (&b.memory_reserved, &b.planned, &b.replicas, &b.adapts)
 }
 

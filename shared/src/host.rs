@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, VmId, VmName};
+use crate::id::{BridgeName, Epoch, Generation, HostId, JobId, PoolName, ProbeName, VmId, VmName};
 use crate::peer::attach::DATA_LANES_MAX;
 use crate::planned::PlannedVm;
 use crate::replica::Replica;
@@ -69,6 +69,9 @@ pub struct Inventory {
     /// Whether it has a helper guest, which adapts the system on the disks of a clone.
     #[serde(default)]
     pub adapts: bool,
+    /// The commands that its operators have given it to probe a rehearsed guest with.
+    #[serde(default)]
+    pub probe_commands: Vec<ProbeName>,
 }
 
 /// The hypervisor of a host.

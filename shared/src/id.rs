@@ -157,6 +157,10 @@ name!(
     /// A network bridge on a host.
     BridgeName, "bridge name"
 );
+name!(
+    /// A command of a host's operators that probes a rehearsed guest.
+    ProbeName, "name of a probe"
+);
 
 name!(
     /// What a guest's system calls itself: a host name as RFC 1123 has them, with or without a domain.

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::id::ProbeName;
 use crate::vm::IsolatedAddress;
 
 /// The most probes of one rehearsal.
@@ -36,7 +37,7 @@ fn default_seconds() -> u32 {
 
 /// A sign that a guest is healthy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = "^(tcp:[0-9]{1,5}|http:[0-9]{1,5}(/.*)?|agent|console:.+)$")))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema), schemars(extend("pattern" = "^(tcp:[0-9]{1,5}|http:[0-9]{1,5}(/.*)?|agent|console:.+|command:[A-Za-z0-9][A-Za-z0-9_-]{0,23}:[0-9]{1,5})$")))]
 #[serde(try_from = "String", into = "String")]
 pub enum HealthProbe {
     /// It accepts a connection at this port: `tcp:22`.
@@ -52,6 +53,13 @@ pub enum HealthProbe {
     Agent,
     /// Its serial console has shown this text: `console:login:`.
     Console(String),
+    /// A command of the host's operators, which is given a way to this port, ends with exit code 0: `command:orders:5432`.
+    Command {
+        /// Its name in the host's agent.toml.
+        name: ProbeName,
+        /// The port.
+        port: u16,
+    },
 }
 
 impl HealthProbe {
@@ -59,7 +67,7 @@ impl HealthProbe {
     #[must_use]
     pub const fn port(&self) -> Option<u16> {
         match self {
-            Self::Tcp(port) | Self::Http { port, .. } => Some(*port),
+            Self::Tcp(port) | Self::Http { port, .. } | Self::Command { port, .. } => Some(*port),
             Self::Agent | Self::Console(_) => None,
         }
     }
@@ -68,8 +76,11 @@ impl HealthProbe {
 impl FromStr for HealthProbe {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        let invalid =
-            || format!("{text:?} is no probe; give tcp:PORT, http:PORT/PATH, agent or console:TEXT, such as http:80/");
+        let invalid = || {
+            format!(
+                "{text:?} is no probe; give tcp:PORT, http:PORT/PATH, agent, console:TEXT or command:NAME:PORT, such as http:80/"
+            )
+        };
         let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port != 0).ok_or_else(invalid);
         let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
         match kind {
@@ -86,6 +97,10 @@ impl FromStr for HealthProbe {
                 Ok(Self::Console(rest.to_owned()))
             }
             "agent" if text == "agent" => Ok(Self::Agent),
+            "command" => {
+                let (name, number) = rest.rsplit_once(':').ok_or_else(invalid)?;
+                Ok(Self::Command { name: name.parse().map_err(|_| invalid())?, port: port(number)? })
+            }
             _ => Err(invalid()),
         }
     }
@@ -98,6 +113,7 @@ impl fmt::Display for HealthProbe {
             Self::Http { port, path } => write!(f, "http:{port}{path}"),
             Self::Agent => f.write_str("agent"),
             Self::Console(text) => write!(f, "console:{text}"),
+            Self::Command { name, port } => write!(f, "command:{name}:{port}"),
         }
     }
 }
@@ -121,7 +137,7 @@ mod tests {
 
     #[test]
     fn probes_are_read_as_they_are_written() {
-        for text in ["tcp:22", "http:8080/health?deep=1", "agent", "console:web login: "] {
+        for text in ["tcp:22", "http:8080/health?deep=1", "agent", "console:web login: ", "command:orders:5432"] {
             let probe: HealthProbe = text.parse().expect("a probe");
             assert_eq!(probe.to_string(), text);
         }
@@ -144,6 +160,10 @@ mod tests {
             "agent:",
             "console:",
             "console:a\nb",
+            "command:orders",
+            "command:orders:0",
+            "command::80",
+            "command:../sh:80",
             &long,
         ] {
             assert!(wrong.parse::<HealthProbe>().is_err(), "{wrong:?}");

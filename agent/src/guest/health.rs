@@ -1,32 +1,37 @@
 //! A guest that is asked, from outside, whether it is healthy: over ways into its network that QEMU opens, by its agent, by its
-//! console.
+//! console, by a command that knows what to ask.
 //!
 //! ```text
 //!   tcp, http ──▶ a port of the host's loopback address ──▶ QEMU's user-mode network ──▶ the guest's port
 //!   agent ──────▶ the channel of its guest agent
 //!   console ────▶ the log of its serial console
+//!   command ────▶ a command of the operators, which takes the way of tcp and http
 //! ```
 //!
 //! Whatever the guest says is bounded, shown to people, and decides no more than whether a probe was answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 use std::io::{self, SeekFrom};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::path::Path;
 use std::time::Duration;
 
-use sterna_shared::rehearsal::HealthProbe;
+use sterna_shared::id::{ProbeName, VmName};
+use sterna_shared::rehearsal::{HealthProbe, Rehearsal};
 use tokio::fs::File;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
+use super::probe_command::{self, ProbeCommandError};
 use crate::hypervisor::qemu::guest_agent::{GuestAgent, GuestAgentError};
 use crate::hypervisor::qemu::runtime::RuntimeDirectory;
 use crate::hypervisor::qemu::{Machine, MachineError};
 
 /// How long a guest may take over one try of a probe.
 const TRY_WAIT: Duration = Duration::from_secs(5);
+/// How long a command may take over one.
+const COMMAND_WAIT: Duration = Duration::from_secs(30);
 /// How often QEMU is asked whether the guest has accepted a connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The longest first line of an answer to a GET, in bytes.
@@ -64,8 +69,8 @@ pub enum Unhealthy {
 /// What a probe saw instead of an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Miss {
-    /// The guest does not say anything.
-    #[error("the guest does not answer")]
+    /// Neither the guest says anything, nor a command.
+    #[error("there is no answer")]
     Silent,
     /// The guest does not want the connection.
     #[error("the guest refuses the connection, or closes it at once")]
@@ -85,6 +90,9 @@ pub enum Miss {
     /// Its agent does not answer.
     #[error(transparent)]
     Agent(#[from] GuestAgentError),
+    /// A command says no.
+    #[error(transparent)]
+    Command(#[from] ProbeCommandError),
     /// QEMU does not do as told.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -96,6 +104,8 @@ pub struct Patient {
     machine: Machine,
     runtime: RuntimeDirectory,
     ways: BTreeMap<u16, Way>,
+    vm: VmName,
+    commands: BTreeMap<ProbeName, Vec<String>>,
 }
 
 /// How a port of the guest is reached.
@@ -106,22 +116,25 @@ struct Way {
 }
 
 impl Patient {
-    /// Opens the ways that these probes take, to the guest at that address of its first network.
+    /// Opens the ways that the probes of a VM's rehearsal take; `commands` are those that the host has.
     ///
     /// # Errors
     /// [`MachineError`].
     pub async fn reach(
         machine: Machine,
         runtime: RuntimeDirectory,
-        address: Ipv4Addr,
-        probes: &[HealthProbe],
+        rehearsal: &Rehearsal,
+        vm: VmName,
+        commands: BTreeMap<ProbeName, Vec<String>>,
     ) -> Result<Self, MachineError> {
         let mut ways = BTreeMap::new();
-        for port in probes.iter().filter_map(HealthProbe::port) {
-            let guest = SocketAddrV4::new(address, port);
-            ways.insert(port, Way { guest, host: machine.forward(0, guest).await? });
+        for port in rehearsal.probes.iter().filter_map(HealthProbe::port) {
+            let guest = SocketAddrV4::new(rehearsal.address.guest(), port);
+            if let Entry::Vacant(way) = ways.entry(port) {
+                way.insert(Way { guest, host: machine.forward(0, guest).await? });
+            }
         }
-        Ok(Self { machine, runtime, ways })
+        Ok(Self { machine, runtime, ways, vm, commands })
     }
 
     /// Tries a probe once. `search` is how far its console was searched by earlier tries.
@@ -129,6 +142,7 @@ impl Patient {
     /// # Errors
     /// [`Miss`].
     pub async fn answers(&self, probe: &HealthProbe, search: &mut Search) -> Result<(), Miss> {
+        let wait = if let HealthProbe::Command { .. } = probe { COMMAND_WAIT } else { TRY_WAIT };
         let tried = async {
             match probe {
                 HealthProbe::Tcp(port) => self.accepts(self.way(*port)?).await,
@@ -137,9 +151,13 @@ impl Patient {
                 HealthProbe::Console(text) => {
                     search.has_found(&self.runtime.console_log(), text).await?.then_some(()).ok_or(Miss::NotShown)
                 }
+                HealthProbe::Command { name, port } => {
+                    let command = self.commands.get(name).ok_or(ProbeCommandError::Unknown)?;
+                    Ok(probe_command::run(command, &self.vm, self.way(*port)?.host).await?)
+                }
             }
         };
-        timeout(TRY_WAIT, tried).await.unwrap_or(Err(Miss::Silent))
+        timeout(wait, tried).await.unwrap_or(Err(Miss::Silent))
     }
 
     fn way(&self, port: u16) -> Result<&Way, Miss> {

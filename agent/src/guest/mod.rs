@@ -7,6 +7,7 @@ pub mod adapter;
 pub mod health;
 pub mod hooks;
 pub mod launcher;
+pub mod probe_command;
 pub mod process;
 pub mod storage_daemon;
 pub mod tap;

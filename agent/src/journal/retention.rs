@@ -11,14 +11,14 @@
 //! A plan that was made no later than one that was forgotten is not taken any more: it can only be a repeat, and nobody
 //! here could tell.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redb::ReadableTable as _;
 use serde::Deserialize;
 use sterna_shared::bus::decode;
 use sterna_shared::id::{HostId, JobId, VmId};
-use sterna_shared::job::Plan;
+use sterna_shared::job::{JobKind, Plan};
 use sterna_shared::ownership::Record;
 use sterna_shared::time::Timestamp;
 use tokio::time::{MissedTickBehavior, interval};
@@ -77,8 +77,12 @@ impl Journal {
             let mut jobs = tables.open_table(JOBS).map_err(write_error)?;
             let mut told = tables.open_table(TOLD).map_err(write_error)?;
             let mut facts = tables.open_table(FACTS).map_err(write_error)?;
-            let vms = records::<VmRecord>(&tables.open_table(VMS).map_err(write_error)?)?;
-            let forgotten = forgettable(records(&jobs)?, &vms, retention, now);
+            let mut vms = tables.open_table(VMS).map_err(write_error)?;
+            let records_of_vms = records::<VmRecord>(&vms)?;
+            let forgotten = forgettable(records(&jobs)?, &records_of_vms, retention, now);
+            for vm in rehearsed(&forgotten, &records_of_vms) {
+                vms.remove(vm.uuid().into_bytes()).map_err(write_error)?;
+            }
             let mut latest = facts.get(FACT_FORGOTTEN).map_err(write_error)?.map_or(0, |value| value.value());
             for JobRecord { plan, .. } in &forgotten {
                 let key = plan.job.uuid().into_bytes();
@@ -157,6 +161,18 @@ fn forgettable(jobs: Vec<JobRecord>, vms: &[VmRecord], retention: Retention, now
     let old = over.partition_point(|record| now.seconds_since(ended(record)) > age_max);
     over.truncate(old.max(too_many));
     over
+}
+
+/// The VMs that were there for one of these rehearsals only. No other host has ever heard of one, and no later job has its id, so
+/// that nobody is left whom its tombstone could answer.
+fn rehearsed(forgotten: &[JobRecord], vms: &[VmRecord]) -> Vec<VmId> {
+    let of_rehearsals: BTreeSet<VmId> = forgotten
+        .iter()
+        .filter(|record| record.plan.kind == JobKind::Rehearse)
+        .map(|record| record.plan.vm.id)
+        .collect();
+    let gone = vms.iter().filter(|vm| matches!(vm.ownership, Record::Absent { .. }));
+    gone.map(|vm| vm.spec.id).filter(|vm| of_rehearsals.contains(vm)).collect()
 }
 
 /// Which VM, and who led its move.
@@ -258,6 +274,29 @@ mod tests {
         let mut from_elsewhere = job(Role::Target, 3);
         from_elsewhere.plan.source.id = "charlie".parse().expect("a name");
         assert_eq!(forgotten(&[unsettled(), from_elsewhere], &owner, WEEK, 1000), [id(3)]);
+    }
+
+    #[test]
+    fn a_rehearsed_vm_is_forgotten_with_its_rehearsal() {
+        let of = |kind, number: u32| {
+            let mut record = job(Role::Cloner, number);
+            (record.plan.kind, record.plan.vm.id) = (kind, VmId::from_uuid(id(number).uuid()));
+            record
+        };
+        let jobs = [of(JobKind::Rehearse, 1), of(JobKind::Rehearse, 2), of(JobKind::Clone, 3)];
+        let absent = Record::Absent { owned: Generation(1), seen: Generation(1) };
+        // What could not be removed yet is no tombstone.
+        let ownerships = [absent.clone(), Record::Owner { generation: Generation(1) }, absent];
+        let vms: Vec<VmRecord> = (1..)
+            .zip(ownerships)
+            .map(|(number, ownership)| {
+                let mut record = vm(ownership);
+                record.spec.id = VmId::from_uuid(id(number).uuid());
+                record
+            })
+            .collect();
+        assert_eq!(rehearsed(&jobs, &vms), [vms[0].spec.id]);
+        assert_eq!(rehearsed(&jobs[1..], &vms), []);
     }
 
     #[tokio::test]

@@ -23,7 +23,8 @@ pub async fn probe(context: &Context, rehearsal: &Rehearsal, started: Instant) -
     let runtime = context.host.runtime(context.plan.vm.id).map_err(MoveError::Runtime)?;
     let seconds = started.elapsed().as_secs();
     let machine = context.keeper.machine().await?.ok_or(Unhealthy::Ended { seconds })?;
-    let guest = Patient::reach(machine, runtime, rehearsal.address.guest(), &rehearsal.probes).await?;
+    let (vm, commands) = (context.plan.vm.name.clone(), context.host.config.probe_commands.clone());
+    let guest = Patient::reach(machine, runtime, rehearsal, vm, commands).await?;
     let probing = Probing { context, rehearsal, guest, started };
     let healthy = probing.is_healthy().await;
     if healthy.is_err()

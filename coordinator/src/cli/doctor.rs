@@ -440,6 +440,7 @@ mod tests {
                 planned: vec![],
                 replicas: vec![],
                 adapts: false,
+                probe_commands: vec![],
             },
             online: true,
             heard_at: at(0),

@@ -133,6 +133,7 @@ fn show(host: &HostView) -> String {
         ("bridges", join(inventory.bridges.iter().map(ToString::to_string).collect())),
         ("boot files", join(inventory.boot_files.iter().map(|file| file.as_str().to_owned()).collect())),
         ("adapts clones", if inventory.adapts { "yes" } else { "no" }.to_owned()),
+        ("probe commands", join(inventory.probe_commands.iter().map(ToString::to_string).collect())),
         (
             "certificate",
             format!("{} to {}", moment(inventory.certificate.not_before), moment(inventory.certificate.not_after)),

@@ -22,7 +22,7 @@ use crate::client::Client;
 pub(super) struct RehearseArgs {
     /// The replicated VM's name or id
     vm: String,
-    /// What the guest has to answer: tcp:PORT, http:PORT/PATH (a status below 400), agent (the QEMU guest agent), or console:TEXT
+    /// What the guest has to answer: tcp:PORT, http:PORT/PATH (a status below 400), agent (the QEMU guest agent), console:TEXT, or command:NAME:PORT (a command of the host's operators)
     #[arg(long = "probe", value_name = "PROBE", required = true)]
     probes: Vec<HealthProbe>,
     /// How long it has from its start to answer all of them, such as 90s or 5m [default: 2m]

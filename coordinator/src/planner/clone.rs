@@ -281,18 +281,34 @@ fn rehearsal_is_sound(making: &Making, out: &mut Vec<Refusal>) {
 }
 
 fn probes_reach_it(making: &Making, out: &mut Vec<Refusal>) {
-    let of = &making.replica.vm;
+    let (of, inventory) = (&making.replica.vm, &making.member.inventory);
     for probe in making.wish.rehearsal.iter().flat_map(|rehearsal| &rehearsal.probes) {
-        let (missing, remedy) = match probe {
-            HealthProbe::Agent if !of.guest_agent => ("channel for a guest agent", "set guest_agent of the VM"),
-            probe if probe.port().is_some() && of.nics.is_empty() => ("network interface", "give the VM one"),
-            _ => continue,
+        let mut cannot = |lacks: String, remedy: &str| {
+            out.push(refusal(
+                RefusalCode::ProbeImpossible,
+                format!("probe {probe} cannot be made: {lacks}"),
+                format!("{remedy}, or ask for something else, such as --probe console:login:"),
+            ));
         };
-        out.push(refusal(
-            RefusalCode::ProbeImpossible,
-            format!("probe {probe} cannot be made: VM {} has no {missing}", of.name),
-            format!("{remedy} and wait for the next cycle, or ask for something else, such as --probe console:login:"),
-        ));
+        if let HealthProbe::Agent = probe
+            && !of.guest_agent
+        {
+            cannot(
+                format!("VM {} has no channel for a guest agent", of.name),
+                "set guest_agent of the VM and wait for the next cycle",
+            );
+        }
+        if probe.port().is_some() && of.nics.is_empty() {
+            cannot(format!("VM {} has no network interface", of.name), "give the VM one and wait for the next cycle");
+        }
+        if let HealthProbe::Command { name, .. } = probe
+            && !inventory.probe_commands.contains(name)
+        {
+            cannot(
+                format!("host {} has no probe command {name}", inventory.host),
+                "name it under [probe_commands] in the agent.toml of the host and restart its agent",
+            );
+        }
     }
 }
 

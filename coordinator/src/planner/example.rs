@@ -167,6 +167,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
         planned: vec![],
         replicas: vec![],
         adapts: true,
+        probe_commands: vec![],
     }
 }
 

@@ -18,6 +18,12 @@ use sterna_tests::scenario::{Watched, eventually, on_fleet};
 use sterna_witness::protocol::DEFAULT_PORT;
 
 const WAIT: Duration = Duration::from_secs(120);
+/// What the operators of the host have for its guests: one asks the witness, and the other is never content.
+const PROBE_COMMANDS: &str = r#"
+[probe_commands]
+greets = ["/bin/bash", "-c", 'exec 3<>"/dev/tcp/$STERNA_ADDRESS/$STERNA_PORT" && echo hello >&3 && read -r line <&3 && [[ $line == *boot_id* ]]']
+locked = ["/bin/sh", "-c", 'echo "the orders of $STERNA_VM are locked" >&2; exit 3']
+"#;
 /// Nobody in the guest listens there.
 const CLOSED_PORT: &str = "tcp:9";
 
@@ -67,6 +73,8 @@ async fn a_replica_is_rehearsed_and_nothing_is_left_whatever_falls_out() {
 }
 
 async fn rehearsals(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let folder = fleet.folder().to_owned();
+    fleet.equip("bravo", &folder, PROBE_COMMANDS).await?;
     let mut web = Watched::start(fleet, "alpha", &wish()).await?;
     cycle(fleet, "web", "bravo", &[]).await?;
     let replica = replica(fleet, "web").await?.context("there is a replica")?;
@@ -80,13 +88,16 @@ async fn rehearsals(fleet: &mut Fleet) -> anyhow::Result<()> {
 }
 
 async fn healthy(fleet: &Fleet, web: &Rehearsed) -> anyhow::Result<()> {
-    let port = format!("tcp:{DEFAULT_PORT}");
-    let probes = ["--probe", &port, "--probe", "agent", "--probe", "console:WITNESS READY"];
+    let (port, command) = (format!("tcp:{DEFAULT_PORT}"), format!("command:greets:{DEFAULT_PORT}"));
+    let unknown = fleet.try_sterna(&web.command(&["--probe", "command:mail:25"])).await?;
+    let refused = String::from_utf8_lossy(&unknown.stderr);
+    ensure!(!unknown.status.success() && refused.contains("host bravo has no probe command mail"), "{refused}");
+    let probes = ["--probe", &port, "--probe", "agent", "--probe", "console:WITNESS READY", "--probe", &command];
     let job = web.begin(fleet, &probes).await?;
     let over = web.ends(fleet, "a healthy guest", &job, "completed").await?;
     let healthy = step(&over, "probe").and_then(|step| step["healthy_ms"].as_u64()).context("a figure")?;
     eprintln!("healthy {healthy} ms after its start");
-    for probe in [port.as_str(), "agent", "console:WITNESS READY"] {
+    for probe in [port.as_str(), "agent", "console:WITNESS READY", &command] {
         ensure!(noticed(&over, &format!("probe {probe}: answered")), "{over:#}");
     }
     Ok(())
@@ -95,7 +106,9 @@ async fn healthy(fleet: &Fleet, web: &Rehearsed) -> anyhow::Result<()> {
 /// Probes that are not answered are told with what they saw, and those that are beside them.
 async fn unhealthy(fleet: &Fleet, web: &Rehearsed) -> anyhow::Result<()> {
     let (port, page) = (format!("tcp:{DEFAULT_PORT}"), format!("http:{DEFAULT_PORT}/"));
-    let probes = ["--probe", &port, "--probe", CLOSED_PORT, "--probe", &page, "--probe-timeout", "25s"];
+    let command = format!("command:locked:{DEFAULT_PORT}");
+    let probes = [&port, CLOSED_PORT, &page, &command].map(|probe| ["--probe", probe]).concat();
+    let probes = [&probes, &["--probe-timeout", "25s"][..]].concat();
     let job = web.begin(fleet, &probes).await?;
     begins(fleet, "bravo", &job, "probe").await?;
     for taken in [&["vm", "stop", "web-rehearsal", "--force"][..], &["migrate", "web-rehearsal", "--to", "alpha"]] {
@@ -108,9 +121,12 @@ async fn unhealthy(fleet: &Fleet, web: &Rehearsed) -> anyhow::Result<()> {
     let wanted = format!("probe {CLOSED_PORT} was not answered within 25 s of the guest's start: the guest refuses");
     ensure!(failure["code"] == "unhealthy" && message.contains(&wanted), "{over:#}");
     ensure!(failure["remedy"].to_string().contains("--probe-timeout"), "{over:#}");
-    for text in
-        [format!("probe {port}: answered"), format!("probe {page}: not answered"), "its console ends".to_owned()]
-    {
+    for text in [
+        format!("probe {port}: answered"),
+        format!("probe {page}: not answered"),
+        "exit status: 3: the orders of web-rehearsal are locked".to_owned(),
+        "its console ends".to_owned(),
+    ] {
         ensure!(noticed(&over, &text), "{text}: {over:#}");
     }
     Ok(())

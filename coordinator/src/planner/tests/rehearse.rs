@@ -43,7 +43,7 @@ fn a_rehearsal_is_a_clone_of_its_own_that_is_probed_where_it_is_alone() {
 
 #[test]
 fn every_reason_why_there_is_no_rehearsal_is_told() {
-    let faults: [(RefusalCode, Plant); 9] = [
+    let faults: [(RefusalCode, Plant); 10] = [
         (RefusalCode::InvalidValue, |world| wish(world).rehearsal = None),
         (RefusalCode::InvalidValue, |world| world.request.kind = JobKind::Clone),
         (RefusalCode::InvalidValue, |world| wish(world).rehearsal = Some(rehearsal(&[]))),
@@ -54,6 +54,10 @@ fn every_reason_why_there_is_no_rehearsal_is_told() {
         (RefusalCode::InvalidValue, |world| wish(world).network = NetworkWish::Same),
         (RefusalCode::ProbeImpossible, |world| wish(world).rehearsal = Some(rehearsal(&["agent"]))),
         (RefusalCode::ProbeImpossible, |world| world.target.replicas[0].vm.nics.clear()),
+        (RefusalCode::ProbeImpossible, |world| {
+            world.target.probe_commands = vec!["orders".parse().expect("a name")];
+            wish(world).rehearsal = Some(rehearsal(&["command:orders:22", "command:mail:25"]));
+        }),
         // What speaks against a clone speaks against it too.
         (RefusalCode::NoAdapter, |world| world.target.adapts = false),
     ];
