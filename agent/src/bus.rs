@@ -163,8 +163,12 @@ impl Bus {
         }
         match Envelope::seal(kind, self.host.as_str(), Epoch(0), message) {
             Ok(sealed) => {
-                if let Err(error) = self.client.publish(subject.to_string(), sealed.into()).await {
-                    debug!(%subject, %error, "not published");
+                // Nor may one that has stalled, and is not known to be away yet, hold whoever tells.
+                let published = self.client.publish(subject.to_string(), sealed.into());
+                match tokio::time::timeout(PUBLISH_TIMEOUT, published).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => debug!(%subject, %error, "not published"),
+                    Err(_) => debug!(%subject, "not published: the broker takes nothing"),
                 }
             }
             Err(error) => warn!(%subject, %error, "not published"),

@@ -215,7 +215,13 @@ impl Host {
     /// # Errors
     /// The configured directory does not do.
     pub fn runtime(&self, vm: VmId) -> Result<RuntimeDirectory, RuntimeError> {
-        RuntimeDirectory::new(self.config.runtime_directory.join("vm").join(vm.to_string()))
+        RuntimeDirectory::new(self.runtimes().join(vm.to_string()))
+    }
+
+    /// Where the runtime directories of VMs are.
+    #[must_use]
+    pub fn runtimes(&self) -> PathBuf {
+        self.config.runtime_directory.join("vm")
     }
 
     /// The runtime directory of a storage daemon that serves a job's `source` or `target` images.

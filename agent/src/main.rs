@@ -136,11 +136,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let host = Arc::new(Host::new(config, pools, found, tls, journal, teller));
     let service = Service::start(Arc::clone(&host), bus, inbound).await?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    tokio::spawn(watchdog());
     tokio::spawn(reload(Arc::clone(&host)));
     tokio::spawn(Arc::clone(&host).refresh_pools());
+    tokio::spawn(sterna_agent::guest::console::keep_bounded(host.runtimes()));
     info!(host = %host.id(), "ready");
-    service.run(stop()).await;
+    // Said by the service's own loop, so that systemd sees one that hangs.
+    let beat = || drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog]));
+    service.run(stop(), beat).await;
     host.flush().await;
     info!("stopping; guests run on");
     Ok(())
@@ -170,15 +172,5 @@ async fn reload(host: Arc<Host>) {
             Ok(()) => info!("certificates read anew"),
             Err(error) => warn!(error = &error as &dyn std::error::Error, "the certificates stay as they were"),
         }
-    }
-}
-
-/// Tells systemd that the agent's loop still turns, where it wants to know.
-async fn watchdog() {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    let mut ticks = tokio::time::interval(limit / 3);
-    loop {
-        ticks.tick().await;
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
     }
 }

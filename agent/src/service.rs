@@ -5,6 +5,7 @@
 //!   listener ── admission ─┼─▶ select ─▶ apply ────┼─▶ job      one task a job: Source, Target or Storage
 //!   listener ── session ───┤   (waits)   (changes) └─▶ request  one short task each
 //!   jobs ── JobOver ───────┤
+//!   guest that answers ────┤
 //!   tick ──────────────────┘
 //! ```
 //!
@@ -15,6 +16,7 @@ mod jobs;
 mod kept;
 mod planned;
 mod replicas;
+mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,6 +34,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use self::kept::KnownSince;
+use self::unreachable::Reached;
 use crate::bus::{Bus, Inbound};
 use crate::clock;
 use crate::guest::launcher::{self, AttachError, Launched};
@@ -83,6 +86,9 @@ pub struct Service {
     give_answer: mpsc::Sender<Answer>,
     changes: Arc<Notify>,
     keepers: BTreeMap<VmId, Keeper>,
+    unreachable: BTreeMap<VmId, VmRecord>,
+    reached: mpsc::Receiver<Reached>,
+    tell_reached: mpsc::Sender<Reached>,
     jobs: BTreeMap<JobId, Job>,
     known_since: KnownSince,
     prober: Prober,
@@ -127,6 +133,7 @@ enum Event {
     Admission(AdmissionRequest),
     Session(Session),
     Ending(Ending),
+    Reached(Reached),
     Tick,
     Over,
 }
@@ -141,6 +148,7 @@ impl Service {
         let (session, sessions) = mpsc::channel(QUEUE_MAX);
         let (tell_ending, endings) = mpsc::channel(QUEUE_MAX);
         let (give_answer, answers) = mpsc::channel(QUEUE_MAX);
+        let (tell_reached, reached) = mpsc::channel(QUEUE_MAX);
         let mut service = Self {
             host: Arc::clone(&host),
             bus,
@@ -153,6 +161,9 @@ impl Service {
             give_answer,
             changes: Arc::new(Notify::new()),
             keepers: BTreeMap::new(),
+            unreachable: BTreeMap::new(),
+            reached,
+            tell_reached,
             jobs: BTreeMap::new(),
             known_since: KnownSince::new(),
             prober: Prober::new(Arc::clone(&host.tls)),
@@ -172,8 +183,9 @@ impl Service {
         Ok(service)
     }
 
-    /// Runs until `stop` ends. Guests run on; jobs in hand are taken up by the next agent.
-    pub async fn run(mut self, stop: impl Future<Output = ()>) {
+    /// Runs until `stop` ends, and calls `beat` at least every [`HEARTBEAT_INTERVAL_SECONDS`] while it lives. Guests run on; jobs
+    /// in hand are taken up by the next agent.
+    pub async fn run(mut self, stop: impl Future<Output = ()>, beat: impl Fn()) {
         tokio::pin!(stop);
         let mut ticks = interval(Duration::from_secs(HEARTBEAT_INTERVAL_SECONDS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -185,6 +197,7 @@ impl Service {
                 Some(session) = self.sessions.recv() => Event::Session(session),
                 Some(ending) = self.endings.recv() => Event::Ending(ending),
                 Some(answer) = self.answers.recv() => Event::Answer(answer),
+                Some(reached) = self.reached.recv() => Event::Reached(reached),
                 () = self.changes.notified() => Event::Tick,
                 _ = ticks.tick() => Event::Tick,
             };
@@ -230,7 +243,12 @@ impl Service {
                     self.bus.publish_inventory(&self.inventory()).await;
                     let _ = reply.send(answer);
                 }
+                Event::Reached(reached) => {
+                    self.reached(reached).await;
+                    self.bus.publish_inventory(&self.inventory()).await;
+                }
                 Event::Tick => {
+                    beat();
                     self.tend_kept().await;
                     self.tend_planned().await;
                     self.tend_replicas();
@@ -251,21 +269,17 @@ impl Service {
             let runtime = match self.host.runtime(vm) {
                 Ok(runtime) => runtime,
                 Err(error) => {
-                    error!(%vm, %error, "a VM is not kept");
+                    error!(%vm, %error, "a VM is not kept yet");
+                    self.cannot_reach(record);
                     continue;
                 }
             };
             let guest = match launcher::attach(&runtime, ATTACH_WAIT).await {
                 Ok(guest) => guest,
-                // A guest that may run and does not answer is no stopped guest: its disks may be written to. What is being made
-                // of a replica goes in any case.
-                Err(AttachError::Unreachable { source, .. })
-                    if record.ownership.may_run().is_some() && !in_the_making.contains(&vm) =>
+                // What may not run, or is being made of a replica, goes in any case.
+                Err(AttachError::Unreachable { process, .. })
+                    if record.ownership.may_run().is_none() || in_the_making.contains(&vm) =>
                 {
-                    error!(%vm, %source, "a guest runs and does not answer; the VM is not kept until it ends");
-                    continue;
-                }
-                Err(AttachError::Unreachable { process, .. }) => {
                     warn!(%vm, "a guest that may not run, or is to go, does not answer and is ended");
                     if let Err(error) = process.kill(Duration::ZERO).await {
                         error!(%vm, %error, "it could not be ended");
@@ -273,7 +287,8 @@ impl Service {
                     None
                 }
                 Err(error) => {
-                    error!(%vm, %error, "a guest cannot be driven; the VM is not kept");
+                    error!(%vm, %error, "a guest cannot be driven; the VM is not kept yet");
+                    self.cannot_reach(record);
                     continue;
                 }
             };
@@ -341,6 +356,13 @@ impl Service {
 
     async fn answer(&mut self, request: AgentRequest, reply: oneshot::Sender<AgentReply>) {
         let vm = requests::vm_of(&request);
+        // What the hosts of a handover say to each other they say again; people get a reason.
+        if !matches!(request, AgentRequest::Handover { .. })
+            && let Some(refusal) = vm.and_then(|vm| self.out_of_reach(vm))
+        {
+            let _ = reply.send(refusal);
+            return;
+        }
         let handler = Handler {
             host: Arc::clone(&self.host),
             keeper: vm.and_then(|vm| self.keepers.get(&vm).cloned()),
@@ -423,8 +445,8 @@ impl Service {
     }
 
     fn name_taken(&self, spec: &VmSpec) -> Option<String> {
-        let views = self.keepers.values().map(|keeper| keeper.record());
-        let mut others = views.filter(|record| is_here(record) && record.spec.id != spec.id);
+        let records = self.keepers.values().map(|keeper| keeper.record()).chain(self.unreachable.values().cloned());
+        let mut others = records.filter(|record| is_here(record) && record.spec.id != spec.id);
         others.find(|record| record.spec.name == spec.name).map(|other| {
             format!("this host has a VM called {} already, with the id {}", other.spec.name, other.spec.id)
         })
@@ -440,7 +462,7 @@ impl Service {
             let job = self.job_of(view.record.spec.id);
             view.report(job)
         });
-        self.host.inventory(reports.collect(), &self.kept(), &self.planned())
+        self.host.inventory(reports.chain(self.unreachable_reports()).collect(), &self.kept(), &self.planned())
     }
 
     async fn tell(&self, job: JobId, body: EventBody) {

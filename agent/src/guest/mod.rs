@@ -4,6 +4,7 @@
 //! on when the agent is stopped, upgraded or killed. What ties the two together is the runtime directory.
 
 pub mod adapter;
+pub mod console;
 pub mod health;
 pub mod hooks;
 pub mod launcher;

@@ -131,14 +131,14 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let pid = folder.path().join("pid");
         let text = format!("sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait", pid.display());
-        let command = script(&text);
+        let (command, web) = (script(&text), web());
         let started = async {
             while !pid.exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
         tokio::select! {
-            ended = run(&command, &web(), WAY) => panic!("it waits: {ended:?}"),
+            ended = run(&command, &web, WAY) => panic!("it waits: {ended:?}"),
             () = started => {}
         }
         let pid: u32 = std::fs::read_to_string(&pid).expect("an id").trim().parse().expect("a number");

@@ -128,11 +128,6 @@ impl Service {
         }
     }
 
-    /// Whether the journal has the VM and nobody keeps it, as where its guest runs and does not answer.
-    pub(super) fn is_out_of_reach(&self, vm: VmId) -> bool {
-        !self.keepers.contains_key(&vm) && !matches!(self.host.journal.vm(vm), Ok(None))
-    }
-
     /// The job that makes a clone of the replica of a VM.
     fn cloning(&self, vm: VmId) -> Option<JobId> {
         let of = |job: &Job| job.context.plan.clone.as_ref().is_some_and(|clone| clone.replica == vm);
@@ -145,9 +140,8 @@ impl Service {
         let (job, vm) = (plan.job, plan.vm.id);
         let keeper = match self.keepers.get(&vm) {
             Some(keeper) => keeper.clone(),
-            // Its guest did not answer when this agent started. What becomes of the job is for one that can see it.
             None if self.is_out_of_reach(vm) => {
-                error!(%job, %vm, "the VM's guest does not answer; its job is taken up by the next agent");
+                error!(%job, %vm, "the VM's guest does not answer; its job is taken up when it does");
                 return Ok(());
             }
             None => {

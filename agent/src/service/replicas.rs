@@ -59,10 +59,6 @@ impl Service {
             _ if self.taking_over.contains(&vm) => {
                 Err(requests::refused("the VM is being taken over here already".to_owned(), "wait until it is"))
             }
-            _ if self.is_out_of_reach(vm) => Err(requests::refused(
-                "the VM's guest runs here, and does not answer".to_owned(),
-                "end it by hand, or wait until it answers",
-            )),
             (Some(job), _) => Err(requests::refused(
                 format!("the VM is in job {job} here"),
                 "wait until that has noticed that the host is gone, a few minutes, or cancel it with `sterna job cancel`",

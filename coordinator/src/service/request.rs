@@ -80,6 +80,7 @@ impl State {
                 let request = StateRequest { call, job, requested, timeout: Duration::ZERO, token };
                 self.kill(request, delete, now, out)
             }
+            ApiRequest::JobBandwidth { job, bandwidth } => self.bandwidth(job, bandwidth, now, out),
             ApiRequest::JobEdit { job, changes } => self.edit(job, changes, now, out),
             ApiRequest::JobAnswer { job, answer } => self.answered_by_operator(job, answer, token, now, out),
             request => self.answer(request, now),
@@ -142,7 +143,6 @@ impl State {
                     rates: job.averages.rates(now.at),
                 }
             }
-            ApiRequest::JobBandwidth { job, bandwidth } => return self.bandwidth(job, bandwidth, now),
             ApiRequest::SystemShow => ApiReply::System {
                 system: SystemView {
                     coordinator: self.name.to_string(),
@@ -314,14 +314,29 @@ impl State {
         Ok(Outcome::Publish { messages, reply: ApiReply::JobStarted { status: Box::new(status) } })
     }
 
-    fn bandwidth(&self, job: JobId, bandwidth: Option<Bandwidth>, now: Now) -> Result<Outcome, ApiError> {
+    fn bandwidth(
+        &mut self,
+        job: JobId,
+        bandwidth: Option<Bandwidth>,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Outcome, ApiError> {
         if bandwidth.is_some_and(|bandwidth| bandwidth.0 < BANDWIDTH_MIN) {
             let hint = format!("give at least {}, or none to lift the limit", Bandwidth(BANDWIDTH_MIN));
             return Err(fault(ApiErrorKind::Invalid, "the bandwidth is too low", hint));
         }
-        // Each change is a message of its own, also one back to an earlier value.
-        let kind = format!("bandwidth-{}", now.at.unix_microseconds());
-        let messages = to_parties(&self.live(job)?.plan, &kind, || Command::SetBandwidth { job, bandwidth });
+        // Of a recurring job both the run that is under way and those to come.
+        let run = self.live(job)?.runs.current().filter(|run| self.live(*run).is_ok());
+        let mut messages = Vec::new();
+        for job in [Some(job), run].into_iter().flatten() {
+            self.say(job, EventBody::Limited { bandwidth }, now, out, &mut messages);
+            // Each change is a message of its own, also one back to an earlier value.
+            let kind = format!("bandwidth-{}", now.at.unix_microseconds());
+            let status = self.live(job)?;
+            if status.has_begun() && !status.policy.recurs() {
+                messages.extend(to_parties(&status.plan, &kind, || Command::SetBandwidth { job, bandwidth }));
+            }
+        }
         Ok(Outcome::Publish { messages, reply: ApiReply::Done })
     }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{CheckReport, FailureReport, Finding, JobState, MoveRequest, Plan, Policy, StepFigures, StepKind};
 use crate::id::{Generation, HostId, JobId, VmId};
 use crate::time::Timestamp;
+use crate::units::Bandwidth;
 
 /// Something that happened in a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,11 @@ pub enum EventBody {
     Edited {
         /// How it is to be treated from now on.
         policy: Box<Policy>,
+    },
+    /// It is to send no faster than this from now on, in this attempt and those to come.
+    Limited {
+        /// None for as fast as it can.
+        bandwidth: Option<Bandwidth>,
     },
     /// A replication is to be over for good: what these hosts keep of it goes first.
     Finalizing {

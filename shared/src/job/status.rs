@@ -341,6 +341,10 @@ impl JobStatus {
                 self.enter(if *more { StateInput::Rested } else { StateInput::Completed }, event.at)?;
             }
             EventBody::Edited { policy } => self.policy = Policy::clone(policy),
+            EventBody::Limited { bandwidth } => {
+                self.request.bandwidth = *bandwidth;
+                self.plan.bandwidth = *bandwidth;
+            }
             EventBody::Finalizing { hosts } => {
                 self.finalization.get_or_insert(Finalization { asked_at: event.at, hosts: hosts.clone() });
             }

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
-use sterna_shared::bus::Command;
+use anyhow::{Context as _, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use sterna_shared::bus::{AgentReply, AgentRequest, Command};
+use sterna_shared::host::VmState;
 use sterna_shared::id::{Epoch, Generation, JobId};
 use sterna_shared::job::Plan;
 use sterna_tests::fleet::{Fleet, WitnessWish};
-use sterna_tests::moves::{Guest, begins, ended};
+use sterna_tests::moves::{Guest, begins, ended, processes};
 use sterna_tests::namespace::Link;
 use sterna_tests::scenario::{eventually, on_fleet};
 use uuid::Uuid;
@@ -97,4 +99,42 @@ async fn older_generation(fleet: &Fleet, epoch: Epoch, plan: &Plan) -> anyhow::R
         );
     }
     Ok(())
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_answer_is_left_alone_until_it_does() {
+    on_fleet(out_of_reach).await;
+}
+
+/// An agent starts while the guest's QEMU hangs: the VM is this host's all the same, and nobody takes it on anew.
+async fn out_of_reach(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let mut guest = Guest::start(fleet, ["alpha", "bravo"], &WitnessWish::small("witness")).await?;
+    let record = fleet.inventory("alpha").await?.vms.pop().context("alpha has the VM")?;
+    let [(qemu, _)] = processes(fleet, "alpha", "qemu-system")?[..] else { bail!("not one QEMU at alpha") };
+    let qemu = i32::try_from(qemu).ok().and_then(Pid::from_raw).context("a process id")?;
+    kill_process(qemu, Signal::STOP)?;
+    fleet.replace_agent("alpha").await?;
+
+    let told = fleet.inventory("alpha").await?.vms.pop().context("alpha has the VM still")?;
+    ensure!((told.generation, told.owned, told.state) == (record.generation, true, VmState::Failed), "{told:?}");
+    for request in [
+        AgentRequest::VmDefine { spec: Box::new(record.spec.clone()) },
+        AgentRequest::VmStart { vm: record.id() },
+        AgentRequest::VmDelete { vm: record.id(), delete_disks: true },
+    ] {
+        let reply = fleet.ask_agent("alpha", &request).await?;
+        let AgentReply::Error { error } = &reply else { bail!("{request:?}: {reply:?}") };
+        ensure!(error.message.contains("does not answer") && !error.hints.is_empty(), "{request:?}: {error:?}");
+    }
+
+    kill_process(qemu, Signal::CONT)?;
+    let kept = async || {
+        let told = fleet.inventory("alpha").await?.vms.pop().context("alpha has the VM still")?;
+        Ok((told.state == VmState::Running).then_some(told))
+    };
+    let told = eventually("the VM is kept again", WAIT, kept).await?;
+    ensure!((told.generation, told.owned) == (record.generation, true), "{told:?}");
+    guest.expect_whole().await?;
+    guest.move_to(fleet, "bravo").await?;
+    guest.expect_whole().await
 }

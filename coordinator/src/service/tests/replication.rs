@@ -115,6 +115,27 @@ fn a_cycle_begins_at_once_and_the_next_a_pause_after_it_has_ended() {
 }
 
 #[test]
+fn a_new_bandwidth_is_of_the_cycle_under_way_and_of_those_to_come() {
+    let (mut world, job) = World::replicating();
+    world.accept();
+    let (commanded, slow) = (world.commanded.len(), Some(sterna_shared::units::Bandwidth(1 << 20)));
+    assert_eq!(world.ask(ApiRequest::JobBandwidth { job, bandwidth: slow }), ApiReply::Done);
+    assert_eq!(world.commanded.len(), commanded + 2, "both hosts of the cycle are told");
+    let bandwidth = |world: &World, job: JobId| world.state.jobs[&job].status.plan.bandwidth;
+    assert_eq!(bandwidth(&world, world.begun[0]), slow);
+    world.end_cycle();
+    world.wait(u64::from(IDLE) + 2);
+    assert_eq!((world.begun.len(), bandwidth(&world, world.begun[1])), (2, slow));
+    world.accept();
+    world.end_cycle();
+    let commanded = world.commanded.len();
+    assert_eq!(world.ask(ApiRequest::JobBandwidth { job, bandwidth: None }), ApiReply::Done);
+    assert_eq!(world.commanded.len(), commanded, "between two cycles nobody is");
+    world.wait(u64::from(IDLE) + 2);
+    assert_eq!((world.begun.len(), bandwidth(&world, world.begun[2])), (3, None));
+}
+
+#[test]
 fn no_cycle_begins_while_another_job_holds_the_vm() {
     let mut world = World::new(1, 1);
     let moving = world.submit(0, Policy::default());
