@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind, ApiReply, ApiRequest, Command, SystemView};
-use sterna_shared::host::{PartialReport, VmState};
+use sterna_shared::host::PartialReport;
 use sterna_shared::id::{HostId, JobId, Token};
 use sterna_shared::job::{
     Event as JobEvent, EventBody, JobKind, JobStatus, MoveRequest, Plan, Policy, RefusalCode, Reporter, RequestedState,
@@ -45,9 +45,6 @@ pub(super) enum Outcome {
 
 impl State {
     pub(super) fn asked(&mut self, call: CallId, request: ApiRequest, token: Token, now: Now, out: &mut Vec<Action>) {
-        if let ApiRequest::VmDelete { vm, .. } = &request {
-            self.drop_kept(vm, out);
-        }
         let outcome = match request {
             ApiRequest::Check { request } => {
                 // Its id names nothing but the probe.
@@ -88,6 +85,9 @@ impl State {
         out.push(match outcome.unwrap_or_else(|error| Outcome::Reply(ApiReply::Error { error })) {
             Outcome::Reply(reply) => Action::Answer { call, reply: Box::new(reply) },
             Outcome::Forward { host, request, wait } => {
+                if let AgentRequest::VmDelete { vm, .. } = &request {
+                    self.deletions.insert(call, *vm);
+                }
                 Action::Forward { call, host, request: Box::new(request), wait }
             }
             Outcome::Publish { messages, reply } => Action::Publish { messages, answer: Some((call, Box::new(reply))) },
@@ -95,16 +95,14 @@ impl State {
         });
     }
 
-    /// A VM that is about to be deleted will not be moved: what cut moves of it have left at other hosts can go. One that runs
-    /// or is in a job is not deleted. A host that is away now lets it go when its time is up.
-    fn drop_kept(&self, vm: &str, out: &mut Vec<Action>) {
-        let Ok((_, report)) = self.fleet.find(vm) else { return };
-        if report.state != VmState::Stopped || report.job.is_some() {
-            return;
-        }
-        let keeps = |member: &&Member| member.inventory.partials.iter().any(|partial| partial.vm == report.id());
+    /// An agent has answered a call. A VM that it has deleted will not be moved: what cut moves of it have left at other hosts, and
+    /// the way back of a cutover, can go. Not before, since a delete that is refused leaves a VM that may need them. A host that is
+    /// away now lets them go when their time is up.
+    pub(super) fn deleted(&mut self, call: CallId, reply: &Result<AgentReply, String>, out: &mut Vec<Action>) {
+        let Some(vm) = self.deletions.remove(&call).filter(|_| matches!(reply, Ok(AgentReply::Done))) else { return };
+        let keeps = |member: &&Member| member.inventory.partials.iter().any(|partial| partial.vm == vm);
         for member in self.fleet.hosts().filter(keeps).filter(|member| member.online) {
-            out.push(Action::DropKept { host: member.inventory.host.clone(), vm: report.id() });
+            out.push(Action::DropKept { host: member.inventory.host.clone(), vm });
         }
     }
 

@@ -162,6 +162,8 @@ pub(super) struct State {
     /// An id and a token are on their way.
     pub(super) drawing: bool,
     pub(super) waits: Vec<Wait>,
+    /// The VMs whose delete an agent was asked for, and has not answered.
+    pub(super) deletions: BTreeMap<CallId, VmId>,
     pub(super) fence: Option<Fence>,
     pub(super) fencing: Fencing,
     limiter: Limiter,
@@ -187,6 +189,7 @@ impl State {
             letting_go: BTreeMap::new(),
             drawing: false,
             waits: Vec::new(),
+            deletions: BTreeMap::new(),
             fence,
             fencing: Fencing::default(),
             limiter: Limiter::default(),
@@ -219,6 +222,7 @@ impl State {
             Event::Asked { call, request, token } => self.asked(call, *request, token, now, &mut out),
             Event::Answered { call: CALL_NONE, host, reply } => Self::answered_to_nobody(&host, &reply),
             Event::Answered { call, host, reply } => {
+                self.deleted(call, &reply, &mut out);
                 let reply = match reply {
                     Ok(AgentReply::Inventory { inventory }) if inventory.host == host => {
                         self.host_was_set(*inventory, now, &mut out)

@@ -41,6 +41,9 @@ struct World {
     target_silent: bool,
     /// What hosts were asked to let go of, and have not answered.
     letting_go: Vec<(JobId, HostId, AgentRequest)>,
+    /// Requests that were handed on to hosts, and hosts that were to remove what cut moves have left.
+    forwarded: Vec<(HostId, AgentRequest)>,
+    dropping: Vec<HostId>,
     /// All events that are kept.
     events: Vec<JobEvent>,
     drawn: u8,
@@ -64,6 +67,8 @@ impl World {
             keeps: false,
             target_silent: false,
             letting_go: vec![],
+            forwarded: vec![],
+            dropping: vec![],
             events: vec![],
             drawn: 100,
         };
@@ -146,6 +151,8 @@ impl World {
                 }
                 Action::Answer { reply, .. } => self.answers.push(*reply),
                 Action::LetGo { job, host, request } => self.letting_go.push((job, host, *request)),
+                Action::Forward { host, request, .. } => self.forwarded.push((host, *request)),
+                Action::DropKept { host, .. } => self.dropping.push(host),
                 Action::Check { check, questions } => self.asked.push((check, questions)),
                 _ => {}
             }

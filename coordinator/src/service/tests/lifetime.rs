@@ -167,6 +167,33 @@ fn nothing_goes_while_the_vm_is_not_certainly_at_the_target() {
     assert!(world.is_asked().is_empty() && !world.state_of(job).is_final(), "{:?}", world.letting_go);
 }
 
+/// The way back may be all that is left of a VM whose host is silent.
+#[test]
+fn the_way_back_goes_once_the_vm_is_deleted_and_not_when_that_is_refused() {
+    let (mut world, _) = World::cut_over();
+    let delete = || ApiRequest::VmDelete { vm: "vm0".into(), delete_disks: true };
+    world.target_silent = true;
+    world.wait(11);
+    assert_eq!(error(world.ask(delete())).kind, ApiErrorKind::Unreachable);
+    assert!(world.dropping.is_empty());
+    world.target_silent = false;
+    world.wait(1);
+    let busy = crate::api::fault(ApiErrorKind::Refused, "the VM runs", "stop it");
+    for (call, reply) in [(5, Ok(AgentReply::Error { error: busy })), (6, Err("no answer".into()))] {
+        world.apply(Event::Asked { call, request: Box::new(delete()), token: Token::from_bytes([7; 32]) });
+        let (host, request) = world.forwarded.pop().expect("its host is asked");
+        assert!(matches!(request, AgentRequest::VmDelete { .. }), "{request:?}");
+        world.apply(Event::Answered { call, host, reply });
+        assert!(matches!(world.answers.pop(), Some(ApiReply::Error { .. })));
+        assert!(world.dropping.is_empty());
+    }
+    world.apply(Event::Asked { call: 7, request: Box::new(delete()), token: Token::from_bytes([7; 32]) });
+    let host = "beta".parse().expect("a name");
+    world.apply(Event::Answered { call: 7, host, reply: Ok(AgentReply::Done) });
+    assert!(matches!(world.answers.pop(), Some(ApiReply::Done)));
+    assert_eq!(world.dropping, ["alpha".parse::<HostId>().expect("a name")]);
+}
+
 #[test]
 fn no_job_of_a_vm_begins_while_its_replication_is_finalized_nor_is_it_while_one_waits() {
     let (mut world, job) = World::cut_over();
