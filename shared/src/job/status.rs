@@ -108,7 +108,7 @@ pub enum Ignored {
     /// It is about another job.
     #[error("it is about job {0}")]
     OtherJob(JobId),
-    /// It tells of a plan that another has followed.
+    /// It tells of a plan that another has followed, or that was put away.
     #[error("it is about attempt {0}, which is over")]
     OldAttempt(u32),
     /// Its step is not part of the plan.
@@ -356,6 +356,10 @@ impl JobStatus {
                 }
             }
             EventBody::Accepted { plan } => {
+                // Told before the job was put away, and heard after it: nobody has that attempt any more.
+                if self.begun && self.dispatch == Dispatch::Waiting && plan.attempt <= self.plan.attempt {
+                    return Err(Ignored::OldAttempt(plan.attempt));
+                }
                 self.follow(plan)?;
                 self.enter(StateInput::Accepted, event.at)?;
                 self.dispatch = Dispatch::Taken;

@@ -139,6 +139,32 @@ fn a_suspend_that_met_a_failure_leaves_a_job_that_can_go_on() {
 }
 
 #[test]
+fn an_attempt_that_was_put_away_is_not_taken_up_by_a_word_that_comes_late() {
+    let accepted = |host: &str, sequence: u64, attempt: u32| {
+        event(host, sequence, EventBody::Accepted { plan: Box::new(Plan { attempt, ..plan() }) })
+    };
+    let failure = FailureReport {
+        code: super::super::FailureCode::PoolFull,
+        message: "the pool is full".into(),
+        causes: Vec::new(),
+        remedy: "choose another".into(),
+        host: None,
+    };
+    let asked = EventBody::Asked { failure, figures: StepFigures::default() };
+    let suspended = EventBody::Suspended { figures: StepFigures::default() };
+    for (put_away, state) in [(asked, JobState::QueryPending), (suspended, JobState::Suspended)] {
+        let mut status = folded(&[accepted("alpha", 1, 0), event("alpha", 2, put_away)]);
+        assert_eq!(status.apply(&accepted("bravo", 1, 0)), Err(Ignored::OldAttempt(0)));
+        assert_eq!((status.state, status.hands()), (state, Hands::Coordinator));
+        assert_eq!(status.apply(&event("alpha", 3, EventBody::Resumed)), Ok(()));
+        assert_eq!(status.apply(&accepted("charlie", 1, 0)), Err(Ignored::OldAttempt(0)));
+        assert!(status.is_queued(), "it waits for its next attempt");
+        assert_eq!(status.apply(&accepted("bravo", 2, 1)), Ok(()));
+        assert_eq!((status.plan.attempt, status.hands()), (1, Hands::Agents));
+    }
+}
+
+#[test]
 fn an_unresolved_handover_waits_for_an_operator_and_can_still_complete() {
     let mut events: Vec<Event> = story().into_iter().take(9).collect();
     events.push(event("alpha", 10, EventBody::Unresolved { reason: "bravo is silent".into() }));
