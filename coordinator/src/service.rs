@@ -20,6 +20,7 @@ mod failover;
 mod hosts;
 mod keeper;
 mod lifetime;
+mod list;
 mod methods;
 mod perform;
 mod queue;

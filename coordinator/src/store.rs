@@ -257,6 +257,15 @@ impl Writer {
             Err(error) => Err(server("write a bucket")(error)),
         }
     }
+
+    /// Removes a value, and what this writer knew of its key: should it be written again, its revision is asked for.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn remove(&mut self, bucket: Bucket, key: &str) -> Result<(), BusError> {
+        self.revisions.remove(&(bucket, key.to_owned()));
+        self.store.remove(bucket, key).await
+    }
 }
 
 /// The events of the stream, in order.

@@ -98,7 +98,7 @@ impl Performer {
                 Ok(())
             }
             Work::RemoveJob(job) => {
-                self.store.remove(Bucket::Jobs, &job.to_string()).await?;
+                self.writer.remove(Bucket::Jobs, &job.to_string()).await?;
                 self.store.remove(Bucket::Feed, &format!("job.{job}")).await
             }
             Work::StoreVm { vm, host, generation } => {

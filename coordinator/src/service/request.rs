@@ -256,6 +256,10 @@ impl State {
         if let Some(known) = self.jobs.get(&job) {
             return Ok(Outcome::Reply(ApiReply::JobStarted { status: Box::new(known.status.clone()) }));
         }
+        if self.gone.contains(job) {
+            let hint = format!("see `sterna job history {job}`; another job needs another id");
+            return Err(fault(ApiErrorKind::Refused, format!("job {job} is over, and off the list"), hint));
+        }
         let mut faults = faults_of(&policy, now);
         if policy.expiration.is_some() && request.kind != JobKind::Replicate {
             faults.push("only a replication expires; leave the expiry out".to_owned());

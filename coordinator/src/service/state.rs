@@ -16,6 +16,7 @@ use sterna_shared::view::google::Averages;
 
 use super::check::{Check, CheckAnswers, CheckQuestions};
 use super::lifetime::LettingGo;
+use super::list::Gone;
 use super::methods::Wait;
 use crate::feed::{self, Document, Limiter};
 use crate::fence::{Fence, Fencing};
@@ -23,8 +24,6 @@ use crate::fleet::{Fleet, Heard};
 use crate::scheduler::{Scheduler, not_accepted};
 use crate::store::ArchiveQuery;
 
-/// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
-pub(super) const JOBS_MAX: usize = 10_000;
 /// Pages of events asked of one journal in a row.
 const JOURNAL_PAGES_MAX: u64 = 10_000;
 /// How long after a journal could not be read it is tried again.
@@ -152,6 +151,8 @@ pub(super) struct State {
     pub(super) nats_version: String,
     pub(super) fleet: Fleet,
     pub(super) jobs: BTreeMap<JobId, Job>,
+    /// Jobs that were over, and are not listed any more.
+    pub(super) gone: Gone,
     scheduler: Scheduler,
     /// Since when something speaks against a job that waits, and does not pass.
     pub(super) refused_since: BTreeMap<JobId, Duration>,
@@ -183,6 +184,7 @@ impl State {
             nats_version,
             fleet,
             jobs: BTreeMap::new(),
+            gone: Gone::default(),
             scheduler: Scheduler::default(),
             refused_since: BTreeMap::new(),
             checks: BTreeSet::new(),
@@ -344,6 +346,8 @@ impl State {
                 }
                 Ok(()) => true,
             },
+            // Its target may only now say that it has taken it on, and a journal tells of it for long afterwards.
+            None if self.gone.is_meant_by(event) => return false,
             None => match JobStatus::from_event(event) {
                 Some(status) => {
                     self.forget_the_oldest();
@@ -470,28 +474,6 @@ impl State {
                 Err(error) => tracing::error!(%error, "a document of the feed could not be written"),
             },
             Some(Err(_)) | None => {}
-        }
-    }
-
-    /// Takes jobs off the list that are over, and were to go.
-    fn remove_old(&mut self, now: Timestamp, out: &mut Vec<Action>) {
-        let old = |status: &JobStatus| {
-            let over = status.finished_at.filter(|_| status.state.is_final() && status.policy.delete_on_completion);
-            over.is_some_and(|over| now.seconds_since(over) >= f64::from(status.policy.keep_seconds))
-        };
-        let old: Vec<JobId> = self.jobs.iter().filter(|(_, job)| old(&job.status)).map(|(job, _)| *job).collect();
-        for job in old {
-            self.jobs.remove(&job);
-            out.push(Action::RemoveJob(job));
-        }
-    }
-
-    fn forget_the_oldest(&mut self) {
-        if self.jobs.len() >= JOBS_MAX {
-            let oldest = self.jobs.iter().find(|(_, job)| job.status.state.is_final()).map(|(id, _)| *id);
-            if let Some(oldest) = oldest {
-                self.jobs.remove(&oldest);
-            }
         }
     }
 }

@@ -6,7 +6,7 @@ mod replication;
 
 use std::time::Duration;
 
-use sterna_shared::bus::{AgentRequest, ApiReply, ApiRequest};
+use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest};
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
@@ -89,6 +89,7 @@ impl World {
         for event in std::mem::take(&mut self.events) {
             self.events.push(event.clone());
             self.apply(Event::Told(Box::new(event)));
+            self.apply(Event::Tick);
         }
         self.apply(Event::Replayed);
         self.beat(1);
@@ -362,4 +363,34 @@ fn a_recurring_job_has_as_many_runs_as_was_said_and_none_more() {
     let reply = world.ask(ApiRequest::JobState { job, requested, timeout_ms: None });
     assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::InvalidTransition, .. }), "{reply:?}");
     assert_eq!(world.begun.len(), 2);
+}
+
+/// Their journals tell of it for long after it has left the list.
+#[test]
+fn a_job_that_left_the_list_is_not_taken_for_a_new_one_when_agents_tell_of_it_again() {
+    let mut world = World::new(1, 1);
+    let policy = Policy { delete_on_completion: true, keep_seconds: 0, ..Policy::default() };
+    let job = world.submit(0, policy);
+    let accepted = world.accepted(job);
+    world.end(job, DONE);
+    let again = |world: &mut World, host: &str| {
+        let host: HostId = host.parse().expect("a name");
+        let body = accepted.clone();
+        let event = JobEvent { job, reporter: Reporter::Host(host.clone()), sequence: 1, at: world.now().at, body };
+        let kept = world.events.len();
+        let page = Ok(AgentReply::Events { events: vec![event.clone()], more: false });
+        world.apply(Event::Journalled { host, skip: 0, page });
+        world.apply(Event::Told(Box::new(event)));
+        (world.state.jobs.len(), world.events.len() - kept)
+    };
+    world.wait(1);
+    assert_eq!(again(&mut world, "beta"), (0, 0));
+    assert_eq!(again(&mut world, "alpha"), (0, 0));
+    let (request, policy) = (MoveRequest { vm: "vm0".into(), ..example::request() }, Box::default());
+    let reply = world.ask(ApiRequest::Migrate { request, dry_run: false, job, policy });
+    assert!(matches!(reply, ApiReply::Error { .. }), "asked twice, made once: {reply:?}");
+    // Whoever takes over reads the whole story before anything leaves the list.
+    world.restart();
+    world.wait(1);
+    assert_eq!(again(&mut world, "beta"), (0, 0));
 }

@@ -1,7 +1,7 @@
 //! Replications that expire, and are extended; and that are finalized: when they may be, what goes first, and that a coordinator which
 //! takes over goes on with it.
 
-use sterna_shared::bus::{AgentReply, ApiErrorKind};
+use sterna_shared::bus::ApiErrorKind;
 use sterna_shared::job::{EXTENSIONS_MAX, Expiration, Finalization, JobKind, JobStatus, RefusalCode};
 use sterna_shared::replica::ReplicaState;
 

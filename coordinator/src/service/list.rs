@@ -1,0 +1,72 @@
+//! The list of jobs: what leaves it once it is over, and that it does not come back.
+
+use std::collections::BTreeSet;
+
+use sterna_shared::id::JobId;
+use sterna_shared::job::{Event as JobEvent, JobStatus, Reporter};
+use sterna_shared::time::Timestamp;
+
+use super::state::{Action, State};
+
+/// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
+pub(super) const JOBS_MAX: usize = 10_000;
+
+/// Jobs that were over, and are not listed any more: what is told of them later makes no new jobs of them. The latest
+/// [`JOBS_MAX`] are known one by one. Ids are of UUID version 7: of older jobs than these, all that are not listed are gone.
+#[derive(Debug, Default)]
+pub(super) struct Gone {
+    jobs: BTreeSet<JobId>,
+    /// This one and all before it.
+    oldest: Option<JobId>,
+}
+
+impl Gone {
+    fn add(&mut self, job: JobId) {
+        self.jobs.insert(job);
+        if self.jobs.len() > JOBS_MAX {
+            self.oldest = self.jobs.pop_first().max(self.oldest);
+        }
+    }
+
+    /// Whether a job is known to be gone. Who asks for another may give it any id, and no age is read off that.
+    pub(super) fn contains(&self, job: JobId) -> bool {
+        self.jobs.contains(&job)
+    }
+
+    /// Whether an event is of a job that is gone, for all that its reporter knows.
+    pub(super) fn is_meant_by(&self, event: &JobEvent) -> bool {
+        let is_old = self.oldest.is_some_and(|oldest| event.job <= oldest);
+        self.contains(event.job) || (is_old && event.reporter != Reporter::Coordinator)
+    }
+}
+
+impl State {
+    /// Takes jobs off the list that are over, and were to go.
+    pub(super) fn remove_old(&mut self, now: Timestamp, out: &mut Vec<Action>) {
+        // Of a job that is over something may be read yet.
+        if self.replaying {
+            return;
+        }
+        let old = |status: &JobStatus| {
+            let over = status.finished_at.filter(|_| status.state.is_final() && status.policy.delete_on_completion);
+            over.is_some_and(|over| now.seconds_since(over) >= f64::from(status.policy.keep_seconds))
+        };
+        let old: Vec<JobId> = self.jobs.iter().filter(|(_, job)| old(&job.status)).map(|(job, _)| *job).collect();
+        for job in old {
+            self.jobs.remove(&job);
+            self.gone.add(job);
+            out.push(Action::RemoveJob(job));
+        }
+    }
+
+    /// Makes room for one more.
+    pub(super) fn forget_the_oldest(&mut self) {
+        if self.jobs.len() >= JOBS_MAX {
+            let oldest = self.jobs.iter().find(|(_, job)| job.status.state.is_final()).map(|(id, _)| *id);
+            if let Some(oldest) = oldest {
+                self.jobs.remove(&oldest);
+                self.gone.add(oldest);
+            }
+        }
+    }
+}
