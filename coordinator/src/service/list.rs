@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 
 use sterna_shared::id::JobId;
 use sterna_shared::job::{Event as JobEvent, JobStatus, Reporter};
-use sterna_shared::time::Timestamp;
 
-use super::state::{Action, State};
+use super::state::{Action, Now, State};
 
 /// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
 pub(super) const JOBS_MAX: usize = 10_000;
@@ -41,18 +40,27 @@ impl Gone {
 }
 
 impl State {
-    /// Takes jobs off the list that are over, and were to go.
-    pub(super) fn remove_old(&mut self, now: Timestamp, out: &mut Vec<Action>) {
+    /// Takes jobs off the list that are over, and were to go. One that failed and its recoveries leave together: by them is counted
+    /// how often it was tried, and without them it would be run again.
+    pub(super) fn remove_old(&mut self, now: Now, out: &mut Vec<Action>) {
         // Of a job that is over something may be read yet.
         if self.replaying {
             return;
         }
         let old = |status: &JobStatus| {
             let over = status.finished_at.filter(|_| status.state.is_final() && status.policy.delete_on_completion);
-            over.is_some_and(|over| now.seconds_since(over) >= f64::from(status.policy.keep_seconds))
+            over.is_some_and(|over| now.at.seconds_since(over) >= f64::from(status.policy.keep_seconds))
         };
-        let old: Vec<JobId> = self.jobs.iter().filter(|(_, job)| old(&job.status)).map(|(job, _)| *job).collect();
-        for job in old {
+        let all = || self.jobs.values().map(|job| &job.status);
+        if !all().any(old) {
+            return;
+        }
+        let stays = |status: &JobStatus| !old(status) || self.is_followed(status, now);
+        let stay: BTreeSet<JobId> =
+            all().filter(|status| stays(status)).map(|status| self.first_try(status).job).collect();
+        let leave: Vec<JobId> =
+            all().filter(|status| !stay.contains(&self.first_try(status).job)).map(|status| status.job).collect();
+        for job in leave {
             self.jobs.remove(&job);
             self.gone.add(job);
             out.push(Action::RemoveJob(job));

@@ -87,7 +87,7 @@ impl State {
         let policy = Policy { schedule: None, ..status.policy.clone() };
         match &status.policy.recovery {
             Recovery::Rerun { times, pause_seconds } => {
-                let tried = self.reruns(status);
+                let tried = u32::try_from(self.tries(status).skip(1).count()).unwrap_or(u32::MAX);
                 if tried >= *times {
                     return None;
                 }
@@ -138,16 +138,22 @@ impl State {
         Some(Submission { request: status.request.clone(), policy, parent: status.job, turn: Some(turn) })
     }
 
-    /// How often the wish of a failed job has been tried before.
-    fn reruns(&self, status: &JobStatus) -> u32 {
-        let mut tried = 0;
-        let mut parent = status.parent;
-        while let Some(job) = parent.and_then(|parent| self.jobs.get(&parent)).filter(|job| !job.status.policy.recurs())
-        {
-            tried += 1;
-            parent = job.status.parent;
-        }
-        tried
+    /// Whether something is to be submitted because of a job now.
+    pub(super) fn is_followed(&self, status: &JobStatus, now: Now) -> bool {
+        self.follower(status, now).is_some()
+    }
+
+    /// A job, the one whose failure it is the recovery of, the one before that, and so on.
+    fn tries<'a>(&'a self, status: &'a JobStatus) -> impl Iterator<Item = &'a JobStatus> {
+        std::iter::successors(Some(status), |status| {
+            let parent = status.parent.and_then(|parent| self.jobs.get(&parent)).map(|job| &job.status);
+            parent.filter(|parent| !parent.policy.recurs())
+        })
+    }
+
+    /// The job that was tried first, of which another is the recovery; any other job is that itself.
+    pub(super) fn first_try<'a>(&'a self, status: &'a JobStatus) -> &'a JobStatus {
+        self.tries(status).last().unwrap_or(status)
     }
 
     /// Tells jobs which of their runs are over, and which turns nobody was there for.

@@ -240,7 +240,7 @@ impl State {
                 self.tick(now, &mut out);
                 self.fence_due(now, &mut out);
                 self.answer_waits(now, &mut out);
-                self.remove_old(now.at, &mut out);
+                self.remove_old(now, &mut out);
                 self.tend_expiry(now, &mut out);
                 self.tend_queue(now, &mut out);
             }

@@ -394,3 +394,31 @@ fn a_job_that_left_the_list_is_not_taken_for_a_new_one_when_agents_tell_of_it_ag
     world.wait(1);
     assert_eq!(again(&mut world, "beta"), (0, 0));
 }
+
+#[test]
+fn a_rerun_that_was_to_leave_the_list_is_not_made_again() {
+    let mut world = World::new(1, 1);
+    let recovery = Recovery::Rerun { times: 1, pause_seconds: 1 };
+    let job = world.submit(0, Policy { recovery, ..Policy::default() });
+    world.end(job, failed());
+    world.wait(3);
+    let again = *world.begun.last().expect("a rerun");
+    assert_ne!(again, job);
+    world.ask(ApiRequest::JobKill { job: again, delete: true });
+    world.end(again, EventBody::Killed);
+    world.wait(310);
+    assert_eq!(world.begun, [job, again]);
+}
+
+#[test]
+fn reruns_are_counted_though_none_of_them_is_to_stay_on_the_list() {
+    let mut world = World::new(1, 1);
+    let recovery = Recovery::Rerun { times: 2, pause_seconds: 2 };
+    world.submit(0, Policy { recovery, delete_on_completion: true, keep_seconds: 0, ..Policy::default() });
+    for begun in 1..=3 {
+        assert_eq!(world.begun.len(), begun);
+        world.end(world.begun[begun - 1], failed());
+        world.wait(10);
+    }
+    assert_eq!((world.begun.len(), world.state.jobs.len()), (3, 0), "then they leave it together");
+}
