@@ -94,14 +94,16 @@ impl State {
     /// are not.
     fn may_follow(&self, status: &JobStatus) -> Option<bool> {
         let Some(group) = &status.policy.group else { return Some(true) };
-        let earlier = self.jobs.range(..status.job).map(|(_, job)| &job.status);
-        // What was over before this one was submitted is no business of it.
+        // A recovery stands where the job stood that failed: those behind it wait for it.
+        let first = self.first_try(status);
+        let earlier = self.jobs.range(..first.job).map(|(_, job)| &job.status);
+        // What was over before this one was submitted is no business of it, and of runs of one job one is over before the next.
         let before = |other: &&JobStatus| {
             other.policy.group.as_ref() == Some(group)
                 && !other.policy.recurs()
-                && other.parent != status.parent.or(Some(status.job))
-                && Some(other.job) != status.parent
-                && other.finished_at.is_none_or(|finished| finished >= status.submitted_at)
+                && (first.parent.is_none() || other.parent != first.parent)
+                && self.first_try(other).job != first.job
+                && other.finished_at.is_none_or(|finished| finished >= first.submitted_at)
         };
         earlier.filter(before).map(|other| self.went_well(other)).try_fold(true, |well, one| Some(well && one?))
     }

@@ -332,6 +332,23 @@ fn what_follows_in_a_group_waits_and_ends_with_what_failed_before_it() {
 }
 
 #[test]
+fn what_is_run_again_in_a_group_goes_before_what_follows_it() {
+    let mut world = World::new(2, 2);
+    let recovery = Recovery::Rerun { times: 2, pause_seconds: 1 };
+    let policy = Policy { group: Some("night".into()), recovery, ..Policy::default() };
+    let (first, second) = (world.submit(0, policy.clone()), world.submit(1, policy));
+    for tries in 1..=2 {
+        world.end(world.begun[tries - 1], failed());
+        world.wait(5);
+        assert_eq!(world.begun.len(), tries + 1, "the second does not go before it, nor the other way round");
+        assert!(!world.begun.contains(&second));
+    }
+    world.end(world.begun[2], DONE);
+    world.wait(1);
+    assert_eq!((world.begun[0], world.begun[3], world.begun.len()), (first, second, 4));
+}
+
+#[test]
 fn a_recurring_job_ends_once_when_no_turn_is_left() {
     let mut world = World::new(1, 1);
     let rule = Rule::daily(Duration::from_secs(0), Zone::Utc);
