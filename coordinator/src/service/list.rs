@@ -55,7 +55,7 @@ impl State {
         if !all().any(old) {
             return;
         }
-        let stays = |status: &JobStatus| !old(status) || self.is_followed(status, now);
+        let stays = |status: &JobStatus| !old(status) || self.is_followed(status, now) || self.is_current_run(status);
         let stay: BTreeSet<JobId> =
             all().filter(|status| stays(status)).map(|status| self.first_try(status).job).collect();
         let leave: Vec<JobId> =
@@ -65,6 +65,12 @@ impl State {
             self.gone.add(job);
             out.push(Action::RemoveJob(job));
         }
+    }
+
+    /// Whether the job that recurs has yet to be told that a run of it is over.
+    fn is_current_run(&self, status: &JobStatus) -> bool {
+        let parent = status.parent.and_then(|parent| self.jobs.get(&parent)).map(|job| &job.status);
+        parent.is_some_and(|parent| !parent.state.is_final() && parent.runs.current() == Some(status.job))
     }
 
     /// Makes room for one more.

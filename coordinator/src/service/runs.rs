@@ -156,6 +156,14 @@ impl State {
         self.tries(status).last().unwrap_or(status)
     }
 
+    /// How a run has ended, if it has. One that is not known never will: whoever began it fell out before it was submitted.
+    fn ended(&self, run: JobId) -> Option<(JobState, Option<FailureReport>)> {
+        let Some(status) = self.jobs.get(&run).map(|job| &job.status) else {
+            return Some((JobState::Terminated, None));
+        };
+        status.state.is_final().then(|| (status.state, status.failure.clone()))
+    }
+
     /// Tells jobs which of their runs are over, and which turns nobody was there for.
     pub(super) fn tend_runs(&mut self, now: Now, out: &mut Vec<Action>) {
         let mut told = Vec::new();
@@ -166,13 +174,10 @@ impl State {
             if !status.policy.recurs() && !status.is_queued() {
                 continue;
             }
-            if let Some(run) =
-                runs.current().and_then(|run| self.jobs.get(&run)).filter(|run| run.status.state.is_final())
-            {
+            if let Some((run, (state, failure))) = runs.current().and_then(|run| Some((run, self.ended(run)?))) {
                 // What is finalized is over once nothing of it is left, and not with its last run.
                 let more = status.is_finalizing() || schedule.next(runs.considered, runs.count).is_some();
-                let (state, failure) = (run.status.state, run.status.failure.clone());
-                told.push((status.job, EventBody::RunEnded { run: run.status.job, state, failure, more }));
+                told.push((status.job, EventBody::RunEnded { run, state, failure, more }));
             } else if status.state == JobState::New && !status.is_finalizing() {
                 match schedule.due(runs.considered, now.at, runs.count) {
                     Due::Skip { turn, missed } => told.push((status.job, EventBody::RunsSkipped { turn, missed })),

@@ -92,6 +92,7 @@ impl World {
             self.apply(Event::Tick);
         }
         self.apply(Event::Replayed);
+        self.apply(Event::Tick);
         self.beat(1);
     }
 
@@ -438,4 +439,47 @@ fn reruns_are_counted_though_none_of_them_is_to_stay_on_the_list() {
         world.wait(10);
     }
     assert_eq!((world.begun.len(), world.state.jobs.len()), (3, 0), "then they leave it together");
+}
+
+/// A job that recurs, begun by hand, and its first run; the runs are to leave the list at once.
+fn recurring(world: &mut World, run_times: u32) -> (JobId, JobId) {
+    let rule = Rule::daily(Duration::from_secs(0), Zone::Utc);
+    let schedule = Some(Schedule { run_times, ..Schedule::repeated(rule) });
+    let job = world.submit(0, Policy { schedule, delete_on_completion: true, keep_seconds: 0, ..Policy::default() });
+    start(world, job);
+    (job, *world.begun.last().expect("a run"))
+}
+
+fn start(world: &mut World, job: JobId) {
+    world.ask(ApiRequest::JobState { job, requested: RequestedState::Start.number(), timeout_ms: None });
+    world.wait(1);
+}
+
+#[test]
+fn a_run_that_was_never_submitted_is_not_waited_for() {
+    let mut world = World::new(1, 1);
+    let (job, run) = recurring(&mut world, 0);
+    // Whoever began it fell out after it had told so.
+    world.events.retain(|event| event.job != run);
+    world.restart();
+    assert_eq!(world.state_of(job), JobState::New, "it waits for its next turn");
+    start(&mut world, job);
+    assert_eq!(world.begun.len(), 2);
+}
+
+#[test]
+fn a_run_that_ended_while_nobody_led_is_told_before_it_leaves_the_list() {
+    let mut world = World::new(1, 1);
+    let (job, run) = recurring(&mut world, 0);
+    for (sequence, body) in [(1, world.accepted(run)), (2, DONE)] {
+        let reporter = Reporter::Host("alpha".parse().expect("a name"));
+        world.events.push(JobEvent { job: run, reporter, sequence, at: world.now().at, body });
+    }
+    world.restart();
+    let status = &world.state.jobs[&job].status;
+    assert_eq!((status.state, status.runs.latest[0].state), (JobState::New, Some(JobState::Completed)));
+    world.wait(1);
+    assert!(!world.state.jobs.contains_key(&run));
+    start(&mut world, job);
+    assert_eq!(world.begun.len(), 2);
 }
