@@ -224,13 +224,13 @@ impl State {
     ) -> Vec<Message> {
         let Some(status) = self.jobs.get(&job).map(|job| job.status.clone()) else { return Vec::new() };
         let (plan, attempt) = (&status.plan, status.plan.attempt);
+        // Each wish is a message of its own, also the same once more: agents may have refused it a moment ago.
+        let kind = |wish: &str| format!("{wish}-{attempt}-{}", now.at.unix_microseconds());
         if status.hands() != Hands::Coordinator {
             return match wanted {
-                RequestedState::Suspend => {
-                    to_parties(plan, &format!("suspend-{attempt}"), || Command::Suspend { job, attempt })
-                }
-                RequestedState::Kill => to_parties(plan, "kill", || Command::Kill { job }),
-                _ => to_parties(plan, &format!("cancel-{attempt}"), || Command::Cancel { job }),
+                RequestedState::Suspend => to_parties(plan, &kind("suspend"), || Command::Suspend { job, attempt }),
+                RequestedState::Kill => to_parties(plan, &kind("kill"), || Command::Kill { job }),
+                _ => to_parties(plan, &kind("cancel"), || Command::Cancel { job }),
             };
         }
         let mut messages = Vec::new();
@@ -249,7 +249,7 @@ impl State {
             RequestedState::Start => self.begin_next(token, now, out, &mut messages),
             // What its target keeps for when it goes on is wanted no more.
             RequestedState::Terminate | RequestedState::Kill if status.has_begun() => {
-                messages.extend(to_parties(plan, &format!("cancel-{attempt}"), || Command::Cancel { job }));
+                messages.extend(to_parties(plan, &kind("cancel"), || Command::Cancel { job }));
             }
             _ => {}
         }

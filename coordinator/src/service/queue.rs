@@ -142,7 +142,8 @@ impl State {
             // What its hosts keep for when it goes on is wanted no more.
             let begun = self.jobs.get(&job).map(|job| &job.status).filter(|status| status.has_begun());
             if let Some(JobStatus { plan, .. }) = begun {
-                messages.extend(to_parties(plan, &format!("cancel-{}", plan.attempt), || Command::Cancel { job }));
+                let kind = format!("cancel-{}-{}", plan.attempt, now.at.unix_microseconds());
+                messages.extend(to_parties(plan, &kind, || Command::Cancel { job }));
             }
             self.say(job, EventBody::Notice { text }, now, out, messages);
             self.say(job, EventBody::Terminated, now, out, messages);

@@ -31,6 +31,8 @@ struct World {
     asked: Vec<(Box<Check>, Box<CheckQuestions>)>,
     /// Whom commands went to.
     commanded: Vec<HostId>,
+    /// By what the broker tells these commands from others of their job to the host.
+    kinds: Vec<String>,
     answers: Vec<ApiReply>,
     /// Replicas that the second host has.
     replicas: Vec<Replica>,
@@ -61,6 +63,7 @@ impl World {
             begun: vec![],
             asked: vec![],
             commanded: vec![],
+            kinds: vec![],
             answers: vec![],
             replicas: vec![],
             cut_over: false,
@@ -147,7 +150,10 @@ impl World {
                                 self.begun.push(event.job);
                             }
                             Message::Event(_) => {}
-                            Message::Command { host, .. } => self.commanded.push(host),
+                            Message::Command { host, kind, .. } => {
+                                self.commanded.push(host);
+                                self.kinds.push(kind);
+                            }
                         }
                     }
                 }
@@ -287,6 +293,22 @@ fn an_answer_can_wait_for_a_state_and_gives_up_when_its_time_is_over() {
     assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::Completed, .. }), "{reply:?}");
     let reply = world.ask(ApiRequest::JobState { job, requested: 7, timeout_ms: None });
     assert!(matches!(reply, ApiReply::StateRequested { code: ReturnCode::InvalidParameter, .. }), "{reply:?}");
+}
+
+#[test]
+fn what_is_asked_for_once_more_is_no_repeat_to_the_broker() {
+    let mut world = World::new(1, 1);
+    let job = world.submit(0, Policy::default());
+    world.end(job, EventBody::Notice { text: "the copying begins".into() });
+    for wish in [RequestedState::Terminate, RequestedState::Suspend, RequestedState::Kill] {
+        world.kinds.clear();
+        for _ in 0..2 {
+            world.ask(ApiRequest::JobState { job, requested: wish.number(), timeout_ms: None });
+            world.wait(1);
+        }
+        let [first, _, second, _] = &world.kinds[..] else { panic!("to both hosts, twice: {:?}", world.kinds) };
+        assert_ne!(first, second);
+    }
 }
 
 #[test]
