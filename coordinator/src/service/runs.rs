@@ -123,7 +123,7 @@ impl State {
                 Due::Nothing | Due::Skip { .. } => return None,
             },
             // Somebody said that it is to run now, if it has a run left.
-            JobState::Starting if schedule.run_times == 0 || status.runs.count < schedule.run_times => now.at,
+            JobState::Starting if has_runs_left(status) => now.at,
             _ => return None,
         };
         let mut policy = Policy { schedule: None, expiration: None, ..status.policy.clone() };
@@ -186,6 +186,9 @@ impl State {
                     }
                     Due::Nothing | Due::Run { .. } => {}
                 }
+            } else if status.state == JobState::Starting && status.policy.recurs() && !has_runs_left(status) {
+                // It was to run now, and has had all its runs.
+                told.push((status.job, no_more_turns(status)));
             }
         }
         let mut messages = Vec::new();
@@ -196,6 +199,12 @@ impl State {
             out.push(Action::Publish { messages, answer: None });
         }
     }
+}
+
+/// Whether a recurring job has had fewer runs than it is to have.
+fn has_runs_left(status: &JobStatus) -> bool {
+    let times = status.policy.schedule.as_ref().map_or(1, |schedule| schedule.run_times);
+    times == 0 || status.runs.count < times
 }
 
 /// How a job ends that has no turn left: a recurring one has done what it should, any other one never began.

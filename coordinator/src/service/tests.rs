@@ -6,7 +6,7 @@ mod replication;
 
 use std::time::Duration;
 
-use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest};
+use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, JobChange};
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
@@ -504,4 +504,22 @@ fn a_run_that_ended_while_nobody_led_is_told_before_it_leaves_the_list() {
     assert!(!world.state.jobs.contains_key(&run));
     start(&mut world, job);
     assert_eq!(world.begun.len(), 2);
+}
+
+#[test]
+fn a_job_that_has_had_all_its_runs_is_over_when_it_is_started() {
+    let mut world = World::new(1, 1);
+    let (job, run) = recurring(&mut world, 3);
+    world.end(run, DONE);
+    start(&mut world, job);
+    world.end(world.begun[1], DONE);
+    world.wait(1);
+    world.ask(ApiRequest::JobState { job, requested: RequestedState::Suspend.number(), timeout_ms: None });
+    let changes = vec![JobChange::Property { name: "JobRunTimes".into(), value: "2".into() }];
+    assert!(matches!(world.ask(ApiRequest::JobEdit { job, changes }), ApiReply::Done));
+    assert_eq!(world.state_of(job), JobState::Suspended);
+    let requested = RequestedState::Start.number();
+    world.ask(ApiRequest::JobState { job, requested, timeout_ms: None });
+    world.apply(Event::Tick);
+    assert_eq!((world.state_of(job), world.begun.len()), (JobState::Completed, 2));
 }

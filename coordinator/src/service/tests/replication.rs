@@ -1,6 +1,6 @@
 //! Replications: when their cycles begin and when not, what is told of them, and clones beside them.
 
-use sterna_shared::bus::{ApiError, ApiErrorKind, JobChange};
+use sterna_shared::bus::{ApiError, ApiErrorKind};
 use sterna_shared::id::VmId;
 use sterna_shared::job::{JobKind, Progress, RefusalCode, StepKind, Volume};
 use sterna_shared::replica::{Consistency, ReplicaState, ReplicaView, Snapshot};
