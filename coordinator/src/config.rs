@@ -58,7 +58,7 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retention {
-    /// Events, and with them finished jobs, in days; 0 keeps them for ever.
+    /// Events, and with them finished jobs, in days; 0 keeps them for ever. Jobs that are not over stay, however old.
     pub events_days: u32,
     /// What jobs came to, in days since each was over; 0 keeps nothing of them, and no `sterna job history`.
     pub archive_days: u32,

@@ -36,7 +36,7 @@ use std::time::Duration;
 
 use sterna_shared::bus::{BODY_LENGTH_MAX, Envelope, HostView, Subject};
 use sterna_shared::id::Epoch;
-use sterna_shared::job::{Event as JobEvent, Progress, Reporter};
+use sterna_shared::job::{Event as JobEvent, JobStatus, Progress, Reporter};
 use sterna_shared::time::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -46,6 +46,7 @@ use crate::config::Config;
 use crate::fleet::{Fleet, HOSTS_MAX};
 use crate::store::{Bucket, Store};
 use desk::Desk;
+use list::JOBS_MAX;
 use state::{Event, Now, State};
 
 /// How often the service looks at its clock, and tells the watchdog that it lives.
@@ -198,6 +199,10 @@ impl Service {
         let fleet = self.fleet.clone();
         let fence = self.config.fence.clone();
         let mut state = State::new(self.config.name.clone(), epoch, self.bus.nats_version(), fleet, fence);
+        // Without a limit the stream has all of every job, and nothing else need be read.
+        if self.config.retention.events_days > 0 {
+            state.remember(kept::<JobStatus>(&self.store, Bucket::Jobs, "job", JOBS_MAX).await?);
+        }
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
         let mut desk = Desk::new(&self.bus, &self.store, &self.config, epoch, self.standing.clone());
@@ -252,13 +257,24 @@ impl Service {
 /// The hosts that an earlier coordinator knew.
 async fn remembered(store: &Store) -> Result<Fleet, BusError> {
     let mut fleet = Fleet::default();
-    for value in store.values(Bucket::Hosts, HOSTS_MAX).await? {
-        match Envelope::open(&value).and_then(|envelope| envelope.message::<HostView>("host")) {
-            Ok(view) => fleet.remember(view),
-            Err(error) => tracing::warn!(%error, "a remembered host cannot be read and is left out"),
-        }
+    for view in kept::<HostView>(store, Bucket::Hosts, "host", HOSTS_MAX).await? {
+        fleet.remember(view);
     }
     Ok(fleet)
+}
+
+/// What earlier coordinators have kept in a bucket.
+async fn kept<T: serde::de::DeserializeOwned>(
+    store: &Store,
+    bucket: Bucket,
+    kind: &'static str,
+    count_max: usize,
+) -> Result<Vec<T>, BusError> {
+    let read = |value: Vec<u8>| {
+        let read = Envelope::open(&value).and_then(|envelope| envelope.message::<T>(kind));
+        read.map_err(|error| tracing::warn!(%error, kind, "a value that was kept cannot be read and is left out")).ok()
+    };
+    Ok(store.values(bucket, count_max).await?.into_iter().filter_map(read).collect())
 }
 
 fn ticks() -> tokio::time::Interval {

@@ -1,11 +1,13 @@
-//! The list of jobs: what leaves it once it is over, and that it does not come back.
+//! The list of jobs: what leaves it once it is over, and that it does not come back; and what stays though the stream of events
+//! has forgotten how it began.
 
 use std::collections::BTreeSet;
 
 use sterna_shared::id::JobId;
-use sterna_shared::job::{Event as JobEvent, JobStatus, Reporter};
+use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, Reporter};
+use sterna_shared::view::google::Averages;
 
-use super::state::{Action, Now, State};
+use super::state::{Action, Job, Now, State};
 
 /// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
 pub(super) const JOBS_MAX: usize = 10_000;
@@ -40,6 +42,43 @@ impl Gone {
 }
 
 impl State {
+    /// What an earlier leader has kept of jobs, for those whose first events the stream does not have any more.
+    pub(super) fn remember(&mut self, kept: impl IntoIterator<Item = JobStatus>) {
+        self.kept = kept.into_iter().map(|status| (status.job, status)).collect();
+    }
+
+    /// Lists a job that is not listed yet, as an event begins it, or as it was kept. Whether it could.
+    pub(super) fn list(&mut self, event: &JobEvent) -> bool {
+        let kept = match event.body {
+            EventBody::Submitted { .. } => None,
+            _ => self.kept.remove(&event.job),
+        };
+        let status = match kept {
+            Some(mut status) => {
+                // What was kept has most likely seen it.
+                let _ = status.apply(event);
+                Some(status)
+            }
+            None => JobStatus::from_event(event),
+        };
+        status.map(|status| self.add(status)).is_some()
+    }
+
+    /// Everything in the stream was read: jobs of which it has nothing any more go on as they were kept.
+    pub(super) fn list_kept(&mut self) {
+        for status in std::mem::take(&mut self.kept).into_values() {
+            if !status.state.is_final() && !self.jobs.contains_key(&status.job) {
+                self.add(status);
+            }
+        }
+    }
+
+    fn add(&mut self, status: JobStatus) {
+        self.forget_the_oldest();
+        let own_sequence = status.last_seen(&Reporter::Coordinator);
+        self.jobs.insert(status.job, Job { status, progress: None, averages: Averages::new(), own_sequence });
+    }
+
     /// Takes jobs off the list that are over, and were to go. One that failed and its recoveries leave together: by them is counted
     /// how often it was tried, and without them it would be run again.
     pub(super) fn remove_old(&mut self, now: Now, out: &mut Vec<Action>) {
@@ -74,7 +113,7 @@ impl State {
     }
 
     /// Makes room for one more.
-    pub(super) fn forget_the_oldest(&mut self) {
+    fn forget_the_oldest(&mut self) {
         if self.jobs.len() >= JOBS_MAX {
             let oldest = self.jobs.iter().find(|(_, job)| job.status.state.is_final()).map(|(id, _)| *id);
             if let Some(oldest) = oldest {

@@ -153,6 +153,8 @@ pub(super) struct State {
     pub(super) jobs: BTreeMap<JobId, Job>,
     /// Jobs that were over, and are not listed any more.
     pub(super) gone: Gone,
+    /// Jobs as an earlier leader has kept them, until the stream has been read.
+    pub(super) kept: BTreeMap<JobId, JobStatus>,
     scheduler: Scheduler,
     /// Since when something speaks against a job that waits, and does not pass.
     pub(super) refused_since: BTreeMap<JobId, Duration>,
@@ -185,6 +187,7 @@ impl State {
             fleet,
             jobs: BTreeMap::new(),
             gone: Gone::default(),
+            kept: BTreeMap::new(),
             scheduler: Scheduler::default(),
             refused_since: BTreeMap::new(),
             checks: BTreeSet::new(),
@@ -348,21 +351,16 @@ impl State {
             },
             // Its target may only now say that it has taken it on, and a journal tells of it for long afterwards.
             None if self.gone.is_meant_by(event) => return false,
-            None => match JobStatus::from_event(event) {
-                Some(status) => {
-                    self.forget_the_oldest();
-                    self.jobs
-                        .insert(event.job, Job { status, progress: None, averages: Averages::new(), own_sequence: 0 });
-                    true
-                }
-                None => {
+            None => {
+                if !self.list(event) {
                     // Its plan is lost here, and not at the agent.
                     if let (Reporter::Host(host), false) = (&event.reporter, self.replaying) {
                         self.read_journal(&host.clone(), out);
                     }
                     return false;
                 }
-            },
+                true
+            }
         };
         if let Some(job) = self.jobs.get_mut(&event.job) {
             if event.reporter == Reporter::Coordinator {
@@ -402,6 +400,7 @@ impl State {
 
     fn replayed(&mut self, now: Now, out: &mut Vec<Action>) {
         self.replaying = false;
+        self.list_kept();
         let (over, live): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, job)| job.status.state.is_final());
         let rewritten: Vec<JobId> =
             live.iter().map(|(id, _)| **id).chain(over.iter().rev().take(REWRITTEN_MAX).map(|(id, _)| **id)).collect();

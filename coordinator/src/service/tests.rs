@@ -10,14 +10,14 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, JobChan
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
-    Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, MoveRequest, Policy, Recovery, Reporter,
-    RequestedState, ReturnCode, Rule, Schedule, Zone,
+    Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, JobStatus, MoveRequest, Policy, Recovery,
+    Reporter, RequestedState, ReturnCode, Rule, Schedule, Zone,
 };
 use sterna_shared::replica::Replica;
 use sterna_shared::time::Timestamp;
 
 use super::check::{Check, CheckAnswers, CheckQuestions};
-use super::state::{Action, Event, Message, Now, State};
+use super::state::{Action, Event, Job, Message, Now, State};
 use crate::planner::example;
 
 struct World {
@@ -87,8 +87,14 @@ impl World {
 
     /// Another coordinator takes over, which knows what is in the stream.
     fn restart(&mut self) {
+        self.take_over([]);
+    }
+
+    /// Another coordinator takes over, which knows what is in the stream, and jobs as they were kept besides.
+    fn take_over(&mut self, kept: impl IntoIterator<Item = JobStatus>) {
         let fleet = crate::fleet::Fleet::default();
         self.state = State::new("two".parse().expect("a name"), Epoch(2), "2.11".into(), fleet, None);
+        self.state.remember(kept);
         for event in std::mem::take(&mut self.events) {
             self.events.push(event.clone());
             self.apply(Event::Told(Box::new(event)));
@@ -522,4 +528,30 @@ fn a_job_that_has_had_all_its_runs_is_over_when_it_is_started() {
     world.ask(ApiRequest::JobState { job, requested, timeout_ms: None });
     world.apply(Event::Tick);
     assert_eq!((world.state_of(job), world.begun.len()), (JobState::Completed, 2));
+}
+
+#[test]
+fn jobs_that_are_not_over_go_on_though_the_stream_has_forgotten_how_they_began() {
+    let mut world = World::new(1, 1);
+    let (job, run) = recurring(&mut world, 0);
+    world.tell(run, [world.accepted(run)]);
+    let kept: Vec<JobStatus> = world.state.jobs.values().map(|job| job.status.clone()).collect();
+    let told = world.state.jobs[&job].own_sequence;
+    let reporter = Reporter::Host("alpha".parse().expect("a name"));
+    // Of the recurring job nothing is left, of its run only the end, which nobody has heard.
+    world.events = vec![JobEvent { job: run, reporter, sequence: 2, at: world.now().at, body: DONE }];
+    world.take_over(kept);
+    let Job { status, own_sequence, .. } = &world.state.jobs[&job];
+    assert_eq!((status.state, status.runs.latest[0].state), (JobState::New, Some(JobState::Completed)));
+    assert!(*own_sequence > told, "its numbers go on");
+    start(&mut world, job);
+    assert_eq!(world.begun.len(), 2);
+    // What is over goes with its events.
+    let over = world.begun[1];
+    world.end(over, DONE);
+    let kept: Vec<JobStatus> = world.state.jobs.values().map(|job| job.status.clone()).collect();
+    assert!(kept.iter().any(|status| status.job == over));
+    world.events.clear();
+    world.take_over(kept);
+    assert!(world.state.jobs.contains_key(&job) && !world.state.jobs.contains_key(&over));
 }

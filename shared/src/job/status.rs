@@ -300,16 +300,18 @@ impl JobStatus {
         if event.job != self.job {
             return Err(Ignored::OtherJob(event.job));
         }
-        let reporter = match &event.reporter {
-            Reporter::Coordinator => String::new(),
-            Reporter::Host(host) => host.to_string(),
-        };
-        let seen = self.seen.entry(reporter).or_default();
+        let seen = self.seen.entry(seen_as(&event.reporter)).or_default();
         if event.sequence <= *seen {
             return Err(Ignored::Repeated { sequence: event.sequence });
         }
         *seen = event.sequence;
         self.fold(event)
+    }
+
+    /// The number of the last event seen of a reporter; 0 before the first.
+    #[must_use]
+    pub fn last_seen(&self, reporter: &Reporter) -> u64 {
+        self.seen.get(&seen_as(reporter)).copied().unwrap_or(0)
     }
 
     fn fold(&mut self, event: &Event) -> Result<(), Ignored> {
@@ -501,6 +503,14 @@ impl JobStatus {
 
 fn waiting(plan: &Plan) -> Vec<StepStatus> {
     plan.steps.iter().copied().map(StepStatus::waiting).collect()
+}
+
+/// By what a reporter goes among those that were seen.
+fn seen_as(reporter: &Reporter) -> String {
+    match reporter {
+        Reporter::Coordinator => String::new(),
+        Reporter::Host(host) => host.to_string(),
+    }
 }
 
 fn host_of(event: &Event) -> Option<HostId> {
