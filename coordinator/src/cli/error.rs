@@ -28,7 +28,7 @@ pub(super) enum Exit {
     Unreachable = 5,
     /// The job was cancelled and put everything back.
     Cancelled = 6,
-    /// The job waits for a word from the operator.
+    /// The job waits for a word from the operator: an answer, or that a host is fenced.
     NeedsOperator = 7,
     /// Interrupted; a job that was watched goes on.
     Interrupted = 130,
@@ -69,7 +69,7 @@ Exit codes:
     4  no such host, VM or job
     5  the broker, the coordinators or a host cannot be reached
     6  the job was cancelled and put everything back
-    7  the job waits for an operator: sterna vm resolve
+    7  the job waits for an operator; what it waits for, and what to answer, is told
   130  interrupted; a job that was watched goes on";
 
 /// An error, ready to be shown.

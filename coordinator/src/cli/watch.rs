@@ -164,17 +164,33 @@ impl Watch {
                 self.output.error(&error.hint(format!("sterna job show {} tells every step", view.job)));
             }
             if exit == Exit::NeedsOperator {
-                let hint = format!(
-                    "the guest stands still until both hosts can talk; if one is gone for good and fenced: \
-                     sterna vm resolve {} --fenced HOST",
-                    view.vm.name
-                );
-                let message = format!("{} waits for an operator", view.vm.name);
-                self.output.error(&CliError::new(exit, message).hint(hint));
+                self.output.error(&waiting(view));
             }
         }
         Ok(())
     }
+}
+
+/// What a job waits for, and what to do about it: that depends on the question, and so does whether the guest runs.
+fn waiting(view: &JobView) -> CliError {
+    let JobView { job, vm, source, failure, .. } = view;
+    if view.question == Some(Question::Target) {
+        let mut error =
+            CliError::new(Exit::NeedsOperator, format!("{} waits for an answer; it runs on at {source}", vm.name));
+        for failure in failure {
+            error.causes.push(failure.message.clone());
+            error.causes.extend_from_slice(&failure.causes);
+        }
+        return error
+            .hint(format!("once what stands in the way is mended: sterna job answer {job} retry"))
+            .hint(format!("to put a disk into another pool: sterna job answer {job} place DISK=POOL"))
+            .hint(format!("to give it up: sterna job cancel {job}"));
+    }
+    CliError::new(Exit::NeedsOperator, format!("{} waits for an operator", vm.name)).hint(format!(
+        "the guest stands still until both hosts can talk; if one is gone for good and fenced: \
+         sterna vm resolve {} --fenced HOST",
+        vm.name
+    ))
 }
 
 /// What is new of a job, in the order in which it happened.

@@ -14,6 +14,7 @@ use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope,
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token};
 use sterna_shared::job::{
     Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, MoveSettings, Plan, Refusal, RefusalCode, Reporter,
+    StepFigures,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::view::google::Rates;
@@ -278,6 +279,38 @@ fn a_move_is_watched_to_its_end_and_the_code_tells_how_it_ended() {
             assert_eq!(last["job"], JOB);
         });
     }
+}
+
+#[test]
+fn a_move_whose_target_is_full_waits_for_an_answer_and_not_for_a_fence() {
+    let failure = sterna_shared::job::FailureReport {
+        code: sterna_shared::job::FailureCode::PoolFull,
+        message: "pool fast of beta is full".into(),
+        causes: vec![],
+        remedy: String::new(),
+        host: Some("beta".parse().expect("a name")),
+    };
+    let asks = status(EventBody::Asked { failure, figures: StepFigures::default() });
+    let answer = move |request| match request {
+        ApiRequest::Migrate { job, .. } => ApiReply::JobStarted { status: Box::new(JobStatus::planned(plan(job))) },
+        ApiRequest::JobShow { .. } => shown(&asks),
+        other => panic!("{other:?} was not expected"),
+    };
+    with_coordinator(answer, |url| {
+        let ended = sterna(&["--server", url, "migrate", "web", "--to", "beta", "--job", JOB]);
+        let told = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(7), "{told}");
+        assert!(text(&ended.stdout).contains("runs on at alpha"), "{}", text(&ended.stdout));
+        for says in [
+            "because: pool fast of beta is full".to_owned(),
+            format!("sterna job answer {JOB} retry"),
+            format!("sterna job answer {JOB} place DISK=POOL"),
+            format!("sterna job cancel {JOB}"),
+        ] {
+            assert!(told.contains(&says), "{says} is not told: {told}");
+        }
+        assert!(!told.contains("fenced") && !told.contains("stands still"), "{told}");
+    });
 }
 
 #[test]
