@@ -9,7 +9,7 @@ use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{DiskFormat, Firmware};
 
 use super::placement::{self, placed};
-use super::{BANDWIDTH_MIN, BLACKOUT_MAX_MS, BLACKOUT_MIN_MS, Case, planned, slots};
+use super::{BANDWIDTH_MIN, BLACKOUT_MAX_MS, BLACKOUT_MIN_MS, Case, cpu, planned, slots};
 use crate::fleet::{FindError, Member};
 
 /// A check adds its reasons; that it adds none means that nothing speaks against the request as far as it can see.
@@ -380,19 +380,29 @@ fn machine_type_exists(case: &Case, out: &mut Vec<Refusal>) {
 fn cpu_model_runs(case: &Case, out: &mut Vec<Refusal>) {
     let (Some((source, target)), Some(vm)) = (case.hosts(), case.vm()) else { return };
     let (model, host) = (vm.spec.cpu.split(',').next().unwrap_or_default(), &target.inventory.host);
-    if !matches!(model, "host" | "max") {
-        if !target.inventory.hypervisor.cpu_models.iter().any(|known| known == model) {
-            out.push(refusal(
-                RefusalCode::CpuModel,
-                format!("host {host} cannot run CPU model {model}"),
-                "choose a target with at least that processor, or define the VM with a model that both hosts have",
-            ));
-        }
-        return;
+    let is_named = !matches!(model, "host" | "max");
+    if is_named && !target.inventory.hypervisor.cpu_models.iter().any(|known| known == model) {
+        out.push(refusal(
+            RefusalCode::CpuModel,
+            format!("host {host} cannot run CPU model {model}"),
+            "choose a target with at least that processor, or define the VM with a model that both hosts have",
+        ));
     }
-    // Under translation these models are QEMU's own and need nothing of the processor; a guest that starts anew at the
+    // Under translation processors are QEMU's own and need nothing of the host's; a guest that starts anew at the
     // target takes what it finds there.
     if source.inventory.hypervisor.accelerator != Accelerator::Kvm || !case.runs_at_target() {
+        return;
+    }
+    if is_named {
+        let (of_source, of_target) = (&source.inventory.cpu.features, &target.inventory.cpu.features);
+        let lost = cpu::lost(&vm.spec.cpu, of_source, of_target);
+        if !lost.is_empty() {
+            out.push(refusal(
+                RefusalCode::CpuModel,
+                format!("the guest was given features beside its CPU model {model}; {host} lacks: {}", lost.join(" ")),
+                format!("choose a target that has them, define the VM without them, or move it {}", cold(case)),
+            ));
+        }
         return;
     }
     let has: BTreeSet<_> = target.inventory.cpu.features.iter().collect();

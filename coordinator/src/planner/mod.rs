@@ -16,6 +16,7 @@
 
 mod check;
 mod clone;
+mod cpu;
 mod cutover;
 #[cfg(test)]
 pub(crate) mod example;

@@ -364,6 +364,28 @@ fn a_whole_processor_needs_all_its_features() {
 }
 
 #[test]
+fn features_beside_a_named_model_are_needed_too() {
+    let mut world = World::sound();
+    for inventory in [&mut world.source, &mut world.target] {
+        inventory.hypervisor.accelerator = Accelerator::Kvm;
+        inventory.hypervisor.cpu_models.push("Skylake-Client".into());
+    }
+    world.source.cpu.features.push("avx512f".into());
+    world.spec().cpu = "Skylake-Client".into();
+    assert!(world.plan().is_ok());
+    world.spec().cpu = "Skylake-Client,+avx512f".into();
+    let refusals = world.plan().expect_err("the guest would lose it");
+    assert!(refusals.len() == 1 && refusals[0].message.ends_with("beta lacks: avx512f"), "{refusals:?}");
+    world.source.vms[0].state = VmState::Stopped;
+    assert!(world.plan().is_ok(), "a stopped guest finds what there is when it starts");
+    world.source.vms[0].state = VmState::Running;
+    for inventory in [&mut world.source, &mut world.target] {
+        inventory.hypervisor.accelerator = Accelerator::Tcg;
+    }
+    assert!(world.plan().is_ok(), "QEMU translates what the processor lacks, or has not got it anywhere");
+}
+
+#[test]
 fn an_old_idle_record_at_the_target_is_no_hindrance() {
     let mut world = World::sound();
     let mut old = example::report(&example::vm("web"));
