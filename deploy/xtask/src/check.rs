@@ -99,10 +99,12 @@ fn tidiness() -> anyhow::Result<()> {
     let mut list = Command::new("git");
     list.current_dir(workspace()).args(["ls-files", "--cached", "--others", "--exclude-standard"]);
     let files = output(&mut list)?;
+    let files: Vec<&str> = files.lines().collect();
     let findings: Vec<String> = files
-        .lines()
+        .iter()
         .filter_map(|path| Some((path, fs::read_to_string(workspace().join(path)).ok()?)))
-        .flat_map(|(path, text)| tidy::examine(path, &text))
+        .flat_map(|(path, text)| [tidy::examine(path, &text), tidy::astray(path, &text, &files)])
+        .flatten()
         .collect();
     findings.iter().for_each(say);
     if findings.is_empty() { Ok(()) } else { bail!("{} findings", findings.len()) }

@@ -12,6 +12,10 @@ const MAY_CONT: &str = "agent/src/migration/handover.rs";
 const MAY_NATS: [&str; 2] = ["bus", "store"];
 /// The module of the coordinator's that may, too: there are clients of other things.
 const MAY_NATS_CLIENT: &str = "coordinator/src/client";
+/// The page whose commands are run as they stand, and what it calls the clone of this repository.
+const INSTALL_PAGE: (&str, &str) = ("docs/install.md", "$SRC/");
+/// What is made, and is in no repository.
+const MADE: &str = "target/";
 /// Lines after the name of `qemu-img` within which its arguments stand.
 const ARGUMENT_LINES: usize = 12;
 
@@ -62,6 +66,46 @@ pub(crate) fn examine(path: &str, text: &str) -> Vec<String> {
     findings
 }
 
+/// What the commands of the page at `path` name and the repository, whose files are `files`, does not have; and what they
+/// name so that it is found from one directory only.
+pub(crate) fn astray(path: &str, text: &str, files: &[&str]) -> Vec<String> {
+    let (page, clone) = INSTALL_PAGE;
+    if path != page {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    let mut is_command = false;
+    for (line, number) in text.lines().zip(1..) {
+        if line.starts_with("```") {
+            is_command = line == "```sh";
+            continue;
+        }
+        let command = line.split_once(" #").map_or(line, |(command, _)| command);
+        for word in command.split_whitespace().filter(|_| is_command) {
+            if let Some(named) = word.strip_prefix(clone) {
+                if !named.starts_with(MADE) && !files.iter().any(|file| is_meant(named, file)) {
+                    findings.push(format!("{path}:{number}: there is no {named} in the repository"));
+                }
+            } else if word.starts_with(MADE) || files.iter().any(|file| word.contains('/') && is_meant(word, file)) {
+                findings.push(format!("{path}:{number}: {word} is found from one directory only: write {clone}{word}"));
+            }
+        }
+    }
+    findings
+}
+
+/// Whether what is named, with one asterisk at most, is that file or a folder that has it.
+fn is_meant(named: &str, file: &str) -> bool {
+    match named.split_once('*') {
+        Some((head, tail)) => {
+            file.strip_prefix(head).and_then(|rest| rest.strip_suffix(tail)).is_some_and(|name| !name.contains('/'))
+        }
+        None => {
+            file.strip_prefix(named.trim_end_matches('/')).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +126,29 @@ mod tests {
         finds("agent/src/disk/nbd/client.rs", "use async_nats::Client;\n", "bus and store");
         finds("tests/src/a.rs", "Command::new(\"qemu-img\").args(arguments)\n", "name the format");
         finds("tests/src/a.rs", "Command::new(\"qemu-img\").args([\"convert\", a, b])\n", "name the format");
+    }
+
+    #[test]
+    fn a_page_names_what_is_there_and_wherever_one_stands() {
+        let files = ["deploy/config/agent.toml", "deploy/systemd/sterna-agent.service"];
+        let found = |command: &str| astray("docs/install.md", &format!("`deploy/x`\n```sh\n{command}\n```\n"), &files);
+        for right in [
+            "install $SRC/deploy/config/agent.toml /etc/sterna/  # not deploy/config/agent.toml",
+            "install $SRC/deploy/systemd/sterna-*.service $SRC/deploy/systemd $SRC/target/release/sterna /etc/",
+            "install ca.pem nats/nkeys/host-alpha.nk /etc/sterna/",
+        ] {
+            assert_eq!(found(right), Vec::<String>::new());
+        }
+        for (wrong, what) in [
+            ("install $SRC/deploy/config/agents.toml /etc/", ":3: there is no deploy/config/agents.toml"),
+            ("install $SRC/deploy/systemd/sterna-*.socket /etc/", ":3: there is no deploy/systemd/sterna-*.socket"),
+            ("install deploy/config/agent.toml /etc/", "write $SRC/deploy/config/agent.toml"),
+            ("install target/release/sterna /usr/bin/", "write $SRC/target/release/sterna"),
+        ] {
+            let findings = found(wrong);
+            assert!(findings.len() == 1 && findings[0].contains(what), "{findings:?}");
+        }
+        assert_eq!(astray("docs/other.md", "```sh\ncat deploy/config/agent.toml\n", &files), Vec::<String>::new());
     }
 
     #[test]
