@@ -105,7 +105,11 @@ fn shorten(reply: &mut ApiReply) -> bool {
         long
     }
     match reply {
-        ApiReply::Jobs { jobs } => halve(jobs),
+        ApiReply::Jobs { jobs, progress } => {
+            let is_shorter = halve(jobs);
+            progress.retain(|progress| jobs.iter().any(|status| status.job == progress.job));
+            is_shorter
+        }
         ApiReply::Hosts { hosts } => halve(hosts),
         ApiReply::Vms { vms } => halve(vms),
         ApiReply::Planned { planned } => halve(planned),

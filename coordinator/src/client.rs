@@ -32,6 +32,7 @@ mod connection;
 mod error;
 mod google;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_shared::bus::{
@@ -85,6 +86,18 @@ impl Job {
     pub fn view(&self) -> JobView {
         JobView::new(&self.status, self.progress.as_ref())
     }
+}
+
+/// Each job with its progress, which comes apart.
+fn with_progress(jobs: Vec<JobStatus>, progress: Vec<Progress>) -> Vec<Job> {
+    let mut progress: BTreeMap<JobId, Progress> =
+        progress.into_iter().map(|progress| (progress.job, progress)).collect();
+    let job = |status: JobStatus| Job {
+        progress: progress.remove(&status.job),
+        status: Box::new(status),
+        rates: Rates::default(),
+    };
+    jobs.into_iter().map(job).collect()
 }
 
 /// What a dry run has come to.
@@ -398,15 +411,25 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn jobs(&self) -> Result<Vec<JobStatus>, ClientError> {
-        answer!(self.ask(&ApiRequest::JobList).await?, ApiReply::Jobs { jobs } => jobs)
+        answer!(self.ask(&ApiRequest::JobList).await?, ApiReply::Jobs { jobs, .. } => jobs)
     }
 
-    /// The jobs of a group, in the order in which they run.
+    /// All jobs, newest first, with how far each is. Rates are told of one job only: see [`Self::job`].
     ///
     /// # Errors
     /// As [`Self::hosts`].
-    pub async fn group(&self, group: &str) -> Result<Vec<JobStatus>, ClientError> {
-        answer!(self.ask(&ApiRequest::JobGroup { group: group.to_owned() }).await?, ApiReply::Jobs { jobs } => jobs)
+    pub async fn jobs_and_progress(&self) -> Result<Vec<Job>, ClientError> {
+        let reply = self.ask(&ApiRequest::JobList).await?;
+        answer!(reply, ApiReply::Jobs { jobs, progress } => with_progress(jobs, progress))
+    }
+
+    /// The jobs of a group, in the order in which they run, with how far each is. Rates are told of one job only.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn group(&self, group: &str) -> Result<Vec<Job>, ClientError> {
+        let reply = self.ask(&ApiRequest::JobGroup { group: group.to_owned() }).await?;
+        answer!(reply, ApiReply::Jobs { jobs, progress } => with_progress(jobs, progress))
     }
 
     /// A page of the records of jobs that are over, those that ended last first.

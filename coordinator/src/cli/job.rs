@@ -162,7 +162,7 @@ pub(super) fn parse_rate(text: &str) -> Result<Bandwidth, String> {
 pub(super) async fn run(command: &JobCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
         JobCommand::List => {
-            let views: Vec<JobView> = client.jobs().await?.iter().map(|status| JobView::new(status, None)).collect();
+            let views: Vec<JobView> = client.jobs_and_progress().await?.iter().map(Job::view).collect();
             output.result(&views, || list(&views))?;
             Ok(Exit::Ok)
         }
@@ -425,7 +425,7 @@ pub(super) fn show(job: &JobView) -> String {
 
 /// Shows the jobs of a group.
 pub(super) async fn show_group(name: &str, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let views: Vec<JobView> = client.group(name).await?.iter().map(|status| JobView::new(status, None)).collect();
+    let views: Vec<JobView> = client.group(name).await?.iter().map(Job::view).collect();
     output.result(&views, || list(&views))?;
     Ok(Exit::Ok)
 }

@@ -6,7 +6,7 @@ use sterna_shared::view::google::{PAGE_DEFAULT, Page, PageToken};
 
 use super::error::{CliError, Exit};
 use super::output::{Format, Output};
-use crate::client::Client;
+use crate::client::{Client, Job};
 use crate::view::JobView;
 
 /// Which jobs are listed.
@@ -50,10 +50,13 @@ pub(super) async fn list(
     client: &Client,
     output: Output,
 ) -> Result<Exit, CliError> {
-    let jobs = client.jobs().await?;
-    let (jobs, next) = args.page(output.format).of(jobs.iter().filter(|status| status.plan.kind == kind));
+    let listed = client.jobs_and_progress().await?;
+    let of_kind = listed.iter().map(|job| &*job.status).filter(|status| status.plan.kind == kind);
+    let (jobs, next) = args.page(output.format).of(of_kind);
     let jobs: Vec<JobStatus> = jobs.into_iter().cloned().collect();
-    let views: Vec<JobView> = jobs.iter().map(|status| JobView::new(status, None)).collect();
+    // In the order of the page, which is not that of the list.
+    let view = |status: &JobStatus| listed.iter().find(|job| job.status.job == status.job).map(Job::view);
+    let views: Vec<JobView> = jobs.iter().filter_map(view).collect();
     output.result(&views, || draw(&jobs))?;
     if let Some(next) = next {
         output.remark(&format!("there are more: --page-token {next}"));

@@ -284,7 +284,7 @@ pub(super) fn replies() -> Vec<ApiReply> {
         },
         ApiReply::JobStarted { status: status() },
         ApiReply::StateRequested { code: ReturnCode::Started, reason: None, status: status() },
-        ApiReply::Jobs { jobs: statuses() },
+        ApiReply::Jobs { jobs: statuses(), progress: vec![progress()] },
         ApiReply::Job {
             status: status(),
             progress: Some(progress()),

@@ -12,7 +12,7 @@ use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::units::Bandwidth;
 
 use super::methods::StateRequest;
-use super::state::{Action, CallId, Message, Now, State};
+use super::state::{Action, CallId, Job, Message, Now, State};
 use crate::api::{fault, refused};
 use crate::fleet::{FindError, Member, vm_view};
 use crate::planner::{self, BANDWIDTH_MIN, Draft, Seeds};
@@ -121,17 +121,16 @@ impl State {
             ApiRequest::PlanList => ApiReply::Planned { planned: self.planned(now) },
             ApiRequest::JobList => {
                 // Ids are of UUID version 7: their order is that of time.
-                ApiReply::Jobs { jobs: self.jobs.values().rev().map(|job| job.status.clone()).collect() }
+                listed(self.jobs.values().rev())
             }
             ApiRequest::JobGroup { group } => {
-                let of_group = |status: &&JobStatus| status.policy.group.as_ref() == Some(&group);
-                let jobs: Vec<JobStatus> =
-                    self.jobs.values().map(|job| &job.status).filter(of_group).cloned().collect();
-                if jobs.is_empty() {
+                let of_group = |job: &&Job| job.status.policy.group.as_ref() == Some(&group);
+                let mut jobs = self.jobs.values().filter(of_group).peekable();
+                if jobs.peek().is_none() {
                     let hint = "see `sterna job list`; what is over and off the list is in `sterna job history`";
                     return Err(fault(ApiErrorKind::NotFound, format!("no job listed is of group {group}"), hint));
                 }
-                ApiReply::Jobs { jobs }
+                listed(jobs)
             }
             ApiRequest::JobShow { job } => {
                 let job = self.jobs.get(&job).ok_or_else(|| no_job(job))?;
@@ -365,6 +364,12 @@ impl State {
             Err(fault(ApiErrorKind::Refused, message, "give the new VM another name and another id"))
         })
     }
+}
+
+/// Jobs as a list tells them, each with how far it is.
+fn listed<'a>(jobs: impl Iterator<Item = &'a Job>) -> ApiReply {
+    let (jobs, progress): (Vec<_>, Vec<_>) = jobs.map(|job| (job.status.clone(), job.progress.clone())).unzip();
+    ApiReply::Jobs { jobs, progress: progress.into_iter().flatten().collect() }
 }
 
 /// In a sentence: that a wish is refused.

@@ -29,7 +29,7 @@ fn clone_job(id: &str) -> JobStatus {
 
 fn answer(request: ApiRequest) -> ApiReply {
     match request {
-        ApiRequest::JobList => ApiReply::Jobs { jobs: vec![clone_job(JOB)] },
+        ApiRequest::JobList => ApiReply::Jobs { jobs: vec![clone_job(JOB)], progress: vec![] },
         ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![] },
         ApiRequest::Migrate { request, job, .. } => {
             assert_eq!(request.clone.map(|wish| wish.name.to_string()).as_deref(), Some("trial"));

@@ -13,8 +13,8 @@ use sterna_coordinator::client::{Client, ClientError};
 use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, NatsSettings, Subject};
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token};
 use sterna_shared::job::{
-    Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, MoveSettings, Plan, Refusal, RefusalCode, Reporter,
-    StepFigures,
+    Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, MoveSettings, Plan, Progress, Refusal, RefusalCode,
+    Reporter, StepFigures, StepKind, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::view::google::Rates;
@@ -314,6 +314,39 @@ fn a_move_whose_target_is_full_waits_for_an_answer_and_not_for_a_fence() {
 }
 
 #[test]
+fn a_list_of_jobs_tells_how_far_each_is() {
+    let mut running = status(EventBody::StepStarted { step: StepKind::CopyDisks });
+    running.plan.mode = MoveMode::Live;
+    let memory = Volume { total: 512 << 20, done: 384 << 20, ..Volume::default() };
+    let progress = Progress {
+        job: running.job,
+        host: "alpha".parse().expect("a name"),
+        at: at(9),
+        step: StepKind::CopyMemory,
+        pass: 1,
+        disk: Volume::default(),
+        memory,
+        bytes_per_second: 0,
+        remaining_seconds: None,
+    };
+    let percent = running.percent(Some(&progress));
+    assert!(percent > running.percent(None) + 20.0, "{percent}");
+    let answer = move |request| match request {
+        ApiRequest::JobList => ApiReply::Jobs { jobs: vec![running.clone()], progress: vec![progress.clone()] },
+        other => panic!("{other:?} was not expected"),
+    };
+    with_coordinator(answer, |url| {
+        let ended = sterna(&["--server", url, "job", "list"]);
+        assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
+        assert!(text(&ended.stdout).contains(&format!("{:.0} %", percent.floor())), "{}", text(&ended.stdout));
+        let ended = sterna(&["--server", url, "--output", "json", "job", "list"]);
+        let jobs: serde_json::Value = serde_json::from_slice(&ended.stdout).expect("JSON");
+        assert_eq!(jobs[0]["percent"], percent);
+        assert_eq!(jobs[0]["progress"]["memory"]["done"], 384 << 20);
+    });
+}
+
+#[test]
 fn a_detached_move_prints_its_id_and_a_dry_run_hides_the_token() {
     let answer = |request| match request {
         ApiRequest::Migrate { job, dry_run: true, .. } => {
@@ -337,7 +370,7 @@ fn a_detached_move_prints_its_id_and_a_dry_run_hides_the_token() {
 fn a_program_asks_by_the_client_and_has_typed_answers() {
     let answer = |request| match request {
         ApiRequest::JobShow { .. } => shown(&status(EventBody::Terminated)),
-        ApiRequest::JobCancel { .. } => ApiReply::Jobs { jobs: vec![] },
+        ApiRequest::JobCancel { .. } => ApiReply::Jobs { jobs: vec![], progress: vec![] },
         _ => ApiReply::Hosts { hosts: vec![] },
     };
     with_coordinator(answer, |url| {

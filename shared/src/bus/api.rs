@@ -372,6 +372,9 @@ pub enum ApiReply {
     Jobs {
         /// Newest first; of a group, in the order in which they run.
         jobs: Vec<JobStatus>,
+        /// The latest progress of those that have some, each with its job's id; a coordinator of before tells none.
+        #[serde(default)]
+        progress: Vec<Progress>,
     },
     /// One job.
     Job {

@@ -319,7 +319,7 @@ fn cycles_of_a_group_do_not_wait_for_each_other() {
     world.wait(1);
     assert!(!world.state_of(world.begun[1]).is_final(), "one that fails is no matter of the other");
     match world.ask(ApiRequest::JobGroup { group: "shop".into() }) {
-        ApiReply::Jobs { jobs } => {
+        ApiReply::Jobs { jobs, .. } => {
             let jobs: Vec<JobId> = jobs.iter().map(|status| status.job).collect();
             assert_eq!(jobs, [example::job(60), example::job(61)]);
         }
@@ -404,9 +404,15 @@ fn how_fast_a_cycle_was_of_late_is_kept_while_it_copies() {
     heard(&mut world, "alpha", 21_000);
     heard(&mut world, "beta", 5);
     assert_eq!(rates(&mut world), Rates { two_minutes: Some(2_000), thirty_minutes: Some(2_000) });
+    let listed = |world: &mut World| match world.ask(ApiRequest::JobList) {
+        ApiReply::Jobs { progress, .. } => progress.iter().map(|progress| progress.job).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(listed(&mut world), [cycle], "a list tells how far jobs are");
     world.wait(200);
     heard(&mut world, "alpha", 21_000);
     assert_eq!(rates(&mut world), Rates { two_minutes: Some(0), thirty_minutes: Some(20_000 / 210) });
     world.end(cycle, DONE);
     assert_eq!(rates(&mut world), Rates::default(), "it is over");
+    assert_eq!(listed(&mut world), Vec::<JobId>::new(), "nor has it progress any more");
 }
