@@ -43,6 +43,12 @@ pub(super) fn expired(vm: &str) -> CliError {
     error
 }
 
+/// Nothing is copied to the host that the VM itself is at.
+pub(super) fn cut_over(vm: &str, view: &ReplicaView) -> CliError {
+    let message = format!("the replication of {vm} does not go on: the VM is cut over to {}", view.host);
+    CliError::new(Exit::Refused, message).hint(format!("revert it first: sterna cutover revert {vm}"))
+}
+
 /// An instant, or a span of time from now on.
 pub(super) fn parse_expiry(text: &str) -> Result<Timestamp, String> {
     let after =

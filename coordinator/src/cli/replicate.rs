@@ -211,8 +211,12 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
         }
         ReplicateCommand::Pause { vm } => pause(vm, client, output).await,
         ReplicateCommand::Resume { vm } => {
-            if of(vm, client).await?.iter().any(|view| view.state == ReplicaState::Expired) {
+            let views = of(vm, client).await?;
+            if views.iter().any(|view| view.state == ReplicaState::Expired) {
                 return Err(lifetime::expired(vm));
+            }
+            if let Some(view) = views.iter().find(|view| view.state == ReplicaState::Cutover) {
+                return Err(lifetime::cut_over(vm, view));
             }
             let status = kept_by(vm, client).await?;
             ask_for(&status, RequestedState::Start, client).await?;

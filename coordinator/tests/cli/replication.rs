@@ -154,6 +154,20 @@ fn a_pause_stops_the_cycle_too_and_is_ended_by_a_resume() {
 }
 
 #[test]
+fn the_replication_of_a_vm_that_is_cut_over_goes_on_once_that_is_reverted() {
+    let answer = |request| match request {
+        ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![view(Some(&replication())).cut_over()] },
+        other => panic!("{other:?} was not expected"),
+    };
+    with_coordinator(answer, |url| {
+        let ended = sterna(&["--server", url, "replicate", "resume", "web"]);
+        let told = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(3), "{told}");
+        assert!(told.contains("is cut over to beta") && told.contains("sterna cutover revert web"), "{told}");
+    });
+}
+
+#[test]
 fn a_replication_is_ended_before_anything_of_it_is_removed() {
     let (_, asked) = ran(&["replicate", "remove", "web"], 2);
     assert!(asked.is_empty(), "nobody said yes");
