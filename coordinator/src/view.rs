@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use sterna_shared::id::{DiskName, Generation, HostId, JobId, PlannedVmId, PoolName, VmId, VmName};
 use sterna_shared::job::{
-    CheckReport, CutoverForecast, DiskMove, FailureReport, JobKind, JobState, JobStatus, MoveMode, Notice, Plan,
-    Progress, StepKind, StepState, StepStatus, Volume,
+    CheckReport, CutoverForecast, CutoverScore, DiskMove, FailureReport, JobKind, JobState, JobStatus, MoveMode,
+    Notice, Plan, Progress, StepKind, StepState, StepStatus, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -82,6 +82,8 @@ pub struct JobView {
     pub question: Option<Question>,
     /// Of a cutover: what it was expected to take when it began.
     pub forecast: Option<CutoverForecast>,
+    /// Of a cutover that is completed: that, held against what it took.
+    pub score: Option<CutoverScore>,
 }
 
 /// What a job waits for.
@@ -265,6 +267,7 @@ impl JobView {
                 false => Question::Target,
             }),
             forecast: status.plan.cutover.and_then(|of| of.forecast),
+            score: CutoverScore::of(status),
         }
     }
 }
@@ -476,7 +479,7 @@ mod tests {
         schema::expect_valid("job", &json);
         // The waiting steps all look alike.
         json["steps"].as_array_mut().expect("steps").truncate(3);
-        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","kind":"move","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096,"healthy_ms":null},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null,"healthy_ms":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null,"healthy_ms":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"check":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z","owner":null,"priority":100,"attempt":0,"bytes_sent":4096,"question":null,"forecast":null}"#);
+        insta::assert_snapshot!(json.to_string(), @r#"{"job":"0197c0de-0000-7000-8000-00000000000a","state":"running","state_number":4,"vm":{"name":"web","id":"0197c0de-0000-7000-8000-000000000001"},"source":"alpha","target":"beta","kind":"move","mode":"live","percent":36.8,"steps":[{"step":"prepare","state":"finished","host":"alpha","started_at":"2026-11-21T22:26:42.000000Z","finished_at":"2026-11-21T22:26:43.000000Z","seconds":1.0,"bytes_total":0,"bytes_sent":4096,"bytes_resumed":0,"passes":0,"bytes_per_second":4096,"healthy_ms":null},{"step":"copy_disks","state":"running","host":"alpha","started_at":"2026-11-21T22:26:44.000000Z","finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null,"healthy_ms":null},{"step":"copy_memory","state":"waiting","host":null,"started_at":null,"finished_at":null,"seconds":null,"bytes_total":0,"bytes_sent":0,"bytes_resumed":0,"passes":0,"bytes_per_second":null,"healthy_ms":null}],"progress":{"step":"copy_disks","pass":1,"disk":{"total":1610612736,"done":805306368,"dirtied":8388608,"redone":2097152,"sent":3145728,"resumed":5242880,"remaining":811597824},"memory":{"total":0,"done":0,"dirtied":0,"redone":0,"sent":0,"resumed":0,"remaining":0},"bytes_per_second":5242880,"remaining_seconds":12,"at":"2026-11-21T22:26:49.000000Z"},"failure":null,"check":null,"blackout_ms":null,"hypervisor_blackout_ms":null,"notices":[{"at":"2026-11-21T22:26:45.000000Z","host":"alpha","text":"lane 2 was dialled again"}],"submitted_at":"2026-11-21T22:26:40.000000Z","started_at":"2026-11-21T22:26:42.000000Z","finished_at":null,"changed_at":"2026-11-21T22:26:42.000000Z","owner":null,"priority":100,"attempt":0,"bytes_sent":4096,"question":null,"forecast":null,"score":null}"#);
     }
 
     #[test]

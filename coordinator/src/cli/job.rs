@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::{JobAnswer, JobChange};
 use sterna_shared::id::JobId;
-use sterna_shared::job::{CutoverForecast, DiskPlacement, JobKind, MoveMode, RequestedState, ReturnCode};
+use sterna_shared::job::{CutoverForecast, CutoverScore, DiskPlacement, JobKind, MoveMode, RequestedState, ReturnCode};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::MsvmError;
 
@@ -354,11 +354,32 @@ fn way(job: &JobView) -> String {
 
 /// What a cutover was expected to take.
 fn expected(forecast: &CutoverForecast) -> String {
-    let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
     let cautious =
         forecast.duration_cautious_ms.map_or_else(String::new, |ms| format!(" (seldom over {})", seconds(ms)));
     let (duration, blackout) = (seconds(forecast.duration_ms), forecast.blackout_ms);
     format!("{duration}{cautious}, blackout {blackout} ms, {} sent", forecast.sent)
+}
+
+/// How well that was foreseen.
+fn scored(score: &CutoverScore) -> String {
+    let off = |error: i64, shown: fn(u64) -> String| match error {
+        0 => "as expected".to_owned(),
+        1.. => format!("{} more than expected", shown(error.unsigned_abs())),
+        _ => format!("{} less than expected", shown(error.unsigned_abs())),
+    };
+    let range = match score.within_range {
+        Some(true) => " (within what is seldom exceeded)",
+        Some(false) => " (over what is seldom exceeded)",
+        None => "",
+    };
+    let blackout = score
+        .blackout_error_ms
+        .map_or_else(String::new, |error| format!("; blackout {}", off(error, |ms| format!("{ms} ms"))));
+    format!("{}, {}{range}{blackout}", seconds(score.duration_ms), off(score.duration_error_ms, seconds))
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
 }
 
 /// A job as people read it: head, steps, and whatever went wrong.
@@ -379,6 +400,9 @@ pub(super) fn show(job: &JobView) -> String {
     }
     if let Some(forecast) = &job.forecast {
         rows.push(("expected", expected(forecast)));
+    }
+    if let Some(score) = &job.score {
+        rows.push(("took", scored(score)));
     }
     if !job.labels.is_empty() {
         rows.push(("labels", labels::told(&job.labels)));
@@ -433,4 +457,25 @@ pub(super) async fn show_group(name: &str, client: &Client, output: Output) -> R
 /// The job with that id, if it is of that kind.
 pub(super) async fn of_kind(id: JobId, kind: JobKind, client: &Client) -> Result<Option<Job>, CliError> {
     Ok(Some(client.job(id).await?).filter(|job| job.status.plan.kind == kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_score_says_by_how_much_and_which_way() {
+        let score = CutoverScore {
+            duration_ms: 12_340,
+            duration_error_ms: 2_340,
+            within_range: Some(true),
+            blackout_error_ms: Some(-12),
+        };
+        assert_eq!(
+            scored(&score),
+            "12.3 s, 2.3 s more than expected (within what is seldom exceeded); blackout 12 ms less than expected"
+        );
+        let cold = CutoverScore { duration_error_ms: 0, within_range: None, blackout_error_ms: None, ..score };
+        assert_eq!(scored(&cold), "12.3 s, as expected");
+    }
 }

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! What no cycle has measured is not known, and then there is no forecast: the first cycle, which reads everything, is enough.
+//! Once the cutover is over, its forecast has a score: what it took, beside what was foreseen.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Estimate, Forecast, ForecastInput, JobKind, JobState, JobStatus, StepKind};
+use super::{Estimate, Forecast, ForecastInput, JobKind, JobState, JobStatus, MoveMode, StepKind};
 use crate::replica::Replica;
 use crate::time::Timestamp;
 use crate::units::{Bandwidth, ByteCount};
@@ -78,6 +79,51 @@ impl CutoverForecast {
     }
 }
 
+/// What was expected of a cutover, held against what it took. Errors are above 0 where it took longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CutoverScore {
+    /// What it took from its beginning to its end, in milliseconds.
+    pub duration_ms: u64,
+    /// By how much that is more than was expected, in milliseconds.
+    pub duration_error_ms: i64,
+    /// Whether it took no longer than what was to be exceeded seldom; none where nothing was said of that.
+    pub within_range: Option<bool>,
+    /// By how much longer the guest stood still than was expected, in milliseconds; none where it was moved stopped.
+    pub blackout_error_ms: Option<i64>,
+}
+
+impl CutoverScore {
+    /// The score of the forecast that a cutover began with; none before it is completed, and where it began with none.
+    #[must_use]
+    pub fn of(status: &JobStatus) -> Option<Self> {
+        let forecast = status.plan.cutover?.forecast?;
+        if status.state != JobState::Completed {
+            return None;
+        }
+        let took = status.finished_at?.seconds_since(status.started_at?).max(0.0);
+        let blackout_us = status.blackout_us.filter(|_| status.plan.mode == MoveMode::Live);
+        Some(forecast.score(whole(took * 1000.0), blackout_us.map(|us| us.div_ceil(1000))))
+    }
+}
+
+impl CutoverForecast {
+    fn score(&self, duration_ms: u64, blackout_ms: Option<u64>) -> CutoverScore {
+        CutoverScore {
+            duration_ms,
+            duration_error_ms: error(duration_ms, self.duration_ms),
+            within_range: self.duration_cautious_ms.map(|cautious| duration_ms <= cautious),
+            blackout_error_ms: blackout_ms.map(|blackout| error(blackout, self.blackout_ms)),
+        }
+    }
+}
+
+/// How much more something is than was expected.
+fn error(actual: u64, expected: u64) -> i64 {
+    let distance = i64::try_from(actual.abs_diff(expected)).unwrap_or(i64::MAX);
+    if actual < expected { -distance } else { distance }
+}
+
 /// The best that cycles have shown, in bytes a second: what slowed them down need not slow a cutover down.
 struct Measured {
     sent: Option<f64>,
@@ -126,4 +172,34 @@ fn float(number: u64) -> f64 {
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // `as` holds it to the range, and takes no number for 0.
 fn whole(number: f64) -> u64 {
     number.ceil() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FORECAST: CutoverForecast = CutoverForecast {
+        duration_ms: 10_000,
+        duration_cautious_ms: Some(15_000),
+        blackout_ms: 100,
+        sent: ByteCount(1 << 20),
+    };
+
+    #[test]
+    fn a_forecast_is_scored_by_what_it_took() {
+        let right = FORECAST.score(10_000, Some(100));
+        assert_eq!((right.duration_error_ms, right.blackout_error_ms, right.within_range), (0, Some(0), Some(true)));
+        let quicker = FORECAST.score(7_500, Some(40));
+        assert_eq!((quicker.duration_error_ms, quicker.blackout_error_ms), (-2_500, Some(-60)));
+        assert_eq!(quicker.within_range, Some(true), "sooner is within what was expected");
+        let slower = FORECAST.score(15_000, Some(350));
+        assert_eq!((slower.duration_error_ms, slower.blackout_error_ms), (5_000, Some(250)));
+        assert_eq!(slower.within_range, Some(true));
+        assert_eq!(FORECAST.score(15_001, None).within_range, Some(false));
+        assert_eq!(FORECAST.score(15_001, None).blackout_error_ms, None, "it was moved stopped");
+        let open = CutoverForecast { duration_cautious_ms: None, ..FORECAST };
+        assert_eq!(open.score(15_001, None).within_range, None, "nothing was said of it");
+        assert_eq!(error(u64::MAX, 0), i64::MAX);
+        assert_eq!(error(0, u64::MAX), -i64::MAX);
+    }
 }

@@ -29,7 +29,7 @@ mod status;
 mod step;
 
 pub use check::{CheckReport, Finding, Severity};
-pub use cutover::CutoverForecast;
+pub use cutover::{CutoverForecast, CutoverScore};
 pub use event::{Event, EventBody, Reporter};
 pub use failure::{ConditionCode, ErrorEntry, FailureCode, FailureReport, Refusal, RefusalCode, RemedyNames};
 pub use forecast::{Estimate, Forecast, ForecastInput};

@@ -52,6 +52,18 @@ fn report(what: &str, job: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What was foreseen of it, and how well.
+fn foreseen(job: &Value) -> anyhow::Result<()> {
+    let (forecast, score) = (&job["forecast"], &job["score"]);
+    eprintln!("foreseen: {forecast}; scored: {score}");
+    ensure!(forecast["duration_ms"].as_u64().is_some_and(|ms| ms > 0), "a cycle has measured something: {job:#}");
+    let took = score["duration_ms"].as_i64().context("a cutover that is over has a score")?;
+    let error = score["duration_error_ms"].as_i64().context("an error")?;
+    ensure!(forecast["duration_ms"].as_i64() == Some(took - error), "{job:#}");
+    ensure!(score["blackout_error_ms"].is_i64(), "it was live: {job:#}");
+    Ok(())
+}
+
 async fn settled(fleet: &Fleet, at: &str) -> anyhow::Result<()> {
     eventually(&format!("the VM runs at {at}, in no job"), WAIT, async || {
         let vm = vm(fleet, "web").await?;
@@ -108,6 +120,7 @@ async fn live(fleet: &mut Fleet) -> anyhow::Result<()> {
 
     let job = fleet.sterna(&[&["cutover", "start", "web"][..], &BLACKOUT].concat()).await?;
     report("live cutover", &job)?;
+    foreseen(&job)?;
     ensure!(job["kind"] == "cutover" && job["target"] == "bravo", "{job:#}");
     ensure!(sent(&job, "copy_disks") < BALLAST_MIB * MIB / 2, "most was there: {job:#}");
     ensure!(job["notices"].to_string().contains("made of its replica"), "it is told: {job:#}");

@@ -2,9 +2,10 @@
 
 use proptest::prelude::*;
 
-use super::super::{Host, JobKind, MoveMode, MoveSettings, StepFigures};
+use super::super::{CutoverForecast, CutoverScore, Host, JobKind, MoveMode, MoveSettings, StepFigures};
 use super::*;
 use crate::id::Generation;
+use crate::replica::CutoverOf;
 use crate::units::ByteCount;
 use crate::vm::VmSpec;
 
@@ -54,6 +55,28 @@ fn event(host: &str, sequence: u64, body: EventBody) -> Event {
     let reporter = Reporter::Host(host.parse().expect("a name"));
     let at = Timestamp::from_unix_microseconds(i64::try_from(sequence).expect("small") * 1_000_000);
     Event { job: plan().job, reporter, sequence, at, body }
+}
+
+#[test]
+fn a_cutover_that_is_over_has_a_score_where_it_began_with_a_forecast() {
+    let sent = ByteCount(0);
+    let forecast = CutoverForecast { duration_ms: 3_000, duration_cautious_ms: Some(3_500), blackout_ms: 2, sent };
+    let mut status = JobStatus::planned(plan());
+    status.plan.cutover =
+        Some(CutoverOf { snapshot: 1, runs: true, force: false, revert_seconds: 60, forecast: Some(forecast) });
+    status.state = JobState::Running;
+    let instant = |second: i64| Some(Timestamp::from_unix_microseconds(second * 1_000_000));
+    (status.started_at, status.finished_at) = (instant(10), instant(14));
+    status.blackout_us = Some(1_500);
+    assert_eq!(CutoverScore::of(&status), None, "it is not over");
+    status.state = JobState::Completed;
+    let score = CutoverScore::of(&status).expect("a score");
+    assert_eq!((score.duration_ms, score.duration_error_ms, score.within_range), (4_000, 1_000, Some(false)));
+    assert_eq!(score.blackout_error_ms, Some(0));
+    status.plan.mode = MoveMode::Cold;
+    assert_eq!(CutoverScore::of(&status).expect("a score").blackout_error_ms, None, "the guest was off");
+    status.plan.cutover = None;
+    assert_eq!(CutoverScore::of(&status), None, "nothing was foreseen");
 }
 
 /// What a source tells of a move without disks.
