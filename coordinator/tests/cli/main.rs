@@ -3,6 +3,7 @@
 
 mod broker;
 mod google;
+mod jobs;
 mod replication;
 
 use std::path::Path;
@@ -13,8 +14,7 @@ use sterna_coordinator::client::{Client, ClientError};
 use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, NatsSettings, Subject};
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token};
 use sterna_shared::job::{
-    Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, MoveSettings, Plan, Progress, Refusal, RefusalCode,
-    Reporter, StepFigures, StepKind, Volume,
+    Event, EventBody, Host, JobKind, JobState, JobStatus, MoveMode, MoveSettings, Plan, Refusal, RefusalCode, Reporter,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::view::google::Rates;
@@ -279,71 +279,6 @@ fn a_move_is_watched_to_its_end_and_the_code_tells_how_it_ended() {
             assert_eq!(last["job"], JOB);
         });
     }
-}
-
-#[test]
-fn a_move_whose_target_is_full_waits_for_an_answer_and_not_for_a_fence() {
-    let failure = sterna_shared::job::FailureReport {
-        code: sterna_shared::job::FailureCode::PoolFull,
-        message: "pool fast of beta is full".into(),
-        causes: vec![],
-        remedy: String::new(),
-        host: Some("beta".parse().expect("a name")),
-    };
-    let asks = status(EventBody::Asked { failure, figures: StepFigures::default() });
-    let answer = move |request| match request {
-        ApiRequest::Migrate { job, .. } => ApiReply::JobStarted { status: Box::new(JobStatus::planned(plan(job))) },
-        ApiRequest::JobShow { .. } => shown(&asks),
-        other => panic!("{other:?} was not expected"),
-    };
-    with_coordinator(answer, |url| {
-        let ended = sterna(&["--server", url, "migrate", "web", "--to", "beta", "--job", JOB]);
-        let told = text(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(7), "{told}");
-        assert!(text(&ended.stdout).contains("runs on at alpha"), "{}", text(&ended.stdout));
-        for says in [
-            "because: pool fast of beta is full".to_owned(),
-            format!("sterna job answer {JOB} retry"),
-            format!("sterna job answer {JOB} place DISK=POOL"),
-            format!("sterna job cancel {JOB}"),
-        ] {
-            assert!(told.contains(&says), "{says} is not told: {told}");
-        }
-        assert!(!told.contains("fenced") && !told.contains("stands still"), "{told}");
-    });
-}
-
-#[test]
-fn a_list_of_jobs_tells_how_far_each_is() {
-    let mut running = status(EventBody::StepStarted { step: StepKind::CopyDisks });
-    running.plan.mode = MoveMode::Live;
-    let memory = Volume { total: 512 << 20, done: 384 << 20, ..Volume::default() };
-    let progress = Progress {
-        job: running.job,
-        host: "alpha".parse().expect("a name"),
-        at: at(9),
-        step: StepKind::CopyMemory,
-        pass: 1,
-        disk: Volume::default(),
-        memory,
-        bytes_per_second: 0,
-        remaining_seconds: None,
-    };
-    let percent = running.percent(Some(&progress));
-    assert!(percent > running.percent(None) + 20.0, "{percent}");
-    let answer = move |request| match request {
-        ApiRequest::JobList => ApiReply::Jobs { jobs: vec![running.clone()], progress: vec![progress.clone()] },
-        other => panic!("{other:?} was not expected"),
-    };
-    with_coordinator(answer, |url| {
-        let ended = sterna(&["--server", url, "job", "list"]);
-        assert_eq!(ended.status.code(), Some(0), "{}", text(&ended.stderr));
-        assert!(text(&ended.stdout).contains(&format!("{:.0} %", percent.floor())), "{}", text(&ended.stdout));
-        let ended = sterna(&["--server", url, "--output", "json", "job", "list"]);
-        let jobs: serde_json::Value = serde_json::from_slice(&ended.stdout).expect("JSON");
-        assert_eq!(jobs[0]["percent"], percent);
-        assert_eq!(jobs[0]["progress"]["memory"]["done"], 384 << 20);
-    });
 }
 
 #[test]
