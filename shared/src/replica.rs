@@ -13,6 +13,7 @@
 //! Google's Migrate to VMs calls the whole a `MigratingVm`, and a cycle a `ReplicationCycle`.
 
 mod seed;
+mod standing;
 mod view;
 
 use std::collections::BTreeSet;
@@ -27,7 +28,8 @@ use crate::units::ByteCount;
 use crate::vm::{DiskSpec, VmSpec};
 
 pub use seed::{SEED_SIZE, SeedWish};
-pub use view::{ReplicaState, ReplicaView};
+pub use standing::{CutoverStanding, ReplicaState, Standing};
+pub use view::ReplicaView;
 
 /// The most layers of one replica: each opens a file of every disk in a clone's QEMU.
 pub const LAYERS_MAX: usize = 200;

@@ -431,7 +431,8 @@ mod tests {
     #[test]
     fn a_list_in_google_s_form_reads_as_promised() {
         let beta = "beta".parse().expect("a name");
-        let replica = ReplicaView::of(&beta, Some(&example::replica()), None, example::later(60)).expect("a view");
+        let replica =
+            ReplicaView::of(&beta, Some(&example::replica()), None, None, example::later(60)).expect("a view");
         let jobs = [JobStatus::planned(planned())];
         let known = Known { jobs: &jobs, replicas: &[replica], progress: &[], now: example::later(60) };
         let text = serde_json::to_string_pretty(&known.clone_jobs(&Page::latest(25))).expect("JSON");

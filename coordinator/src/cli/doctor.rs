@@ -492,7 +492,7 @@ mod tests {
     #[test]
     fn a_replica_that_is_late_or_whose_cycle_failed_is_warned_of() {
         let host = "beta".parse().expect("a name");
-        let sound = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
+        let sound = ReplicaView::of(&host, Some(&example::replica()), None, None, example::later(60)).expect("a view");
         assert!(replicas(&[]).is_empty());
         assert_eq!(replicas(std::slice::from_ref(&sound))[0].verdict, Verdict::Ok);
         for faulty in [

@@ -278,7 +278,7 @@ pub(super) fn replies() -> Vec<ApiReply> {
         ApiReply::Checked { report: Box::new(report_of_a_check(&refusal)) },
         ApiReply::Planned { planned: vec![PlannedView { host: host("beta"), planned: a_planned_vm(), usable: true }] },
         ApiReply::Replicas {
-            replicas: ReplicaView::of(&host("beta"), Some(&example::replica()), None, example::later(60))
+            replicas: ReplicaView::of(&host("beta"), Some(&example::replica()), None, None, example::later(60))
                 .into_iter()
                 .collect(),
         },

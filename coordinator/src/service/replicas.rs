@@ -6,7 +6,7 @@ use sterna_shared::bus::{AgentRequest, ApiError, ApiErrorKind};
 use sterna_shared::host::VmReport;
 use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::job::{CutoverForecast, JobKind, JobStatus, MoveMode, Refusal, RefusalCode};
-use sterna_shared::replica::{Replica, ReplicaView};
+use sterna_shared::replica::{CutoverStanding, Replica, ReplicaView};
 use sterna_shared::vm::VmSpec;
 
 use super::request::{AGENT_WORK_WAIT_MAX, Outcome, reachable};
@@ -33,9 +33,10 @@ impl State {
             let replica = member.and_then(|member| member.inventory.replicas.iter().find(|one| one.vm.id == vm));
             let of = |status: &&JobStatus| status.plan.vm.id == vm && status.plan.target.id == host;
             let live = self.replications().filter(of).find(|status| !status.state.is_final());
-            let view = ReplicaView::of(&host, replica, live.or_else(|| self.replications().find(of)), now.at)?;
             let is_here = |(member, vm): (&Member, &VmReport)| vm.owned && member.inventory.host == host;
-            Some(if self.fleet.vm(vm).is_some_and(is_here) { view.cut_over() } else { view })
+            let is_there = self.fleet.vm(vm).is_some_and(is_here);
+            let cutover = CutoverStanding::of(vm, &host, self.jobs.values().map(|job| &job.status), is_there);
+            ReplicaView::of(&host, replica, live.or_else(|| self.replications().find(of)), cutover, now.at)
         };
         let mut views: Vec<ReplicaView> = places.into_iter().filter_map(view).collect();
         views.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));

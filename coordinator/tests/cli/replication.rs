@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use sterna_shared::job::{Expiration, Policy, ReturnCode, Schedule};
-use sterna_shared::replica::{Consistency, Replica, ReplicaView, Snapshot};
+use sterna_shared::replica::{Consistency, CutoverStanding, Replica, ReplicaView, Snapshot};
 use sterna_shared::units::ByteCount;
 
 use super::*;
@@ -43,7 +43,7 @@ fn over() -> JobStatus {
     status
 }
 
-fn view(job: Option<&JobStatus>) -> ReplicaView {
+fn view(job: Option<&JobStatus>, cutover: Option<CutoverStanding>) -> ReplicaView {
     let mut replica = Replica::new(plan(JOB.parse().expect("a UUID")).vm, vec![], "alpha".parse().expect("a name"));
     let cycle = CYCLE.parse().expect("a UUID");
     let (consistency, written) = (Consistency::Application, ByteCount(4096));
@@ -56,7 +56,7 @@ fn view(job: Option<&JobStatus>) -> ReplicaView {
         written,
         damaged: false,
     });
-    ReplicaView::of(&"beta".parse().expect("a name"), Some(&replica), job, at(62)).expect("a view")
+    ReplicaView::of(&"beta".parse().expect("a name"), Some(&replica), job, cutover, at(62)).expect("a view")
 }
 
 /// A coordinator with one replication, and a list of what was asked of it that changes something.
@@ -66,7 +66,7 @@ fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex
     let answer = move |request: ApiRequest| {
         let note = |text: String| told.lock().expect("nobody panicked").push(text);
         match request {
-            ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![view(Some(&replication()))] },
+            ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![view(Some(&replication()), None)] },
             ApiRequest::JobShow { job } if job.to_string() == JOB => shown(&replication()),
             ApiRequest::JobShow { .. } => shown(&over()),
             ApiRequest::JobState { job, requested, .. } => {
@@ -156,7 +156,9 @@ fn a_pause_stops_the_cycle_too_and_is_ended_by_a_resume() {
 #[test]
 fn the_replication_of_a_vm_that_is_cut_over_goes_on_once_that_is_reverted() {
     let answer = |request| match request {
-        ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![view(Some(&replication())).cut_over()] },
+        ApiRequest::ReplicaList => {
+            ApiReply::Replicas { replicas: vec![view(Some(&replication()), Some(CutoverStanding::Over))] }
+        }
         other => panic!("{other:?} was not expected"),
     };
     with_coordinator(answer, |url| {

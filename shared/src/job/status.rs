@@ -260,6 +260,13 @@ impl JobStatus {
         self.finalization.is_some() && !self.state.is_final()
     }
 
+    /// Whether something has failed in it, and it does not unwind because it was cancelled.
+    #[must_use]
+    pub fn fails(&self) -> bool {
+        let failures = self.steps.iter().filter_map(|step| step.failure.as_ref());
+        failures.chain(&self.failure).any(|failure| failure.code != super::FailureCode::Cancelled)
+    }
+
     /// Whether it is a replication that has expired, or had when it was over.
     #[must_use]
     pub fn has_expired(&self, now: Timestamp) -> bool {

@@ -1,11 +1,10 @@
 //! A replication as operators see it: the replica, the job that keeps it, and how old what it holds is. Pure.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Replica;
+use super::{CutoverStanding, Replica, ReplicaState, Standing};
 use crate::id::{HostId, JobId, VmId, VmName};
 use crate::job::{JobState, JobStatus, Run};
 use crate::time::Timestamp;
@@ -47,55 +46,27 @@ pub struct ReplicaView {
     pub cycles: Vec<Run>,
 }
 
-/// How a replication stands, in the words of Google's `MigratingVm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum ReplicaState {
-    /// Nothing was copied yet; or nothing keeps the replica up to date.
-    Ready,
-    /// The first cycle is under way.
-    FirstSync,
-    /// There is a snapshot, and cycles go on.
-    Active,
-    /// No cycle begins until it is resumed.
-    Paused,
-    /// The latest cycle has failed.
-    Error,
-    /// The VM is at the host that has its replica: no cycle begins until it is elsewhere again.
-    Cutover,
-    /// It has expired: no cycle begins unless that is pushed back.
-    Expired,
-    /// It is about to be over for good: the replica goes, and the way back of the cutover.
-    Finalizing,
-}
-
-impl fmt::Display for ReplicaState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Ready => "READY",
-            Self::FirstSync => "FIRST_SYNC",
-            Self::Active => "ACTIVE",
-            Self::Paused => "PAUSED",
-            Self::Error => "ERROR",
-            Self::Cutover => "CUTOVER",
-            Self::Expired => "EXPIRED",
-            Self::Finalizing => "FINALIZING",
-        })
-    }
-}
-
 impl ReplicaView {
     /// The view of a replica at a host, of the latest job that replicates there, or of both. `None` where there is neither.
+    /// `cutover` says how far the VM is on its way there.
     #[must_use]
-    pub fn of(host: &HostId, replica: Option<&Replica>, job: Option<&JobStatus>, now: Timestamp) -> Option<Self> {
+    pub fn of(
+        host: &HostId,
+        replica: Option<&Replica>,
+        job: Option<&JobStatus>,
+        cutover: Option<CutoverStanding>,
+        now: Timestamp,
+    ) -> Option<Self> {
         let vm = replica.map(|replica| &replica.vm).or(job.map(|job| &job.plan.vm))?;
         let source = replica.map(|replica| &replica.source).or(job.map(|job| &job.plan.source.id))?;
         let live = job.filter(|job| !job.state.is_final());
         let idle_seconds = live.and_then(|job| job.policy.schedule.as_ref()?.idle_seconds);
         let taken_at = replica.and_then(Replica::latest).map(|snapshot| snapshot.taken_at);
         let cycles = job.map(cycles).unwrap_or_default();
-        let state = state(taken_at.is_some(), job, &cycles, now);
+        let ends: Vec<Option<JobState>> = cycles.iter().map(|cycle| cycle.state).collect();
+        let standing =
+            job.map_or_else(|| Standing::without_job(cutover), |job| Standing::of(job, &ends, replica, cutover, now));
+        let state = ReplicaState::of(standing);
         let expiration = live.and_then(|job| job.policy.expiration);
         Some(Self {
             vm: vm.id,
@@ -109,7 +80,7 @@ impl ReplicaView {
             expires_at: expiration.map(|expiration| expiration.at),
             expires_soon: expiration.is_some_and(|expiration| expiration.is_near(now)),
             age_seconds: taken_at.map(|taken_at| seconds(taken_at, now)),
-            late: live.filter(|_| !is_at_rest(state)).zip(idle_seconds).is_some_and(|(job, idle)| {
+            late: live.filter(|_| !state.is_at_rest()).zip(idle_seconds).is_some_and(|(job, idle)| {
                 let since = taken_at.unwrap_or(job.submitted_at);
                 seconds(since, now) > 2 * u64::from(idle) + last_took(&cycles)
             }),
@@ -119,24 +90,13 @@ impl ReplicaView {
     }
 }
 
-impl ReplicaView {
-    /// The same, where the VM is at the host that has the replica.
-    #[must_use]
-    pub fn cut_over(self) -> Self {
-        let state = if self.state == ReplicaState::Finalizing { self.state } else { ReplicaState::Cutover };
-        Self { state, late: false, ..self }
-    }
-}
-
-/// Whether nobody waits for a cycle.
-fn is_at_rest(state: ReplicaState) -> bool {
-    matches!(state, ReplicaState::Paused | ReplicaState::Expired | ReplicaState::Finalizing)
-}
-
 /// The runs of a recurring job; of a cycle that is no run of one, itself.
 fn cycles(job: &JobStatus) -> Vec<Run> {
     if job.policy.recurs() {
         return job.runs.latest.clone();
+    }
+    if job.started_at.is_none() && !job.state.is_final() {
+        return Vec::new();
     }
     vec![Run {
         job: job.job,
@@ -146,21 +106,6 @@ fn cycles(job: &JobStatus) -> Vec<Run> {
         state: Some(job.state).filter(|state| state.is_final()),
         failure: job.failure.clone(),
     }]
-}
-
-fn state(has_snapshot: bool, job: Option<&JobStatus>, cycles: &[Run], now: Timestamp) -> ReplicaState {
-    let runs = cycles.last().is_some_and(|cycle| cycle.state.is_none());
-    let failed = cycles.last().is_some_and(|cycle| cycle.state == Some(JobState::Exception));
-    match job.map(|job| job.state) {
-        _ if job.is_some_and(JobStatus::is_finalizing) => ReplicaState::Finalizing,
-        Some(state) if !state.is_final() && job.is_some_and(|job| job.has_expired(now)) => ReplicaState::Expired,
-        Some(JobState::Suspended | JobState::Service) => ReplicaState::Paused,
-        Some(_) if failed => ReplicaState::Error,
-        Some(JobState::QueryPending) => ReplicaState::Error,
-        Some(state) if has_snapshot && !state.is_final() => ReplicaState::Active,
-        Some(state) if runs && !state.is_final() => ReplicaState::FirstSync,
-        Some(_) | None => ReplicaState::Ready,
-    }
 }
 
 /// How long the latest cycle took that is over, in seconds.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 use sterna_shared::job::{EventBody, FailureCode, JobKind, JobState, JobStatus, MoveMode, Plan, StepFigures, StepKind};
-use sterna_shared::replica::{ReplicaState, ReplicaView};
+use sterna_shared::replica::{CutoverStanding, ReplicaView};
 use sterna_shared::view::google::{
     CutoverJob, CutoverJobName, CutoverJobState, CutoverStepKind, Known, PAGE_DEFAULT, Page,
 };
@@ -107,11 +107,14 @@ fn no_cutover_adapts_its_os_yet() {
 fn replicated(cutover: Option<&JobStatus>, is_there: bool) -> Value {
     let mut all = vec![replication(vec![run_begun(1, 11), run_ended(3, 11, JobState::Completed)])];
     all.extend(cutover.cloned());
-    let view = ReplicaView::of(&"bravo".parse().expect("a name"), Some(&jobs::replica(1)), Some(&all[0]), at(9));
-    let view = view.map(|view| if is_there { view.cut_over() } else { view }).expect("a view");
-    assert_eq!(view.state == ReplicaState::Cutover, is_there);
+    let bravo = "bravo".parse().expect("a name");
+    let standing = CutoverStanding::of(all[0].plan.vm.id, &bravo, &all, is_there);
+    let view = ReplicaView::of(&bravo, Some(&jobs::replica(1)), Some(&all[0]), standing, at(9)).expect("a view");
+    let told = view.state;
     let known = Known { jobs: &all, replicas: &[view], progress: &[], now: at(14) };
-    value(&known.migrating_vms(None))["migratingVms"][0].clone()
+    let vm = value(&known.migrating_vms(None))["migratingVms"][0].clone();
+    assert_eq!(vm["state"], told.to_string(), "both faces tell the same");
+    vm
 }
 
 #[test]
@@ -157,8 +160,8 @@ fn a_forecast_is_made_of_what_cycles_have_measured() {
     let bodies = vec![begun(StepKind::CopyDisks), copied, EventBody::Completed { blackout_us: 0 }];
     let mut cycle = jobs::told(jobs::cycle_plan(11), bodies);
     cycle.parent = Some(job.job);
-    let view =
-        ReplicaView::of(&"bravo".parse().expect("a name"), Some(&jobs::replica(2)), Some(&job), at(9)).expect("a view");
+    let view = ReplicaView::of(&"bravo".parse().expect("a name"), Some(&jobs::replica(2)), Some(&job), None, at(9))
+        .expect("a view");
     let seconds = |all: &[JobStatus], now: i64| {
         let known = Known { jobs: all, replicas: std::slice::from_ref(&view), progress: &[], now: at(now) };
         let vm = value(&known.migrating_vms(None))["migratingVms"][0].clone();

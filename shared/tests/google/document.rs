@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use sterna_shared::job::{FailureCode, JobState};
+use sterna_shared::replica::Standing;
 use sterna_shared::view::google::{
     BootOption, CloneJob, CloneJobState, CloneStage, CloneStep, ComputeEngineBootOption, ComputeEngineTargetDefaults,
     ComputeEngineTargetDetails, CutoverForecast, CutoverJob, CutoverJobState, CutoverStep, CycleStep, ErrorInfo,
     Expiration, HelpLink, LocalizedMessage, MigratingVm, MigratingVmState, MigrationError, MigrationErrorCode,
     MigrationWarning, MigrationWarningCode, NetworkInterface, Operation, OperationMetadata, ReplicatingStep,
-    ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, Standing,
-    TargetVmDetails,
+    ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, TargetVmDetails,
 };
 
 fn folder() -> &'static Path {

@@ -87,7 +87,7 @@ fn a_clone_is_named_by_what_is_still_known() {
     let clone = clone_of(1, 0);
     assert_eq!(named(&[clone.clone(), replication(vec![])], &[]).as_deref(), Some(jobs::NAME));
     let host = "bravo".parse().expect("a name");
-    let view = ReplicaView::of(&host, Some(&jobs::replica(1)), None, at(9)).expect("a view");
+    let view = ReplicaView::of(&host, Some(&jobs::replica(1)), None, None, at(9)).expect("a view");
     assert_eq!(named(std::slice::from_ref(&clone), &[view]).as_deref(), Some(jobs::NAME));
     let mut asked = clone.clone();
     asked.request.vm = "web".to_owned();

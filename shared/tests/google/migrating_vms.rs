@@ -2,10 +2,8 @@
 
 use serde_json::{Value, json};
 use sterna_shared::job::{EventBody, Expiration, FailureCode, JobState, JobStatus, StepKind};
-use sterna_shared::replica::Replica;
-use sterna_shared::view::google::{
-    CloneJob, MigratingVm, MigratingVmState, Pace, Replication, ReplicationCycle, Standing,
-};
+use sterna_shared::replica::{Replica, Standing};
+use sterna_shared::view::google::{CloneJob, MigratingVm, MigratingVmState, Pace, Replication, ReplicationCycle};
 
 use super::jobs::{self, at, begun, printed, replica, replication, run_begun, run_ended};
 use super::{merged, value};

@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn people_see_how_a_replica_stands() {
         let host = "beta".parse().expect("a name");
-        let view = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
+        let view = ReplicaView::of(&host, Some(&example::replica()), None, None, example::later(60)).expect("a view");
         let (list, show) = (list(std::slice::from_ref(&view)), show(&view));
         assert!(list.contains("alpha → beta") && list.contains("READY") && list.contains("5 min"), "{list}");
         let expires = ReplicaView { expires_at: Some(example::now()), expires_soon: true, ..view };

@@ -289,7 +289,7 @@ fn how_a_replication_stands_is_told_in_the_words_of_a_migrating_vm() {
     assert!(!world.view().late);
     world.ask(ApiRequest::JobCancel { job });
     let view = world.view();
-    assert_eq!((view.state, view.replication, view.late), (ReplicaState::Ready, None, false));
+    assert_eq!((view.state, view.replication, view.late), (ReplicaState::Finalized, None, false));
     assert!(view.replica.is_some(), "it is kept until it is removed");
     let names =
         [ReplicaState::Ready, ReplicaState::FirstSync, ReplicaState::Active, ReplicaState::Paused, ReplicaState::Error];

@@ -121,7 +121,7 @@ impl CloneJob {
             end_time: status.finished_at.map(ProtoTimestamp),
             name: replicated.clone_job(status.job),
             target_details: TargetVmDetails::of(vm, host, labels),
-            state: CloneJobState::of(status.state, CloneStage::of(status), fails(status)),
+            state: CloneJobState::of(status.state, CloneStage::of(status), status.fails()),
             state_time: state_time(status).into(),
             error: RpcStatus::of_job(status),
             steps: status.steps.iter().filter_map(CloneStep::of).collect(),
@@ -157,10 +157,4 @@ fn state_time(status: &JobStatus) -> Timestamp {
         status.steps.iter().filter(|step| step.kind == StepKind::AdaptOs && status.state == JobState::Running);
     let turns = adapted.flat_map(|step| [step.started_at, step.finished_at]).flatten();
     turns.fold(status.changed_at, Timestamp::max)
-}
-
-/// Whether a step of it has failed, and not because it was cancelled.
-pub(super) fn fails(status: &JobStatus) -> bool {
-    let failures = status.steps.iter().filter_map(|step| step.failure.as_ref());
-    failures.chain(&status.failure).any(|failure| failure.code != crate::job::FailureCode::Cancelled)
 }

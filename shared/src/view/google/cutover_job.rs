@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use crate::job::{JobState, JobStatus, Progress, StepKind, StepState, StepStatus};
 
-use super::clone_job::{CloneStage, fails};
+use super::clone_job::CloneStage;
 use super::error::RpcStatus;
 use super::name::{CutoverJobName, MigratingVmName};
 use super::target::{ComputeEngineTargetDetails, TargetVmDetails};
@@ -133,7 +133,7 @@ impl CutoverJob {
             end_time: status.finished_at.map(ProtoTimestamp),
             name: replicated.cutover_job(status.job),
             target_details: TargetVmDetails::of(vm, host, labels),
-            state: CutoverJobState::of(status.state, status.started_at.is_some(), fails(status)),
+            state: CutoverJobState::of(status.state, status.started_at.is_some(), status.fails()),
             state_time: status.changed_at.into(),
             progress_percent: whole(status.percent(progress)),
             error: RpcStatus::of_job(status),

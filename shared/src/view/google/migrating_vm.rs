@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use crate::id::{JobId, VmId, VmName};
-use crate::job::{DiskMove, FailureReport, JobKind, JobState, JobStatus, Plan, Run, StepKind};
-use crate::replica::Replica;
+use crate::job::{DiskMove, FailureReport, JobKind, JobState, JobStatus, Plan, Run};
+use crate::replica::{CutoverStanding, Replica, ReplicaState, Standing};
 use crate::time::Timestamp;
 
-use super::clone_job::{CloneJob, fails};
+use super::clone_job::CloneJob;
 use super::cutover_job::{CutoverForecast, CutoverJob};
 use super::cycle::{Pace, ReplicationCycle};
 use super::error::RpcStatus;
@@ -119,69 +119,23 @@ pub struct Replication<'a> {
     pub now: Timestamp,
 }
 
-/// How far a replicated VM is on its way to the host that has its replica.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CutoverStanding {
-    /// A cutover is under way, and the guest runs at the source.
-    UnderWay,
-    /// It stands still, or is off, and what is left is sent.
-    FinalSync,
-    /// The VM is there.
-    Over,
-}
-
-/// What the state of a replication is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Standing {
-    /// Its job's state.
-    pub state: JobState,
-    /// Whether the job unwinds from a failure, and not because it was cancelled.
-    pub fails: bool,
-    /// Whether a cycle is under way.
-    pub under_way: bool,
-    /// Whether there is a snapshot.
-    pub synced: bool,
-    /// Whether the cycle failed that was last over.
-    pub failed: bool,
-    /// How far a cutover is, if there is any.
-    pub cutover: Option<CutoverStanding>,
-    /// Whether it is about to be over for good.
-    pub finalizing: bool,
-    /// Whether it has expired, or had when it was over.
-    pub expired: bool,
-}
-
 impl MigratingVmState {
-    /// The state of a replication: the whole table.
+    /// The state of a replication, by the table that every face has.
     #[must_use]
     pub const fn of(standing: Standing) -> Self {
-        use JobState as J;
-        if !standing.state.is_final() && !matches!(standing.state, J::ShuttingDown) {
-            if standing.finalizing {
-                return Self::Finalizing;
-            }
-            match standing.cutover {
-                Some(CutoverStanding::UnderWay) => return Self::CuttingOver,
-                Some(CutoverStanding::FinalSync) => return Self::FinalSync,
-                Some(CutoverStanding::Over) => return Self::Cutover,
-                None if standing.expired => return Self::Expired,
-                None => {}
-            }
-        }
-        match (standing.state, standing.under_way, standing.synced) {
-            (J::Suspended, ..) => Self::Paused,
-            (J::ShuttingDown, ..) if standing.fails => Self::Error,
-            (J::ShuttingDown, ..) => Self::Finalizing,
-            (J::Completed | J::Terminated | J::Killed, ..) if standing.expired => Self::FinalizedExpired,
-            (J::Completed | J::Terminated | J::Killed, ..) => Self::Finalized,
-            (J::Exception, ..) => Self::Error,
-            (_, true, false) => Self::FirstSync,
-            (_, true, true) => Self::Active,
-            (_, false, _) if standing.failed => Self::Error,
-            (_, false, false) => Self::Ready,
-            // It is held, and no cycle will be made until somebody lets go of it.
-            (J::Service, false, true) => Self::Paused,
-            (J::New | J::Starting | J::Running | J::QueryPending, false, true) => Self::Active,
+        match ReplicaState::of(standing) {
+            ReplicaState::Ready => Self::Ready,
+            ReplicaState::FirstSync => Self::FirstSync,
+            ReplicaState::Active => Self::Active,
+            ReplicaState::Paused => Self::Paused,
+            ReplicaState::Error => Self::Error,
+            ReplicaState::CuttingOver => Self::CuttingOver,
+            ReplicaState::FinalSync => Self::FinalSync,
+            ReplicaState::Cutover => Self::Cutover,
+            ReplicaState::Expired => Self::Expired,
+            ReplicaState::Finalizing => Self::Finalizing,
+            ReplicaState::Finalized => Self::Finalized,
+            ReplicaState::FinalizedExpired => Self::FinalizedExpired,
         }
     }
 }
@@ -232,20 +186,8 @@ impl<'a> Replication<'a> {
     }
 
     fn standing(&self, cycles: &[Cycle<'a>]) -> Standing {
-        let last = cycles.iter().rev().find_map(|cycle| cycle.end());
-        Standing {
-            state: self.job.state,
-            fails: fails(self.job),
-            under_way: cycles.last().is_some_and(|cycle| cycle.end().is_none()),
-            synced: match self.replica {
-                Some(replica) => replica.latest().is_some(),
-                None => cycles.iter().any(|cycle| cycle.end() == Some(JobState::Completed)),
-            },
-            failed: last == Some(JobState::Exception),
-            cutover: self.cutover_standing(),
-            finalizing: self.job.is_finalizing(),
-            expired: self.job.has_expired(self.now),
-        }
+        let ends: Vec<Option<JobState>> = cycles.iter().map(|cycle| cycle.end()).collect();
+        Standing::of(self.job, &ends, self.replica, self.cutover_standing(), self.now)
     }
 
     fn our_cutovers(&self) -> impl Iterator<Item = &'a JobStatus> {
@@ -255,15 +197,8 @@ impl<'a> Replication<'a> {
     }
 
     fn cutover_standing(&self) -> Option<CutoverStanding> {
-        let under_way = self.our_cutovers().find(|status| !status.state.is_final() && status.started_at.is_some());
-        let last = |status: &JobStatus| {
-            matches!(status.current_step().map(|step| step.kind), Some(StepKind::Switchover | StepKind::Prove))
-        };
-        match under_way {
-            Some(status) if last(status) => Some(CutoverStanding::FinalSync),
-            Some(_) => Some(CutoverStanding::UnderWay),
-            None => self.cut_over.then_some(CutoverStanding::Over),
-        }
+        let plan = &self.job.plan;
+        CutoverStanding::of(plan.vm.id, &plan.target.id, self.cutovers.iter().copied(), self.cut_over)
     }
 
     /// Since when it has been in that state, as far as the cycles tell that are remembered.
@@ -287,16 +222,7 @@ impl<'a> Replication<'a> {
         // A snapshot that none of the cycles has made was there before them.
         let synced_before = standing.synced && !cycles.iter().any(|cycle| cycle.end() == Some(JobState::Completed));
         let begun_before = first.number > 1;
-        let before = Standing {
-            state: JobState::New,
-            fails: false,
-            under_way: false,
-            synced: begun_before || synced_before,
-            failed: false,
-            cutover: None,
-            finalizing: false,
-            expired: false,
-        };
+        let before = Standing { synced: begun_before || synced_before, ..Standing::without_job(None) };
         let mut since = if begun_before { first.began_at() } else { None }.unwrap_or(job.submitted_at);
         for pair in gone_through(before, cycles).windows(2) {
             if MigratingVmState::of(pair[0].0) != MigratingVmState::of(pair[1].0) {

@@ -49,9 +49,7 @@ pub use error::{
 pub use lists::{
     CloneJobList, CutoverJobList, Known, MigratingVmList, OperationList, PAGE_DEFAULT, ReplicationCycleList,
 };
-pub use migrating_vm::{
-    CutoverStanding, Expiration, MigratingVm, Replication, ReplicationSync, SchedulePolicy, Standing,
-};
+pub use migrating_vm::{Expiration, MigratingVm, Replication, ReplicationSync, SchedulePolicy};
 pub use name::{
     CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, OperationName, PROJECT, ReplicationCycleName,
 };
