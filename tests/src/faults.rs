@@ -34,6 +34,8 @@ const INTO: Duration = Duration::from_millis(300);
 const BLACKOUT_MAX_MS: &str = "4000";
 /// That limit, and what it takes to let the guest go on and to hear of it on a busy machine.
 const BLACKOUT_TAKEN_BACK_MS: u64 = 7000;
+/// Attempts to do a fault in a phase that may be over sooner.
+const ATTEMPTS_MAX: usize = 5;
 /// Ticks that must have come before a move begins.
 const TICKS_BEFORE: u64 = 50;
 
@@ -162,15 +164,36 @@ impl fmt::Display for Fault {
 }
 
 impl Cell {
-    /// Whether nobody came to harm, whatever became of the move.
+    /// Whether nobody came to harm, whatever became of the move, and the fault came where it was meant to.
     pub fn is_sound(&self) -> bool {
-        self.owners == 1
-            && self.resolvable
-            && self.records_lost == 0
-            && self.guest_sound
-            && self.left_behind.is_empty()
-            && (!self.is_only_a_stall() || self.outcome.starts_with("completed"))
-            && (!self.is_taken_back() || self.blackout_ms <= BLACKOUT_TAKEN_BACK_MS)
+        self.amiss().is_none()
+    }
+
+    /// What is not as it must be; of several things the worst.
+    pub fn amiss(&self) -> Option<String> {
+        self.harm().or_else(|| self.miss())
+    }
+
+    fn harm(&self) -> Option<String> {
+        [
+            (self.owners != 1, "the guest does not execute on one host"),
+            (self.records_lost > 0, "acknowledged records are gone"),
+            (!self.guest_sound, "the guest is not what it was"),
+            (!self.resolvable, "it did not settle by itself"),
+            (!self.left_behind.is_empty(), "something is left behind"),
+            (self.is_only_a_stall() && !self.outcome.starts_with("completed"), "a stall has cost the move"),
+            (self.is_taken_back() && self.blackout_ms > BLACKOUT_TAKEN_BACK_MS, "the guest stood still for too long"),
+        ]
+        .into_iter()
+        .find_map(|(is_so, what)| is_so.then(|| what.to_owned()))
+    }
+
+    /// A fault in another step than it was meant for says nothing about that one. What is meant for `release` comes as soon as
+    /// the record says `ceded`, which is a moment before that step begins.
+    fn miss(&self) -> Option<String> {
+        let hit = self.hit.as_deref();
+        let is_hit = hit == Some(self.phase) || (self.moment == Phase::Release.moment() && hit == Some("handover"));
+        (!is_hit).then(|| format!("the fault came in {}, and not in {}", hit.unwrap_or("no step"), self.phase))
     }
 
     /// Before the cede a paused guest waits for a link no longer than the move's limit allows. The cede may be on its way
@@ -228,11 +251,23 @@ impl Ordeal {
         Ok(Self { fleet, guest })
     }
 
-    /// One fault in one phase.
+    /// One fault in one phase. Short phases are over at times before the fault is there: then it is done once more, a few times
+    /// at most, unless something came to harm.
     ///
     /// # Errors
     /// The guest did not settle, or does not answer any more: the next cell has nothing to stand on.
     pub async fn suffer(&mut self, phase: Phase, fault: Fault) -> anyhow::Result<Cell> {
+        let mut cell = self.attempt(phase, fault).await?;
+        for _ in 1..ATTEMPTS_MAX {
+            if cell.harm().is_some() || cell.miss().is_none() {
+                break;
+            }
+            cell = self.attempt(phase, fault).await?;
+        }
+        Ok(cell)
+    }
+
+    async fn attempt(&mut self, phase: Phase, fault: Fault) -> anyhow::Result<Cell> {
         let Self { fleet, guest } = self;
         guest.hosts_online(fleet, SETTLE_WAIT).await?;
         let source = guest.settled_at(fleet, SETTLE_WAIT).await.context("before the fault")?;
@@ -332,4 +367,51 @@ fn told(job: &serde_json::Value) -> String {
         ));
     }
     said.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cell(phase: Phase, hit: Option<&str>) -> Cell {
+        Cell {
+            phase: phase.step(),
+            moment: phase.moment(),
+            fault: Fault::SourceKilled,
+            hit: hit.map(str::to_owned),
+            outcome: "completed at the target".to_owned(),
+            owners: 1,
+            resolvable: true,
+            records_lost: 0,
+            guest_sound: true,
+            blackout_ms: 100,
+            settled_s: 1.0,
+            left_behind: vec![],
+            told: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_fault_counts_for_the_step_that_it_came_in_only() {
+        for phase in Phase::ALL {
+            assert!(cell(phase, Some(phase.step())).is_sound(), "{phase:?}");
+        }
+        assert!(cell(Phase::Release, Some("handover")).is_sound(), "release begins with the record");
+        let late = cell(Phase::Prove, Some("release"));
+        assert_eq!(late.amiss().as_deref(), Some("the fault came in release, and not in prove"));
+        assert!(!cell(Phase::Prepare, None).is_sound(), "nothing had begun");
+        assert!(!cell(Phase::Ceded, Some("release")).is_sound());
+    }
+
+    #[test]
+    fn harm_is_told_before_a_miss() {
+        let lost = Cell { records_lost: 1, ..cell(Phase::Prove, Some("release")) };
+        assert_eq!(lost.amiss().as_deref(), Some("acknowledged records are gone"));
+        let stalled = Cell {
+            fault: Fault::LinkCut5s,
+            outcome: "exception at the source".to_owned(),
+            ..cell(Phase::CopyDisks, Some("copy_disks"))
+        };
+        assert_eq!(stalled.amiss().as_deref(), Some("a stall has cost the move"));
+    }
 }

@@ -51,7 +51,8 @@ async fn run(arguments: &Arguments, ordeal: &mut Ordeal, cells: &mut Vec<Cell>) 
     for phase in Phase::ALL.into_iter().filter(|phase| format!("{phase:?}").to_lowercase().contains(&arguments.phase)) {
         for fault in Fault::ALL.into_iter().filter(|fault| fault.to_string().contains(&arguments.fault)) {
             let cell = ordeal.suffer(phase, fault).await.with_context(|| format!("{phase:?}, {fault}"))?;
-            println!("{cell}{}", if cell.is_sound() { "" } else { "   ← NOT AS IT MUST BE" });
+            let amiss = cell.amiss().map_or_else(String::new, |what| format!("   ← NOT AS IT MUST BE: {what}"));
+            println!("{cell}{amiss}");
             cells.push(cell);
         }
     }
