@@ -177,7 +177,7 @@ fn waiting(view: &JobView) -> CliError {
     if view.question == Some(Question::Target) {
         let mut error =
             CliError::new(Exit::NeedsOperator, format!("{} waits for an answer; it runs on at {source}", vm.name));
-        for failure in failure {
+        if let Some(failure) = failure {
             error.causes.push(failure.message.clone());
             error.causes.extend_from_slice(&failure.causes);
         }
