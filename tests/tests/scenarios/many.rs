@@ -51,14 +51,23 @@ async fn many(fleet: &mut Fleet) -> anyhow::Result<()> {
     let jobs = fleet.sterna(&["job", "list"]).await?;
     let completed = jobs.as_array().map_or(0, |jobs| jobs.iter().filter(|job| job["state"] == "completed").count());
     ensure!(completed == MOVES, "{completed} jobs are completed");
+    let mut records = Vec::new();
     for host in ["alpha", "bravo"] {
         let journal = journal(fleet, host)?;
         let jobs = journal["jobs"].as_array().map_or(&[][..], Vec::as_slice);
         let in_hand: Vec<&Value> = jobs.iter().filter(|job| job["stage"] != "over").collect();
         ensure!(in_hand.is_empty(), "{host} has jobs in hand: {in_hand:#?}");
-        let records: Vec<&Value> = journal["vms"].as_array().into_iter().flatten().map(|vm| &vm["ownership"]).collect();
-        eprintln!("{host}: {} jobs in the journal, all over; VM records {records:?}", jobs.len());
+        for held in ["partials", "planned"] {
+            ensure!(journal[held].as_array().is_some_and(Vec::is_empty), "{host} holds {held}: {:#}", journal[held]);
+        }
+        let vms: Vec<&Value> = journal["vms"].as_array().into_iter().flatten().map(|vm| &vm["ownership"]).collect();
+        eprintln!("{host}: {} jobs in the journal, all over; VM records {vms:?}", jobs.len());
+        ensure!(vms.len() == 1, "{host} has one record of the one VM: {vms:?}");
+        records.push(vms[0].clone());
     }
+    // Alpha has the VM, and bravo remembers what it must not run any more.
+    let (owned, seen) = (&records[0]["owner"]["generation"], &records[1]["absent"]["seen"]);
+    ensure!(owned.as_u64().zip(seen.as_u64()).is_some_and(|(owned, seen)| owned <= seen), "{records:?}");
     Ok(())
 }
 

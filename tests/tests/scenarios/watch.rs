@@ -106,9 +106,15 @@ fn expect_watched(views: &[Value]) -> anyhow::Result<()> {
     let schema = Schema::read("job")?;
     views.iter().try_for_each(|view| schema.expect(view))?;
     let percents: Vec<f64> = views.iter().filter_map(|view| view["percent"].as_f64()).collect();
-    ensure!(percents.is_sorted(), "progress runs backwards: {percents:?}");
     let progress: Vec<&Value> =
         views.iter().map(|view| &view["progress"]).filter(|progress| progress.is_object()).collect();
+    // The percentage keeps its highest value whatever is told; the figures below it are as the source tells them.
+    for (volume, figure) in
+        ["disk", "memory"].iter().flat_map(|of| ["done", "redone", "dirtied"].map(|what| (of, what)))
+    {
+        let told: Vec<u64> = progress.iter().filter_map(|progress| progress[volume][figure].as_u64()).collect();
+        ensure!(told.len() == progress.len() && told.is_sorted(), "{figure} of {volume} runs backwards: {told:?}");
+    }
     let has = |field: &str| progress.iter().any(|progress| progress[field].as_u64().is_some_and(|number| number > 0));
     eprintln!("{} documents, {} with progress; percent {percents:?}", views.len(), progress.len());
     ensure!(has("bytes_per_second"), "no rate: {progress:#?}");
