@@ -4,6 +4,7 @@
 mod broker;
 mod google;
 mod jobs;
+mod old_broker;
 mod replication;
 
 use std::path::Path;
