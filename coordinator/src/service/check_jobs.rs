@@ -44,7 +44,7 @@ impl State {
     ) -> bool {
         let Some(status) = self.jobs.get(&job).map(|job| job.status.clone()) else { return false };
         let goes_on = status.is_checking();
-        let attempt = status.plan.attempt + u32::from(status.has_begun() && !goes_on);
+        let attempt = if goes_on { status.plan.attempt } else { status.next_attempt() };
         let seeds = Seeds { job, token: token.clone(), attempt, now: now.at };
         let (findings, plan) = self.look_at_plan(&status.request, seeds, now);
         let finds = |code| findings.iter().any(|finding| finding.reason.code == code);

@@ -74,8 +74,7 @@ impl State {
                 }
             }
             // A job that goes on has begun before, with the plan that it still has.
-            let attempt = status.plan.attempt + u32::from(status.has_begun());
-            let seeds = Seeds { job, token: token.clone(), attempt, now: now.at };
+            let seeds = Seeds { job, token: token.clone(), attempt: status.next_attempt(), now: now.at };
             let others = self.jobs.values().map(|job| &job.status);
             let others = others.filter(|other| other.has_begun() && other.is_in_the_way(now.at));
             match planner::plan(&self.fleet, others, &status.request, seeds) {

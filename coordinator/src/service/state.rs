@@ -343,6 +343,10 @@ impl State {
         let new = match self.jobs.get_mut(&event.job) {
             Some(job) => match job.status.apply(event) {
                 Err(Ignored::Repeated { .. } | Ignored::OtherJob(_)) => false,
+                Err(ignored @ Ignored::NotItsOwn(_)) => {
+                    tracing::warn!(job = %event.job, %ignored, "an event is left out");
+                    return false;
+                }
                 Err(ignored) => {
                     tracing::debug!(job = %event.job, %ignored, "an event changed nothing");
                     true

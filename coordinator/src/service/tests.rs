@@ -3,6 +3,7 @@
 mod checks;
 mod lifetime;
 mod replication;
+mod trust;
 
 use std::time::Duration;
 
@@ -199,14 +200,19 @@ impl World {
         job
     }
 
-    /// The source tells how a job goes.
+    /// The agent that leads tells how a job goes.
     fn tell(&mut self, job: JobId, bodies: impl IntoIterator<Item = EventBody>) {
+        let leads = self.state.jobs[&job].status.plan.parties().last().map_or("alpha".into(), ToString::to_string);
         for (sequence, body) in (1 + 10 * u64::from(self.attempt(job))..).zip(bodies) {
-            let reporter = Reporter::Host("alpha".parse().expect("a name"));
-            let event = JobEvent { job, reporter, sequence, at: self.now().at, body };
-            self.events.push(event.clone());
-            self.apply(Event::Told(Box::new(event)));
+            self.tell_as(&leads, job, sequence, body);
         }
+    }
+
+    fn tell_as(&mut self, host: &str, job: JobId, sequence: u64, body: EventBody) {
+        let reporter = Reporter::Host(host.parse().expect("a name"));
+        let event = JobEvent { job, reporter, sequence, at: self.now().at, body };
+        self.events.push(event.clone());
+        self.apply(Event::Told(Box::new(event)));
     }
 
     fn attempt(&self, job: JobId) -> u32 {

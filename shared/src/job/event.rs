@@ -200,3 +200,41 @@ pub enum EventBody {
         failure: FailureReport,
     },
 }
+
+impl EventBody {
+    /// Whether this is a host's agent's to tell. The rest is decided by coordinators, and a host that says it speaks for them;
+    /// what agents tell, coordinators may tell too, of jobs that no agent has in hand.
+    #[must_use]
+    pub const fn is_of_agents(&self) -> bool {
+        match self {
+            Self::Accepted { .. }
+            | Self::StepStarted { .. }
+            | Self::StepFinished { .. }
+            | Self::StepFailed { .. }
+            | Self::Notice { .. }
+            | Self::Throttled { .. }
+            | Self::DisksRead { .. }
+            | Self::CancelAccepted
+            | Self::CancelRefused { .. }
+            | Self::Ownership { .. }
+            | Self::Suspended { .. }
+            | Self::Asked { .. }
+            | Self::Unresolved { .. }
+            | Self::Completed { .. }
+            | Self::Terminated
+            | Self::Killed
+            | Self::Failed { .. } => true,
+            Self::Submitted { .. }
+            | Self::RunBegun { .. }
+            | Self::RunsSkipped { .. }
+            | Self::RunEnded { .. }
+            | Self::Edited { .. }
+            | Self::Finalizing { .. }
+            | Self::Planned { .. }
+            | Self::Checked { .. }
+            | Self::Resumed
+            | Self::Held
+            | Self::Answered { .. } => false,
+        }
+    }
+}

@@ -108,6 +108,9 @@ pub enum Ignored {
     /// It is about another job.
     #[error("it is about job {0}")]
     OtherJob(JobId),
+    /// It is not its reporter's to tell: the host has no part in the job, or speaks for the coordinators.
+    #[error("it is not {0}'s to tell")]
+    NotItsOwn(HostId),
     /// It tells of a plan that another has followed, or that was put away.
     #[error("it is about attempt {0}, which is over")]
     OldAttempt(u32),
@@ -156,7 +159,7 @@ impl JobStatus {
     pub fn from_event(event: &Event) -> Option<Self> {
         match &event.body {
             EventBody::Submitted { draft: plan, .. } | EventBody::Planned { plan } | EventBody::Accepted { plan }
-                if plan.job == event.job =>
+                if plan.job == event.job && may_tell(&event.reporter, plan, &event.body) =>
             {
                 let mut status = Self::planned(Plan::clone(plan));
                 status.apply(event).ok().map(|()| status)
@@ -242,6 +245,12 @@ impl JobStatus {
         self.begun
     }
 
+    /// The attempt that it would begin as now.
+    #[must_use]
+    pub fn next_attempt(&self) -> u32 {
+        self.plan.attempt.saturating_add(u32::from(self.begun))
+    }
+
     /// Whether it takes a slot at its hosts.
     #[must_use]
     pub fn is_active(&self) -> bool {
@@ -307,6 +316,11 @@ impl JobStatus {
         if event.job != self.job {
             return Err(Ignored::OtherJob(event.job));
         }
+        if let Reporter::Host(host) = &event.reporter
+            && !self.hears(&event.reporter, &event.body)
+        {
+            return Err(Ignored::NotItsOwn(host.clone()));
+        }
         let seen = self.seen.entry(seen_as(&event.reporter)).or_default();
         if event.sequence <= *seen {
             return Err(Ignored::Repeated { sequence: event.sequence });
@@ -319,6 +333,21 @@ impl JobStatus {
     #[must_use]
     pub fn last_seen(&self, reporter: &Reporter) -> u64 {
         self.seen.get(&seen_as(reporter)).copied().unwrap_or(0)
+    }
+
+    /// Whether an event is its reporter's to tell. A host that has no part in the plan that is known may have one in a later
+    /// one, if the word of that was lost; it brings the plan along, and nobody may have the job in hand by another.
+    fn hears(&self, reporter: &Reporter, body: &EventBody) -> bool {
+        match body {
+            EventBody::Accepted { plan } => {
+                let waits = self.dispatch == Dispatch::Waiting && !self.state.is_final() && !self.policy.recurs();
+                plan.job == self.job
+                    && plan.attempt <= self.plan.attempt.saturating_add(1)
+                    && may_tell(reporter, plan, body)
+                    && (waits || may_tell(reporter, &self.plan, body))
+            }
+            body => may_tell(reporter, &self.plan, body),
+        }
     }
 
     fn fold(&mut self, event: &Event) -> Result<(), Ignored> {
@@ -517,6 +546,15 @@ fn seen_as(reporter: &Reporter) -> String {
     match reporter {
         Reporter::Coordinator => String::new(),
         Reporter::Host(host) => host.to_string(),
+    }
+}
+
+/// Whether a reporter may tell this of a job with that plan: coordinators all of it, a host what agents tell of jobs in which
+/// they have a part.
+fn may_tell(reporter: &Reporter, plan: &Plan, body: &EventBody) -> bool {
+    match reporter {
+        Reporter::Coordinator => true,
+        Reporter::Host(host) => body.is_of_agents() && plan.involves(host),
     }
 }
 

@@ -79,6 +79,19 @@ fn a_cutover_that_is_over_has_a_score_where_it_began_with_a_forecast() {
     assert_eq!(CutoverScore::of(&status), None, "nothing was foreseen");
 }
 
+fn by_coordinator(sequence: u64, body: EventBody) -> Event {
+    Event { reporter: Reporter::Coordinator, ..event("alpha", sequence, body) }
+}
+
+fn accepted(plan: Plan) -> EventBody {
+    EventBody::Accepted { plan: Box::new(plan) }
+}
+
+fn submitted(draft: Plan) -> EventBody {
+    let request = Box::new(MoveRequest::of(&draft));
+    EventBody::Submitted { draft: Box::new(draft), request, policy: Box::default(), parent: None }
+}
+
 /// What a source tells of a move without disks.
 fn story() -> Vec<Event> {
     let mut bodies = vec![EventBody::Accepted { plan: Box::new(plan()) }];
@@ -157,7 +170,7 @@ fn a_suspend_that_met_a_failure_leaves_a_job_that_can_go_on() {
     events.push(event("alpha", 6, EventBody::Suspended { figures: StepFigures::default() }));
     let mut status = folded(&events);
     assert_eq!((status.state, status.hands()), (JobState::Suspended, Hands::Coordinator));
-    assert_eq!(status.apply(&event("alpha", 7, EventBody::Resumed)), Ok(()));
+    assert_eq!(status.apply(&by_coordinator(1, EventBody::Resumed)), Ok(()));
     assert_eq!((status.state, status.failure), (JobState::Starting, None));
 }
 
@@ -195,6 +208,69 @@ fn an_unresolved_handover_waits_for_an_operator_and_can_still_complete() {
     assert_eq!(status.state, JobState::QueryPending);
     assert_eq!(status.apply(&event("alpha", 11, EventBody::Completed { blackout_us: 1 })), Ok(()));
     assert_eq!(status.state, JobState::Completed);
+}
+
+#[test]
+fn a_host_tells_what_agents_tell_of_jobs_in_which_it_has_a_part() {
+    let policy = Box::<Policy>::default();
+    let request = Box::new(MoveRequest::of(&plan()));
+    let of_coordinators = [
+        submitted(plan()),
+        EventBody::Planned { plan: Box::new(plan()) },
+        EventBody::Edited { policy },
+        EventBody::Finalizing { hosts: vec![] },
+        EventBody::Resumed,
+        EventBody::Held,
+        EventBody::Answered { request, text: "retry".into() },
+    ];
+    for body in of_coordinators {
+        let mut status = folded(&story()[..4]);
+        let before = status.clone();
+        let told = event("alpha", 99, body.clone());
+        assert!(matches!(status.apply(&told), Err(Ignored::NotItsOwn(host)) if host.as_str() == "alpha"), "{body:?}");
+        assert_eq!(status, before, "not even that it was seen");
+        assert_eq!(JobStatus::from_event(&told), None);
+    }
+    let strange = event("gamma", 1, EventBody::Completed { blackout_us: 1 });
+    let mut status = folded(&story()[..4]);
+    assert!(matches!(status.apply(&strange), Err(Ignored::NotItsOwn(_))));
+    assert_eq!(status, folded(&story()[..4]));
+    assert_eq!(status.apply(&event("bravo", 1, EventBody::Notice { text: "here".into() })), Ok(()));
+}
+
+#[test]
+fn a_host_brings_no_plan_of_others_and_none_far_ahead() {
+    let elsewhere = || Plan { target: Host { id: "gamma".parse().expect("a name"), addresses: vec![] }, ..plan() };
+    assert_eq!(JobStatus::from_event(&event("gamma", 1, accepted(plan()))), None);
+    let ahead = |attempt| accepted(Plan { attempt, ..plan() });
+    let mut status = folded(&story()[..4]);
+    for body in [ahead(2), ahead(u32::MAX)] {
+        assert!(matches!(status.apply(&event("alpha", 99, body)), Err(Ignored::NotItsOwn(_))));
+    }
+    let next = Plan { attempt: 1, ..elsewhere() };
+    assert!(matches!(status.apply(&event("gamma", 1, accepted(next.clone()))), Err(Ignored::NotItsOwn(_))));
+    assert_eq!(status.apply(&event("alpha", 99, accepted(next))), Ok(()), "the word of it was lost here");
+}
+
+#[test]
+fn a_job_that_waits_is_taken_on_by_a_host_that_its_draft_did_not_name() {
+    let mut status = JobStatus::from_event(&by_coordinator(1, submitted(plan()))).expect("a job");
+    let gamma = Host { id: "gamma".parse().expect("a name"), addresses: vec![] };
+    let begun = Plan { target: gamma.clone(), ..plan() };
+    assert_eq!(status.apply(&event("gamma", 1, accepted(begun))), Ok(()));
+    assert_eq!((status.dispatch, &status.plan.target), (Dispatch::Taken, &gamma));
+    assert!(matches!(status.apply(&event("bravo", 1, EventBody::Terminated)), Err(Ignored::NotItsOwn(_))));
+}
+
+#[test]
+fn attempts_do_not_run_over() {
+    let last = Plan { attempt: u32::MAX, ..plan() };
+    let mut status = JobStatus::from_event(&event("alpha", 1, accepted(last))).expect("a job");
+    let rested = EventBody::Suspended { figures: StepFigures::default() };
+    assert_eq!(status.apply(&event("alpha", 2, rested)), Ok(()));
+    assert_eq!(status.next_attempt(), u32::MAX);
+    assert_eq!(status.apply(&by_coordinator(1, EventBody::Resumed)), Ok(()));
+    assert_eq!(status.apply(&event("alpha", 3, accepted(Plan { attempt: u32::MAX, ..plan() }))), Ok(()));
 }
 
 proptest! {
