@@ -1,11 +1,14 @@
 //! The operators' API at its edge: which endpoints there are, and requests and replies as bytes.
 
-use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, EnvelopeError};
+use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, EnvelopeError, Subject};
 use sterna_shared::id::Epoch;
 use sterna_shared::job::Refusal;
 
+/// Where requests of one kind are asked: resource and verb.
+pub type Endpoint = (&'static str, &'static str);
+
 /// The resource and verb of every request: one endpoint each. A test holds it against [`ApiRequest`].
-pub const ENDPOINTS: &[(&str, &str)] = &[
+pub const ENDPOINTS: &[Endpoint] = &[
     ("host", "list"),
     ("host", "show"),
     ("host", "set"),
@@ -40,19 +43,31 @@ pub const ENDPOINTS: &[(&str, &str)] = &[
     ("system", "show"),
 ];
 
-/// Reads a request.
+/// Reads a request that was asked at an endpoint. Operators may be permitted some endpoints and not others, by the broker, so that what is
+/// asked elsewhere than it belongs is refused.
 ///
 /// # Errors
-/// What to answer where it is none.
-pub fn read(body: &[u8]) -> Result<ApiRequest, ApiError> {
-    Envelope::open(body).and_then(|envelope| envelope.message("api_request")).map_err(|error| {
+/// What to answer where it is none, or is asked at the wrong place.
+pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<ApiRequest, ApiError> {
+    let read = Envelope::open(body).and_then(|envelope| envelope.message("api_request"));
+    let request: ApiRequest = read.map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
         fault(
             ApiErrorKind::Invalid,
             format!("the request cannot be read: {error}{cause}"),
             "use a `sterna` of the coordinator's version (`sterna --version`)",
         )
-    })
+    })?;
+    let belongs = request.subject_tokens();
+    if belongs == endpoint {
+        return Ok(request);
+    }
+    let subject = |(resource, verb): Endpoint| Subject::Api(resource.into(), verb.into());
+    Err(fault(
+        ApiErrorKind::Invalid,
+        format!("the request belongs on {} and came on {}", subject(belongs), subject(endpoint)),
+        "ask where it belongs, if the broker permits you to",
+    ))
 }
 
 /// A reply as it goes out.
@@ -134,14 +149,35 @@ mod tests {
     use super::*;
     use crate::fleet::{Fleet, vm_view};
     use crate::planner::example;
+    use crate::schema::requests;
     use sterna_shared::host::LimitsChange;
 
     #[test]
     fn what_is_no_request_is_told_so() {
-        let error = read(b"hello").expect_err("no request");
+        let error = read(("host", "list"), b"hello").expect_err("no request");
         assert_eq!(error.kind, ApiErrorKind::Invalid);
         let other = Envelope::seal("command", "x", Epoch(0), &ApiRequest::HostList).expect("sealed");
-        assert!(read(&other).expect_err("another kind").message.contains("\"command\""));
+        assert!(read(("host", "list"), &other).expect_err("another kind").message.contains("\"command\""));
+    }
+
+    #[test]
+    fn a_request_is_taken_where_it_belongs_and_nowhere_else() {
+        for (request, _) in requests() {
+            let sealed = Envelope::seal("api_request", "x", Epoch(0), &request).expect("sealed");
+            for endpoint in ENDPOINTS {
+                match read(*endpoint, &sealed) {
+                    Ok(read) => assert_eq!((&read, *endpoint), (&request, request.subject_tokens())),
+                    Err(error) => {
+                        assert_ne!(*endpoint, request.subject_tokens());
+                        assert_eq!(error.kind, ApiErrorKind::Invalid);
+                    }
+                }
+            }
+        }
+        let delete = ApiRequest::VmDelete { vm: "web".into(), delete_disks: true };
+        let sealed = Envelope::seal("api_request", "x", Epoch(0), &delete).expect("sealed");
+        let error = read(("job", "list"), &sealed).expect_err("it does not belong there");
+        assert!(error.message.contains("sterna.v1.api.vm.delete") && error.message.ends_with("sterna.v1.api.job.list"));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::api::Endpoint;
 use crate::feed::Document;
 
 /// How long a request to the broker itself may take.
@@ -200,19 +201,20 @@ impl Bus {
     ///
     /// # Errors
     /// [`BusError::Server`] where the connection is closed.
-    pub async fn serve(&self, endpoints: &[(&str, &str)], version: &str) -> Result<ApiService, BusError> {
+    pub async fn serve(&self, endpoints: &'static [Endpoint], version: &str) -> Result<ApiService, BusError> {
         let start = self.client.service_builder().description("Sterna coordinator").start(SERVICE_NAME, version);
         let service = start.await.map_err(server("offer the API"))?;
         let (sender, calls) = mpsc::channel(CALLS_MAX);
         let mut tasks = JoinSet::new();
-        for (resource, verb) in endpoints {
-            let subject = Subject::Api((*resource).into(), (*verb).into()).to_string();
+        for &endpoint in endpoints {
+            let (resource, verb) = endpoint;
+            let subject = Subject::Api(resource.into(), verb.into()).to_string();
             let builder = service.endpoint_builder().name(format!("{resource}-{verb}"));
-            let mut endpoint = builder.add(subject).await.map_err(server("offer the API"))?;
+            let mut requests = builder.add(subject).await.map_err(server("offer the API"))?;
             let sender = sender.clone();
             tasks.spawn(async move {
-                while let Some(request) = endpoint.next().await {
-                    if sender.send(Call { request }).await.is_err() {
+                while let Some(request) = requests.next().await {
+                    if sender.send(Call { endpoint, request }).await.is_err() {
                         return;
                     }
                 }
@@ -279,10 +281,17 @@ impl ApiService {
 
 /// One API request, to be answered once.
 pub struct Call {
+    endpoint: Endpoint,
     request: Request,
 }
 
 impl Call {
+    /// Where it was asked: the broker lets an operator ask there, and perhaps nowhere else.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
     /// What was asked, as it came.
     #[must_use]
     pub fn body(&self) -> &[u8] {

@@ -22,6 +22,8 @@ use serde_json::{Value, json};
 use sterna_shared::bus::{ApiReply, ApiRequest, Envelope};
 use sterna_shared::view::cim::{MigrationJob, MsvmError};
 
+pub(crate) use examples::requests;
+
 use crate::feed::{HostDocument, VmDocument};
 use crate::view::{JobView, PlanView};
 

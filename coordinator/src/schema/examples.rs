@@ -129,7 +129,7 @@ pub(super) fn documents() -> [Document; 3] {
 }
 
 /// Every request, and the kinds of answer that are no error.
-pub(super) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
+pub(crate) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
     let vm = || "web".to_owned();
     let job = example::job(1);
     let place =

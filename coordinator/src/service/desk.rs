@@ -95,7 +95,7 @@ impl Desk {
     }
 
     async fn take(&mut self, call: Call) -> Option<Event> {
-        let refused = match api::read(call.body()) {
+        let refused = match api::read(call.endpoint(), call.body()) {
             Ok(request) if self.calls.len() < CALLS_OPEN_MAX => {
                 self.next_call += 1;
                 self.calls.insert(self.next_call, call);
