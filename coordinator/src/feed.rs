@@ -3,12 +3,15 @@
 //! ```text
 //!   JobStatus + Progress ─▶ JobView ─┐              ┌─▶ sterna.v1.feed.job.<job>   CloudEvents headers, JSON body
 //!   Member ──────────────────────────┼─▶ Document ──┤
-//!   VmReport ────────────────────────┘              └─▶ bucket sterna_feed, key job.<job>   the last value
+//!   VmReport ────────────────────────┤              └─▶ bucket sterna_feed, key job.<job>   the last value
+//!   ReplicaView ─────────────────────┘
 //! ```
 //!
 //! A job is told as its [`JobView`], which `sterna job show --output json` prints too. That one and the structures here
 //! are the contract with readers: they are apart from the internal ones on purpose, so that those may change and the
 //! feed does not. Everything is pure; [`Limiter`] is handed the time.
+
+mod replicas;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,6 +26,11 @@ use sterna_shared::units::ByteCount;
 
 use crate::fleet::Member;
 use crate::view::JobView;
+
+pub use replicas::AGE_INTERVAL_MIN;
+#[cfg(test)]
+pub(crate) use replicas::ReplicaDocument;
+pub(crate) use replicas::Replicas;
 
 /// The bucket of last values.
 pub const BUCKET_FEED: &str = "sterna_feed";

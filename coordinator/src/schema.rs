@@ -24,7 +24,7 @@ use sterna_shared::view::cim::{MigrationJob, MsvmError};
 
 pub(crate) use examples::requests;
 
-use crate::feed::{HostDocument, VmDocument};
+use crate::feed::{HostDocument, ReplicaDocument, VmDocument};
 use crate::view::{JobView, PlanView};
 
 const WRITE: &str = "STERNA_WRITE_DOCS";
@@ -44,6 +44,7 @@ const SCHEMAS: &[Kept] = &[
     Kept { name: "job", title: "A job, as the feed and sterna job show tell it", make: written::<JobView> },
     Kept { name: "host", title: "A host, as the feed tells it", make: written::<HostDocument> },
     Kept { name: "vm", title: "A VM, as the feed tells it", make: written::<VmDocument> },
+    Kept { name: "replica", title: "A replication, as the feed tells it", make: written::<ReplicaDocument> },
     Kept { name: "plan", title: "A plan, as sterna migrate --dry-run shows it", make: written::<PlanView> },
     Kept { name: "migration-job", title: "A job as Msvm_MigrationJob of CIM", make: written::<MigrationJob> },
     Kept { name: "msvm-error", title: "An error as Msvm_Error of CIM", make: written::<MsvmError> },

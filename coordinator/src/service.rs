@@ -17,6 +17,7 @@ mod check;
 mod check_jobs;
 mod desk;
 mod failover;
+mod feeds;
 mod hosts;
 mod keeper;
 mod lifetime;

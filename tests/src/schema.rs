@@ -7,7 +7,7 @@ use boon::{Compiler, SchemaIndex, Schemas};
 use serde_json::Value;
 
 /// The kinds of document that the feed has, each with its schema.
-const FEED: [&str; 3] = ["job", "host", "vm"];
+const FEED: [&str; 4] = ["job", "host", "vm", "replica"];
 
 /// One schema, read from its file.
 pub struct Schema {
@@ -53,8 +53,8 @@ impl FeedSchemas {
     /// # Errors
     /// Where one is not there, or is no schema.
     pub fn read() -> anyhow::Result<Self> {
-        let [job, host, vm] = FEED.map(Schema::read);
-        Ok(Self { schemas: [job?, host?, vm?] })
+        let [job, host, vm, replica] = FEED.map(Schema::read);
+        Ok(Self { schemas: [job?, host?, vm?, replica?] })
     }
 
     /// Holds a document against the schema of what its subject says it is of.

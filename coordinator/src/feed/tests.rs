@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use sterna_shared::id::HostId;
 use sterna_shared::job::{Event, EventBody, JobStatus, Progress, Reporter, StepFigures, StepKind, Volume};
+use sterna_shared::replica::{ReplicaState, ReplicaView};
 
-use super::{Document, Limiter, host_changed, vm_changed};
+use super::{AGE_INTERVAL_MIN, Document, Limiter, Replicas, host_changed, vm_changed};
 use crate::fleet::Fleet;
 use crate::planner::{example, plan};
 use crate::schema;
@@ -122,4 +123,39 @@ fn hosts_and_vms_have_documents() {
     let document = host_changed(&host("one"), member, example::now()).expect("a document");
     assert_eq!((json(&document)["host"].as_str(), json(&document)["online"].as_bool()), (Some("alpha"), Some(true)));
     assert_eq!(document.key, "host.alpha");
+}
+
+#[test]
+fn a_replication_is_told_when_it_changes_and_now_and_then_while_it_grows_old() {
+    let mut replicas = Replicas::default();
+    let mut tell = |view: &ReplicaView, second: u64| {
+        let view = ReplicaView { age_seconds: Some(300 + second), ..view.clone() };
+        let documents = replicas.tell(&host("one"), &[view], example::now(), Duration::from_secs(second));
+        documents.into_iter().map(|document| json(&document.expect("a document"))).collect::<Vec<_>>()
+    };
+    let view = ReplicaView::of(&host("beta"), Some(&example::replica()), None, example::now()).expect("a view");
+    let first = tell(&view, 0);
+    assert_eq!((first[0]["snapshot"].as_u64(), first[0]["age_seconds"].as_u64()), (Some(2), Some(300)));
+    assert_eq!(first[0]["taken_at"], serde_json::json!(example::later(-298)));
+    let interval = AGE_INTERVAL_MIN.as_secs();
+    assert!((1..interval).all(|second| tell(&view, second).is_empty()));
+    assert_eq!(tell(&view, interval)[0]["age_seconds"], 300 + interval);
+    let late = ReplicaView { late: true, ..view };
+    assert_eq!(tell(&late, interval + 1)[0]["late"], true);
+    let paused = ReplicaView { state: ReplicaState::Paused, ..late };
+    assert_eq!(tell(&paused, interval + 2)[0]["state"], "PAUSED");
+    assert!(tell(&paused, interval + 3).is_empty());
+}
+
+#[test]
+fn of_several_replicas_of_a_vm_that_which_is_kept_is_told() {
+    let view =
+        |name: &str| ReplicaView::of(&host(name), Some(&example::replica()), None, example::now()).expect("a view");
+    let kept = ReplicaView { replication: Some(example::job(1)), replica: None, ..view("beta") };
+    let (mut replicas, views) = (Replicas::default(), [kept, view("gamma")]);
+    let documents = replicas.tell(&host("one"), &views, example::now(), Duration::ZERO);
+    assert_eq!(documents.len(), 1);
+    let key = documents[0].as_ref().expect("a document").key.clone();
+    assert_eq!(json(documents[0].as_ref().expect("a document"))["host"], "beta");
+    assert_eq!((replicas.forget(&views), replicas.forget(&[])), (vec![], vec![key]));
 }

@@ -64,7 +64,11 @@ impl Parts {
         let (kind, thing) = document.key.split_once('.').expect("a kind and a thing");
         let name = format!("feed.{kind}");
         let address = document.subject.replace(thing, &format!("{{{kind}}}"));
-        let about = if kind == "host" { "The host's id: its name." } else { "Its id, a UUID." };
+        let about = match kind {
+            "host" => "The host's id: its name.",
+            "replica" => "The id of the replicated VM, a UUID.",
+            _ => "Its id, a UUID.",
+        };
         self.channels.insert(
             name.clone(),
             json!({
@@ -222,7 +226,8 @@ fn the_document_holds_together() {
         let named: BTreeSet<&str> = address.split(['{', '}']).skip(1).step_by(2).collect();
         let told = channel["parameters"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
         assert_eq!(named, told, "{name}");
-        let sample = address.replace("{job}", JOB).replace("{vm}", JOB).replace("{host}", "alpha");
+        let sample = address.replace("{job}", JOB).replace("{vm}", JOB).replace("{replica}", JOB);
+        let sample = sample.replace("{host}", "alpha");
         assert!(name == REPLY || sample.parse::<Subject>().is_ok(), "{sample}");
     }
     let operations = document["operations"].as_object().expect("operations");

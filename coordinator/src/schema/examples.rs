@@ -21,7 +21,7 @@ use sterna_shared::replica::{ReplicaView, ReplicationWish, Retention};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::google::Rates;
 
-use crate::feed::{Document, Limiter, host_changed, vm_changed};
+use crate::feed::{Document, Limiter, Replicas, host_changed, vm_changed};
 use crate::fleet::{Fleet, vm_view};
 use crate::planner::{example, plan};
 
@@ -119,12 +119,14 @@ pub(super) fn progress() -> Progress {
 }
 
 /// One document of each kind that the feed has.
-pub(super) fn documents() -> [Document; 3] {
+pub(super) fn documents() -> [Document; 4] {
     let (fleet, status) = (fleet(), statuses().remove(1));
     let (member, report) = fleet.find("web").expect("there");
     let (source, now) = (host("one"), example::later(7));
     let job = Limiter::default().job_changed(&source, &status, Some(&progress()), now, Duration::ZERO);
-    let documents = [job, host_changed(&source, member, now), vm_changed(&source, member, report, now)];
+    let view = ReplicaView::of(&host("beta"), Some(&example::replica()), None, now).expect("a view");
+    let replica = Replicas::default().tell(&source, &[view], now, Duration::ZERO).remove(0);
+    let documents = [job, host_changed(&source, member, now), vm_changed(&source, member, report, now), replica];
     documents.map(|document| document.expect("a document"))
 }
 

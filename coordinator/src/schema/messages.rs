@@ -35,7 +35,8 @@ fn on_the_wire<T: serde::Serialize>(message: &T) -> Value {
 fn all() -> Vec<(&'static str, Value)> {
     let mut all = vec![("plan", examples::json(&PlanView::new(&examples::a_plan())))];
     for document in examples::documents() {
-        let name = ["job", "host", "vm"].into_iter().find(|name| document.key.starts_with(name)).expect("a schema");
+        let name =
+            ["job", "host", "vm", "replica"].into_iter().find(|name| document.key.starts_with(name)).expect("a schema");
         all.push((name, serde_json::from_slice(&document.body).expect("JSON")));
     }
     let silent = Contacts { source: Contact::Online, target: Contact::Never };

@@ -204,6 +204,7 @@ impl Desk {
                 Action::RemoveJob(job) => Work::RemoveJob(job),
                 Action::StoreVm { vm, host, generation } => Work::StoreVm { vm, host, generation },
                 Action::Feed(document) => Work::Feed(document),
+                Action::RemoveFeed(key) => Work::RemoveFeed(key),
             };
             if self.work.send(work).await.is_err() {
                 // The performer has given up; why, `next` will tell.

@@ -28,6 +28,7 @@ pub(super) enum Work {
     StoreHost(Box<HostView>),
     EnsureConsumer(HostId),
     Feed(Document),
+    RemoveFeed(String),
 }
 
 pub(super) struct Performer {
@@ -114,6 +115,7 @@ impl Performer {
                 self.bus.publish(&document).await?;
                 self.store.put(Bucket::Feed, &document.key, document.body).await
             }
+            Work::RemoveFeed(key) => self.store.remove(Bucket::Feed, &key).await,
         }
     }
 

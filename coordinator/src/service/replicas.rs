@@ -20,23 +20,26 @@ pub(super) const CYCLE_KEEP_SECONDS: u32 = 86_400;
 impl State {
     /// All replicas, and the replications that have none yet: by the VM's name, then by host.
     pub(super) fn replicas(&self, now: Now) -> Vec<ReplicaView> {
+        // Few of the jobs are, and many places are asked about.
+        let replications: Vec<&JobStatus> = self.replications().collect();
         let at = |member: &Member| {
             let host = member.inventory.host.clone();
             member.inventory.replicas.iter().map(move |replica| (replica.vm.id, host.clone())).collect::<Vec<_>>()
         };
         let kept = self.fleet.hosts().flat_map(at);
-        let begun = self.replications().filter(|status| !status.state.is_final());
+        let begun = replications.iter().filter(|status| !status.state.is_final());
         let begun = begun.map(|status| (status.plan.vm.id, status.plan.target.id.clone()));
         let places: BTreeSet<(VmId, HostId)> = kept.chain(begun).collect();
         let view = |(vm, host): (VmId, HostId)| {
             let member = self.fleet.host(&host);
             let replica = member.and_then(|member| member.inventory.replicas.iter().find(|one| one.vm.id == vm));
             let of = |status: &&JobStatus| status.plan.vm.id == vm && status.plan.target.id == host;
-            let live = self.replications().filter(of).find(|status| !status.state.is_final());
+            let all = || replications.iter().copied().filter(of);
+            let job = all().find(|status| !status.state.is_final()).or_else(|| all().next());
             let is_here = |(member, vm): (&Member, &VmReport)| vm.owned && member.inventory.host == host;
             let is_there = self.fleet.vm(vm).is_some_and(is_here);
             let cutover = CutoverStanding::of(vm, &host, self.jobs.values().map(|job| &job.status), is_there);
-            ReplicaView::of(&host, replica, live.or_else(|| self.replications().find(of)), cutover, now.at)
+            ReplicaView::of(&host, replica, job, cutover, now.at)
         };
         let mut views: Vec<ReplicaView> = places.into_iter().filter_map(view).collect();
         views.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));

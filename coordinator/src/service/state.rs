@@ -18,7 +18,7 @@ use super::check::{Check, CheckAnswers, CheckQuestions};
 use super::lifetime::LettingGo;
 use super::list::Gone;
 use super::methods::Wait;
-use crate::feed::{self, Document, Limiter};
+use crate::feed::{self, Document, Limiter, Replicas};
 use crate::fence::{Fence, Fencing};
 use crate::fleet::{Fleet, Heard};
 use crate::scheduler::{Scheduler, not_accepted};
@@ -115,6 +115,8 @@ pub(super) enum Action {
     StoreHost(HostId),
     /// Tell the public.
     Feed(Document),
+    /// Remove a last value of the feed, by its key: what it is of is no more.
+    RemoveFeed(String),
 }
 
 /// What goes into a stream.
@@ -170,6 +172,7 @@ pub(super) struct State {
     pub(super) fence: Option<Fence>,
     pub(super) fencing: Fencing,
     limiter: Limiter,
+    pub(super) replica_feed: Replicas,
     /// What was last published of each VM.
     vms: BTreeMap<VmId, Document>,
     owners: BTreeMap<VmId, (HostId, Generation)>,
@@ -198,6 +201,7 @@ impl State {
             fence,
             fencing: Fencing::default(),
             limiter: Limiter::default(),
+            replica_feed: Replicas::default(),
             vms: BTreeMap::new(),
             owners: BTreeMap::new(),
             journals: BTreeMap::new(),
@@ -246,6 +250,7 @@ impl State {
                 self.remove_old(now, &mut out);
                 self.tend_expiry(now, &mut out);
                 self.tend_queue(now, &mut out);
+                self.tell_replicas(now, &mut out);
             }
         }
         out
@@ -481,7 +486,7 @@ impl State {
     }
 }
 
-fn push_document(document: Result<Document, serde_json::Error>, out: &mut Vec<Action>) {
+pub(super) fn push_document(document: Result<Document, serde_json::Error>, out: &mut Vec<Action>) {
     match document {
         Ok(document) => out.push(Action::Feed(document)),
         Err(error) => tracing::error!(%error, "a document of the feed could not be written"),

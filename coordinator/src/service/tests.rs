@@ -5,6 +5,7 @@ mod lifetime;
 mod replication;
 mod trust;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, JobChange};
@@ -47,6 +48,9 @@ struct World {
     /// Requests that were handed on to hosts, and hosts that were to remove what cut moves have left.
     forwarded: Vec<(HostId, AgentRequest)>,
     dropping: Vec<HostId>,
+    /// Last values of the feed, by their keys, and how many documents there were.
+    feed: BTreeMap<String, serde_json::Value>,
+    fed: usize,
     /// All events that are kept.
     events: Vec<JobEvent>,
     drawn: u8,
@@ -73,6 +77,8 @@ impl World {
             letting_go: vec![],
             forwarded: vec![],
             dropping: vec![],
+            feed: BTreeMap::new(),
+            fed: 0,
             events: vec![],
             drawn: 100,
         };
@@ -168,6 +174,11 @@ impl World {
                 Action::LetGo { job, host, request } => self.letting_go.push((job, host, *request)),
                 Action::Forward { host, request, .. } => self.forwarded.push((host, *request)),
                 Action::DropKept { host, .. } => self.dropping.push(host),
+                Action::Feed(document) => {
+                    self.fed += usize::from(document.key.starts_with("replica."));
+                    self.feed.insert(document.key, serde_json::from_slice(&document.body).expect("JSON"));
+                }
+                Action::RemoveFeed(key) => drop(self.feed.remove(&key)),
                 Action::Check { check, questions } => self.asked.push((check, questions)),
                 _ => {}
             }

@@ -47,6 +47,8 @@ pub enum Subject {
     FeedHost(HostId),
     /// The public feed of a VM.
     FeedVm(VmId),
+    /// The public feed of a VM's replication.
+    FeedReplica(VmId),
     /// What is told of jobs that are over and name it.
     FeedNotify(String),
 }
@@ -101,6 +103,7 @@ impl fmt::Display for Subject {
             Self::FeedJob(job) => write!(f, "sterna.v1.feed.job.{job}"),
             Self::FeedHost(host) => write!(f, "sterna.v1.feed.host.{host}"),
             Self::FeedVm(vm) => write!(f, "sterna.v1.feed.vm.{vm}"),
+            Self::FeedReplica(vm) => write!(f, "sterna.v1.feed.replica.{vm}"),
             Self::FeedNotify(name) => write!(f, "sterna.v1.feed.notify.{name}"),
         }
     }
@@ -127,6 +130,7 @@ impl FromStr for Subject {
                 ["feed", "job", job] => Self::FeedJob(job.parse().ok()?),
                 ["feed", "host", host] => Self::FeedHost(host.parse().ok()?),
                 ["feed", "vm", vm] => Self::FeedVm(vm.parse().ok()?),
+                ["feed", "replica", vm] => Self::FeedReplica(vm.parse().ok()?),
                 ["feed", "notify", name] if token(name) => Self::FeedNotify(name.to_owned()),
                 _ => return None,
             })
@@ -161,6 +165,7 @@ mod tests {
             Subject::FeedJob(job),
             Subject::FeedHost(host),
             Subject::FeedVm(vm),
+            Subject::FeedReplica(vm),
             Subject::FeedNotify("night".into()),
         ] {
             assert_eq!(subject.to_string().parse(), Ok(subject));

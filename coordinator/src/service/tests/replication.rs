@@ -416,3 +416,48 @@ fn how_fast_a_cycle_was_of_late_is_kept_while_it_copies() {
     assert_eq!(rates(&mut world), Rates::default(), "it is over");
     assert_eq!(listed(&mut world), Vec::<JobId>::new(), "nor has it progress any more");
 }
+
+#[test]
+fn the_feed_has_the_age_of_each_replica_and_marks_those_that_are_late() {
+    let (mut world, job) = World::replicating();
+    world.accept();
+    world.wait(2);
+    let key = format!("replica.{}", world.view().vm);
+    let first = world.feed[&key].clone();
+    assert_eq!(
+        (&first["state"], &first["snapshot"], &first["late"]),
+        (&"FIRST_SYNC".into(), &().into(), &false.into())
+    );
+    world.end_cycle();
+    world.wait(1);
+    let told = world.feed[&key].clone();
+    assert_eq!((&told["state"], &told["snapshot"], &told["host"]), (&"ACTIVE".into(), &1.into(), &"beta".into()));
+    assert_eq!((&told["job"], &told["age_seconds"]), (&job.to_string().into(), &1.into()));
+    // The next cycle does not end.
+    world.wait(u64::from(IDLE) + 2);
+    world.accept();
+    let before = world.fed;
+    world.wait(600);
+    let late = &world.feed[&key];
+    assert_eq!((&late["snapshot"], &late["late"]), (&1.into(), &true.into()));
+    let age = late["age_seconds"].as_u64().expect("an age");
+    assert!((550..=613).contains(&age), "{age}");
+    assert!((10..=12).contains(&(world.fed - before)), "an age alone is told once a minute: {}", world.fed - before);
+}
+
+#[test]
+fn the_last_value_of_a_replication_goes_with_it() {
+    let (mut world, job) = World::replicating();
+    world.accept();
+    world.end_cycle();
+    world.wait(1);
+    let key = format!("replica.{}", world.view().vm);
+    world.ask(ApiRequest::JobCancel { job });
+    world.target_silent = true;
+    world.wait(60);
+    assert_eq!(world.feed[&key]["job"], serde_json::Value::Null, "nothing keeps the replica, which is there");
+    world.target_silent = false;
+    world.replicas.clear();
+    world.wait(2);
+    assert!(!world.feed.contains_key(&key));
+}
