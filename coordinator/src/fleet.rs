@@ -133,6 +133,12 @@ impl Fleet {
         self.hosts.values()
     }
 
+    /// Whether every host that is known was heard of lately: only then does what none of them says tell anything.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        !self.hosts.is_empty() && self.hosts.values().all(|member| member.online)
+    }
+
     /// The highest epoch any agent has accepted: a new leader's must be above it.
     #[must_use]
     pub fn epoch_max(&self) -> Epoch {

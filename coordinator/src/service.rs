@@ -207,6 +207,8 @@ impl Service {
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
         let mut desk = Desk::new(&self.bus, &self.store, &self.config, epoch, self.standing.clone());
+        let actions = state.apply(left(&self.store).await?, self.clock.now());
+        desk.perform(&state, actions).await?;
         let mut ticks = ticks();
         let mut replayed = false;
         let ended = loop {
@@ -276,6 +278,16 @@ async fn kept<T: serde::de::DeserializeOwned>(
         read.map_err(|error| tracing::warn!(%error, kind, "a value that was kept cannot be read and is left out")).ok()
     };
     Ok(store.values(bucket, count_max).await?.into_iter().filter_map(read).collect())
+}
+
+/// What an earlier coordinator has left of VMs and of replications.
+async fn left(store: &Store) -> Result<Event, BusError> {
+    let (owners, feed) = (store.keys(Bucket::Vms).await?, store.keys(Bucket::Feed).await?);
+    let of = |kind: &'static str| {
+        feed.iter().filter_map(move |key| key.split_once('.').filter(|(found, _)| *found == kind)).map(|(_, vm)| vm)
+    };
+    let vms = owners.iter().map(String::as_str).chain(of("vm")).filter_map(|vm| vm.parse().ok()).collect();
+    Ok(Event::Kept { vms, replicas: of("replica").filter_map(|vm| vm.parse().ok()).collect() })
 }
 
 fn ticks() -> tokio::time::Interval {

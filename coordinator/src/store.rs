@@ -19,7 +19,7 @@ use async_nats::jetstream::kv::{self, Operation, UpdateErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, Context};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use sterna_shared::bus::{
     BUCKET_HOSTS, BUCKET_JOBS, BUCKET_LEADER, BUCKET_VMS, STREAM_COMMANDS, STREAM_EVENTS, Subject, decode, encode,
 };
@@ -191,6 +191,15 @@ impl Store {
             values.extend(value.map(Vec::from));
         }
         Ok(values)
+    }
+
+    /// All keys of a bucket, in no order.
+    ///
+    /// # Errors
+    /// [`BusError::Server`].
+    pub async fn keys(&self, bucket: Bucket) -> Result<Vec<String>, BusError> {
+        let keys = self.bucket(bucket).keys().await.map_err(server("read a bucket"))?;
+        keys.try_collect().await.map_err(server("read a bucket"))
     }
 
     /// Writes a value whatever was there.

@@ -48,9 +48,16 @@ pub(crate) struct ReplicaDocument {
 #[derive(Debug, Default)]
 pub(crate) struct Replicas {
     told: BTreeMap<VmId, (ReplicaDocument, Duration)>,
+    /// Of which predecessors have told, and which may be no more.
+    kept: BTreeSet<VmId>,
 }
 
 impl Replicas {
+    /// Takes note of the replications of which predecessors have told.
+    pub(crate) fn remember(&mut self, vms: BTreeSet<VmId>) {
+        self.kept = vms;
+    }
+
     /// What is to be told now of the replications that there are.
     ///
     /// # Errors
@@ -76,10 +83,12 @@ impl Replicas {
         documents
     }
 
-    /// Forgets the replications that are no more; the keys of their last values.
-    pub(crate) fn forget(&mut self, views: &[ReplicaView]) -> Vec<String> {
+    /// Forgets the replications that are no more; the keys of their last values. What predecessors knew is missed only where these are
+    /// all that there are.
+    pub(crate) fn forget(&mut self, views: &[ReplicaView], are_all: bool) -> Vec<String> {
         let there: BTreeSet<VmId> = views.iter().map(|view| view.vm).collect();
-        let gone: Vec<VmId> = self.told.keys().filter(|vm| !there.contains(vm)).copied().collect();
+        let kept = if are_all { std::mem::take(&mut self.kept) } else { BTreeSet::new() };
+        let gone: BTreeSet<VmId> = self.told.keys().copied().chain(kept).filter(|vm| !there.contains(vm)).collect();
         self.told.retain(|vm, _| there.contains(vm));
         gone.into_iter().map(|vm| format!("{KIND}.{vm}")).collect()
     }

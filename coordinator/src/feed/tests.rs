@@ -157,5 +157,7 @@ fn of_several_replicas_of_a_vm_that_which_is_kept_is_told() {
     assert_eq!(documents.len(), 1);
     let key = documents[0].as_ref().expect("a document").key.clone();
     assert_eq!(json(documents[0].as_ref().expect("a document"))["host"], "beta");
-    assert_eq!((replicas.forget(&views), replicas.forget(&[])), (vec![], vec![key]));
+    assert_eq!((replicas.forget(&views, true), replicas.forget(&[], false)), (vec![], vec![key.clone()]));
+    replicas.remember([example::vm("web").id].into());
+    assert_eq!((replicas.forget(&[], false), replicas.forget(&[], true)), (vec![], vec![key]));
 }

@@ -204,6 +204,7 @@ impl Desk {
                 Action::RemoveJob(job) => Work::RemoveJob(job),
                 Action::StoreVm { vm, host, generation } => Work::StoreVm { vm, host, generation },
                 Action::Feed(document) => Work::Feed(document),
+                Action::RemoveVm(vm) => Work::RemoveVm(vm),
                 Action::RemoveFeed(key) => Work::RemoveFeed(key),
             };
             if self.work.send(work).await.is_err() {

@@ -25,6 +25,7 @@ pub(super) enum Work {
     Archive(Box<JobRecord>),
     RemoveJob(JobId),
     StoreVm { vm: VmId, host: HostId, generation: Generation },
+    RemoveVm(VmId),
     StoreHost(Box<HostView>),
     EnsureConsumer(HostId),
     Feed(Document),
@@ -105,6 +106,10 @@ impl Performer {
             Work::StoreVm { vm, host, generation } => {
                 let body = self.seal("vm", &Owner { host, generation })?;
                 self.writer.write(Bucket::Vms, &vm.to_string(), body).await
+            }
+            Work::RemoveVm(vm) => {
+                self.writer.remove(Bucket::Vms, &vm.to_string()).await?;
+                self.store.remove(Bucket::Feed, &format!("vm.{vm}")).await
             }
             Work::StoreHost(view) => {
                 let body = self.seal("host", &view)?;

@@ -52,6 +52,8 @@ pub(super) enum Event {
     Heartbeat(Box<Inventory>),
     /// A job's event came from the stream.
     Told(Box<JobEvent>),
+    /// What the buckets have of VMs and of replications, left by whoever led before.
+    Kept { vms: BTreeSet<VmId>, replicas: BTreeSet<VmId> },
     /// The stream has been read up to where it stood at the start.
     Replayed,
     /// A job made progress.
@@ -115,6 +117,8 @@ pub(super) enum Action {
     StoreHost(HostId),
     /// Tell the public.
     Feed(Document),
+    /// Remove what is kept of a VM that is no more: its owner, and what the feed has of it.
+    RemoveVm(VmId),
     /// Remove a last value of the feed, by its key: what it is of is no more.
     RemoveFeed(String),
 }
@@ -173,9 +177,9 @@ pub(super) struct State {
     pub(super) fencing: Fencing,
     limiter: Limiter,
     pub(super) replica_feed: Replicas,
-    /// What was last published of each VM.
-    vms: BTreeMap<VmId, Document>,
-    owners: BTreeMap<VmId, (HostId, Generation)>,
+    /// What was last published of each VM; none of what predecessors did.
+    pub(super) vms: BTreeMap<VmId, Option<Document>>,
+    pub(super) owners: BTreeMap<VmId, (HostId, Generation)>,
     journals: BTreeMap<HostId, Reading>,
     pub(super) replaying: bool,
 }
@@ -223,6 +227,7 @@ impl State {
                 self.told(&event, now, &mut out);
                 self.tend_queue(now, &mut out);
             }
+            Event::Kept { vms, replicas } => self.kept(vms, replicas),
             Event::Replayed => self.replayed(now, &mut out),
             Event::Checked { check, answers } => self.checked(*check, *answers, now, &mut out),
             Event::LetGo { job, host, reply } => self.let_go(job, host, reply, now, &mut out),
@@ -251,6 +256,7 @@ impl State {
                 self.tend_expiry(now, &mut out);
                 self.tend_queue(now, &mut out);
                 self.tell_replicas(now, &mut out);
+                self.remove_gone_vms(&mut out);
             }
         }
         out
@@ -289,8 +295,9 @@ impl State {
         for id in member.inventory.vms.iter().map(sterna_shared::host::VmReport::id) {
             let Some((speaker, report)) = self.fleet.vm(id) else { continue };
             let Ok(document) = feed::vm_changed(&self.name, speaker, report, now.at) else { continue };
-            if self.vms.get(&id).is_none_or(|told| told.body != document.body) {
-                self.vms.insert(id, document.clone());
+            let told = self.vms.get(&id).and_then(Option::as_ref);
+            if told.is_none_or(|told| told.body != document.body) {
+                self.vms.insert(id, Some(document.clone()));
                 out.push(Action::Feed(document));
             }
             let owner = (speaker.inventory.host.clone(), report.generation);

@@ -1,6 +1,7 @@
 //! Jobs from their submission to their end, without a broker: what waits, what begins, and what comes of what.
 
 mod checks;
+mod gone;
 mod lifetime;
 mod replication;
 mod trust;
@@ -178,6 +179,7 @@ impl World {
                     self.fed += usize::from(document.key.starts_with("replica."));
                     self.feed.insert(document.key, serde_json::from_slice(&document.body).expect("JSON"));
                 }
+                Action::RemoveVm(vm) => drop(self.feed.remove(&format!("vm.{vm}"))),
                 Action::RemoveFeed(key) => drop(self.feed.remove(&key)),
                 Action::Check { check, questions } => self.asked.push((check, questions)),
                 _ => {}
