@@ -58,6 +58,15 @@ pub enum Bucket {
     Feed,
 }
 
+/// What came of a publication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It is in the stream.
+    Now,
+    /// One with its id was there already, and that one stays: it was published before, here or by another.
+    Before,
+}
+
 /// The streams and buckets; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Store {
@@ -114,13 +123,15 @@ impl Store {
     ///
     /// # Errors
     /// [`BusError::Server`] after three tries.
-    pub async fn publish(&self, subject: &Subject, id: &str, body: Vec<u8>) -> Result<(), BusError> {
+    pub async fn publish(&self, subject: &Subject, id: &str, body: Vec<u8>) -> Result<Kept, BusError> {
         let mut last = None;
-        for _ in 0..PUBLISH_TRIES {
+        for tried in 0..PUBLISH_TRIES {
             let message = PublishMessage::build().payload(body.clone().into()).message_id(id);
             match self.jetstream.send_publish(subject.to_string(), message).await {
                 Ok(acknowledged) => match acknowledged.await {
-                    Ok(_) => return Ok(()),
+                    // After a try whose answer was lost, a repeat is of that try.
+                    Ok(kept) if kept.duplicate && tried == 0 => return Ok(Kept::Before),
+                    Ok(_) => return Ok(Kept::Now),
                     Err(error) => last = Some(error),
                 },
                 Err(error) => last = Some(error),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, consumer::Consumer, consumer::pull};
 use futures_util::StreamExt;
 use sterna_coordinator::bus::Bus;
@@ -356,6 +357,33 @@ async fn of_two_coordinators_one_leads_and_the_other_takes_over() {
     drop(one.task.await);
     assert!(leader(&client, "two").await.epoch > first.epoch);
     two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_has_told_under_its_number_is_not_taken_for_kept() {
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let mut tasks = JoinSet::new();
+    play_agent(&mut tasks, &client, inventory("alpha", true), vec![]);
+    play_agent(&mut tasks, &client, inventory("beta", false), vec![]);
+    let one = broker.coordinator("one");
+    leader(&client, "one").await;
+    until(&client, &ApiRequest::HostList, |reply| match reply {
+        ApiReply::Hosts { hosts } if hosts.len() == 2 => Some(()),
+        _ => None,
+    })
+    .await;
+    // Of another that believes it leads; that it cannot be read keeps this one from seeing it before it writes.
+    let theirs = PublishMessage::build().payload("theirs".into()).message_id(format!("{}-coordinator-1", job()));
+    let subject = Subject::CoordinatorEvent(job()).to_string();
+    let kept = jetstream::new(client.clone()).send_publish(subject, theirs).await.expect("sent");
+    kept.await.expect("kept");
+    let migrate = ApiRequest::Migrate { request: request(), dry_run: false, job: job(), policy: Box::default() };
+    let reply = ask(&client, &migrate).await.expect("an answer");
+    let ApiReply::Error { error } = reply else { panic!("{reply:?}") };
+    assert!(error.message.contains("could not be written down"), "{}", error.message);
+    leader(&client, "one").await;
+    one.stop().await;
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use super::state::Message;
 use crate::api::{self, fault};
 use crate::bus::{Bus, BusError, Call, server};
 use crate::feed::Document;
-use crate::store::{Bucket, Store, Writer};
+use crate::store::{Bucket, Kept, Store, Writer};
 
 /// How long one piece of work may take before the leader gives up and starts over.
 const WORK_WAIT_MAX: Duration = Duration::from_secs(20);
@@ -56,15 +56,19 @@ impl Performer {
 
     pub(super) async fn run(mut self, mut waiting: mpsc::Receiver<Work>) -> Result<(), BusError> {
         while let Some(work) = waiting.recv().await {
-            // Between two pieces of work the lease may have run out; then nothing more is said in its name.
-            let leads = matches!(*self.standing.borrow(), Some((epoch, until)) if epoch == self.epoch && Instant::now() < until);
-            if !leads {
-                return Err(BusError::Fenced { key: "the lease".into() });
-            }
+            self.leads()?;
             let done = tokio::time::timeout(WORK_WAIT_MAX, self.perform(work)).await;
             done.map_err(server("do its work in time"))??;
         }
         Ok(())
+    }
+
+    /// Between two messages the lease may have run out; then nothing more is said in its name.
+    fn leads(&self) -> Result<(), BusError> {
+        match *self.standing.borrow() {
+            Some((epoch, until)) if epoch == self.epoch && Instant::now() < until => Ok(()),
+            _ => Err(BusError::Fenced { key: "the lease".into() }),
+        }
     }
 
     async fn perform(&mut self, work: Work) -> Result<(), BusError> {
@@ -126,6 +130,7 @@ impl Performer {
 
     async fn publish(&self, messages: Vec<Message>) -> Result<(), BusError> {
         for message in messages {
+            self.leads()?;
             let (subject, id, body) = match &message {
                 Message::Event(event) => {
                     let (subject, reporter) = match &event.reporter {
@@ -140,7 +145,12 @@ impl Performer {
                     (Subject::Command(host.clone(), job), id, self.seal("command", command)?)
                 }
             };
-            self.store.publish(&subject, &id, body).await?;
+            let kept = self.store.publish(&subject, &id, body).await?;
+            // The coordinators' own events have numbers that are given once. A command may be given twice, and an agent's event may
+            // have come from its agent meanwhile.
+            if kept == Kept::Before && matches!(subject, Subject::CoordinatorEvent(_)) {
+                return Err(BusError::Fenced { key: id });
+            }
         }
         Ok(())
     }
