@@ -76,6 +76,9 @@ pub struct Snapshot {
     pub number: u32,
     /// The cycle, a job of its own.
     pub cycle: JobId,
+    /// Which attempt of it: one that was suspended goes on as another, from another point in time.
+    #[serde(default)]
+    pub attempt: u32,
     /// The point in time, by the source's clock.
     pub taken_at: Timestamp,
     /// When it was whole at this host, by this host's clock.
@@ -396,6 +399,7 @@ mod tests {
             replica.add(Snapshot {
                 number,
                 cycle: "0197c0de-0000-7000-8000-000000000101".parse().expect("a UUID"),
+                attempt: 0,
                 taken_at: at,
                 complete_at: at,
                 consistency: Consistency::Crash,

@@ -5,7 +5,8 @@
 //!                                    bitmap of this cycle, records from just before ──▶ the next cycle's
 //! ```
 //!
-//! Each bitmap is named after the cycle since whose snapshot it has recorded. A cycle that comes to nothing leaves both, and
+//! Each bitmap is named after the cycle since whose snapshot it has recorded, and after its attempt: one that was suspended goes on
+//! from another point in time, and finds what the attempt before has left. A cycle that comes to nothing leaves both, and
 //! the next one joins what it finds: so nothing that was written is ever left out, whoever fell out when. Where the bitmap of the
 //! target's latest snapshot is not there on every disk, or one was not closed well, everything is read and digests are
 //! compared.
@@ -62,18 +63,38 @@ pub struct FrozenDisks {
     volume: watch::Sender<Volume>,
 }
 
-/// The bitmap that records since the snapshot of a cycle.
-fn bitmap_of(cycle: JobId) -> String {
-    format!("{BITMAPS}{cycle}")
+/// The point in time of an attempt of a cycle, since which a bitmap records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since {
+    /// The cycle.
+    pub job: JobId,
+    /// Which attempt of it.
+    pub attempt: u32,
+}
+
+impl Since {
+    /// That of a plan.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        Self { job: plan.job, attempt: plan.attempt }
+    }
+
+    /// The bitmap that records since then.
+    fn bitmap(self) -> String {
+        match self {
+            Self { job, attempt: 0 } => format!("{BITMAPS}{job}"),
+            Self { job, attempt } => format!("{BITMAPS}{job}-{attempt}"),
+        }
+    }
 }
 
 impl FrozenDisks {
-    /// Takes the point in time, and serves it. `latest` is the cycle of the latest snapshot that the target has; `part` whether it
-    /// has something of a later one too.
+    /// Takes the point in time, and serves it. `latest` is that of the latest snapshot that the target has; `part` whether it has
+    /// something of a later one too.
     ///
     /// # Errors
     /// It cannot be taken; what was put up goes with [`clear`].
-    pub async fn take(context: &Arc<Context>, latest: Option<JobId>, part: bool) -> Result<Self, MoveError> {
+    pub async fn take(context: &Arc<Context>, latest: Option<Since>, part: bool) -> Result<Self, MoveError> {
         let (host, plan) = (&context.host, &context.plan);
         let volume = watch::Sender::new(Volume::default());
         let Some(machine) = context.keeper.machine().await? else {
@@ -224,7 +245,10 @@ impl FrozenDisks {
     pub async fn forget_older_bitmaps(&self) -> Result<(), MoveError> {
         match self.daemon {
             Some(_) => Ok(()),
-            None => forget_bitmaps(&self.machine, &self.context.plan.vm.disks, Some(self.context.plan.job)).await,
+            None => {
+                let plan = &self.context.plan;
+                forget_bitmaps(&self.machine, &plan.vm.disks, Some(Since::of(plan))).await
+            }
         }
     }
 
@@ -257,8 +281,8 @@ pub async fn clear(machine: &Machine, context: &Context) -> Result<(), MoveError
 ///
 /// # Errors
 /// QEMU holds on to one.
-pub async fn forget_bitmaps(machine: &Machine, disks: &[DiskSpec], but: Option<JobId>) -> Result<(), MoveError> {
-    let kept = but.map(bitmap_of);
+pub async fn forget_bitmaps(machine: &Machine, disks: &[DiskSpec], but: Option<Since>) -> Result<(), MoveError> {
+    let kept = but.map(Since::bitmap);
     let nodes = machine.nodes().await?;
     for disk in disks {
         let node = machine.format_node_in_use(disk).await?;
@@ -335,7 +359,7 @@ async fn take_of_guest(
     machine: &Machine,
     context: &Context,
     disks: &[FrozenDisk],
-    latest: Option<JobId>,
+    latest: Option<Since>,
 ) -> Result<Taken, MoveError> {
     let nodes = machine.nodes().await?;
     let mut older = Vec::new();
@@ -348,7 +372,7 @@ async fn take_of_guest(
             }
         }
     }
-    let changes = latest.map(bitmap_of).filter(|changes| {
+    let changes = latest.map(Since::bitmap).filter(|changes| {
         disks.iter().all(|disk| {
             let sound = || of_cycles(&nodes, &disk.node).filter(|bitmap| !bitmap.inconsistent);
             let since = sound().any(|bitmap| bitmap.name == *changes && bitmap.granularity == GRANULARITY);
@@ -356,7 +380,7 @@ async fn take_of_guest(
             since && sound().any(|bitmap| bitmap.recording)
         })
     });
-    machine.prepare_point_in_time(disks, &bitmap_of(context.plan.job), GRANULARITY).await?;
+    machine.prepare_point_in_time(disks, &Since::of(&context.plan).bitmap(), GRANULARITY).await?;
     let rest = Rest::begin(context).await?;
     let taken = machine.take_point_in_time(disks).await;
     let taken_at = clock::now();
@@ -379,4 +403,18 @@ async fn take_of_guest(
         }
     }
     Ok(Taken { changes, taken_at, consistency })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_of_a_cycle_record_in_bitmaps_of_their_own() {
+        let job = "0197c0de-0000-7000-8000-000000000101".parse().expect("a UUID");
+        let bitmaps = [0, 1, 12].map(|attempt| Since { job, attempt }.bitmap());
+        assert_eq!(bitmaps[0], format!("sterna-cycle-{job}"), "as it was before there were attempts");
+        assert_ne!(bitmaps[1], bitmaps[2]);
+        assert!(bitmaps[1..].iter().all(|bitmap| bitmap.starts_with(BITMAPS) && *bitmap != bitmaps[0]));
+    }
 }

@@ -20,7 +20,7 @@ use sterna_shared::peer::message::Message;
 use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
-use super::frozen::{FrozenDisks, clear, remove_scratch, source_disks};
+use super::frozen::{FrozenDisks, Since, clear, remove_scratch, source_disks};
 use super::{rest, variables};
 use crate::link::Session;
 use crate::migration::context::{Context, MoveError, Outcome};
@@ -122,7 +122,9 @@ impl CycleSource {
         self.connect().await?;
         let conversation = self.conversation.as_mut().ok_or(MoveError::NotConnected)?;
         let latest = |answer: &Message| match answer {
-            Message::CycleOpened { latest, part } => Some((*latest, *part)),
+            Message::CycleOpened { latest, attempt, part } => {
+                Some((latest.map(|job| Since { job, attempt: *attempt }), *part))
+            }
             _ => None,
         };
         let (latest, part) = conversation.ask(&Message::CycleOpen, "cycle opened", BEGIN_WAIT, latest).await?;

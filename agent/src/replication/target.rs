@@ -221,7 +221,9 @@ impl CycleTarget {
         let replica = record.map(|record| record.replica);
         let known = |replica: &Replica| replica.disks.iter().all(|disk| layers::table(host, replica, disk).is_some());
         let latest = replica.filter(known).and_then(|replica| replica.latest().cloned());
-        Ok(Message::CycleOpened { latest: latest.filter(|latest| !latest.damaged).map(|latest| latest.cycle), part })
+        let latest = latest.filter(|latest| !latest.damaged);
+        let attempt = latest.as_ref().map_or(0, |latest| latest.attempt);
+        Ok(Message::CycleOpened { latest: latest.map(|latest| latest.cycle), attempt, part })
     }
 
     async fn begin(&mut self, session: &mut Session, point: Point, changes: bool) -> Result<Vec<u64>, MoveError> {
@@ -346,9 +348,9 @@ impl CycleTarget {
             variables::write(host, &replica, number, content)?;
         }
         let written = ByteCount(proofs.iter().map(|proof| proof.received).sum());
-        let (cycle, complete_at, damaged) = (plan.job, clock::now(), false);
+        let (cycle, attempt, complete_at, damaged) = (plan.job, plan.attempt, clock::now(), false);
         let Point { taken_at, consistency, .. } = point;
-        let snapshot = Snapshot { number, cycle, taken_at, complete_at, consistency, written, damaged };
+        let snapshot = Snapshot { number, cycle, attempt, taken_at, complete_at, consistency, written, damaged };
         (replica.vm, replica.source) = (plan.vm.clone(), plan.source.id.clone());
         let add = ReplicaChange::Add(Box::new(replica), snapshot);
         host.journal.change_replica(plan.vm.id, add).await?;

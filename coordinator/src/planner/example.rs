@@ -104,7 +104,16 @@ pub(crate) fn replica() -> Replica {
         let taken_at = later(i64::from(number) - 300);
         let complete_at = later(i64::from(number) - 290);
         let (consistency, written) = (Consistency::Crash, ByteCount::mebibytes(7));
-        replica.add(Snapshot { number, cycle: job(40), taken_at, complete_at, consistency, written, damaged: false });
+        replica.add(Snapshot {
+            number,
+            cycle: job(40),
+            attempt: 0,
+            taken_at,
+            complete_at,
+            consistency,
+            written,
+            damaged: false,
+        });
     }
     replica
 }

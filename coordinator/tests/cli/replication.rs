@@ -50,6 +50,7 @@ fn view(job: Option<&JobStatus>, cutover: Option<CutoverStanding>) -> ReplicaVie
     replica.add(Snapshot {
         number: 1,
         cycle,
+        attempt: 0,
         taken_at: at(2),
         complete_at: at(3),
         consistency,

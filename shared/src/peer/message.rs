@@ -102,6 +102,9 @@ pub enum Message {
     CycleOpened {
         /// The cycle of the latest snapshot that is whole and sound; none where everything is to be sent, or compared.
         latest: Option<JobId>,
+        /// Which attempt of that cycle.
+        #[serde(default)]
+        attempt: u32,
         /// Whether an earlier cycle was cut and has left what it had sent: then digests tell what of it is right.
         #[serde(default)]
         part: bool,

@@ -179,6 +179,7 @@ pub(crate) fn replica(snapshots: u32) -> Replica {
         replica.add(Snapshot {
             number,
             cycle: job(11),
+            attempt: 0,
             taken_at: Timestamp::from_unix_microseconds(at(i64::from(number) * 2).unix_microseconds() + 250_000),
             complete_at: at(i64::from(number) * 2 + 1),
             consistency: Consistency::Crash,

@@ -26,6 +26,7 @@ mod rehearsal;
 mod replica;
 mod replica_cost;
 mod replica_faults;
+mod replica_pause;
 mod replica_room;
 mod replica_schedule;
 mod resume;

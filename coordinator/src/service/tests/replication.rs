@@ -59,6 +59,7 @@ impl World {
         self.replicas[0].add(Snapshot {
             number,
             cycle,
+            attempt: 0,
             taken_at: at,
             complete_at: at,
             consistency,

@@ -1,0 +1,106 @@
+//! Cycles that are put down in the middle and go on under their own id. Nothing is sent twice, the snapshot is right, and the cycle
+//! after it is incremental.
+
+#![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use sterna_tests::fleet::{Fleet, WitnessWish};
+use sterna_tests::moves::{begins, ended, state_becomes, step};
+use sterna_tests::namespace::Link;
+use sterna_tests::replicas::{detached, expect_incremental, of_one_instant, replica, snapshots};
+use sterna_tests::scenario::{Watched, eventually, on_fleet};
+
+const WAIT: Duration = Duration::from_secs(120);
+const MIB: u64 = 1 << 20;
+const BALLAST_MIB: u64 = 96;
+/// So slow that all of the disks takes a quarter of a minute, and what a few records have changed some seconds.
+const SLOW_MEGABITS: u32 = 60;
+const SLOWEST_MEGABITS: u32 = 4;
+/// How much has crossed when a cycle is put down: twice what is lost at most with what was not yet written down.
+const CROSSED_MIB: u64 = 32;
+const KEEP: [&str; 2] = ["--keep", "last=30"];
+
+fn wish() -> WitnessWish {
+    WitnessWish {
+        lockstep: true,
+        records: 10,
+        disks: vec![("root", "fast", "qcow2", 64), ("data", "bulk", "raw", 64)],
+        ballast: vec![("stones", "fast", "raw", BALLAST_MIB)],
+        ..WitnessWish::small("web")
+    }
+}
+
+#[tokio::test]
+async fn a_cycle_that_is_suspended_goes_on_under_its_own_id() {
+    on_fleet(suspended).await;
+}
+
+async fn suspended(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let mut web = Watched::start(fleet, "alpha", &wish()).await?;
+    // The first cycle, which reads everything; and one that reads what was recorded, put down twice.
+    for (megabits, times) in [(SLOW_MEGABITS, 1), (SLOWEST_MEGABITS, 2)] {
+        let first = megabits == SLOW_MEGABITS;
+        for _ in 0..2 {
+            web.more_records().await?;
+        }
+        fleet.agent("bravo")?.host.shape(Link::Data, megabits)?;
+        let add = [&["replicate", "add", "web", "--to", "bravo", "--once", "--detach"][..], &KEEP].concat();
+        let job = detached(fleet, &add).await?;
+        begins(fleet, "alpha", &job, "copy_disks").await?;
+        if first {
+            crossed(fleet, &job).await?;
+        }
+        for time in 0..times {
+            if time > 0 {
+                fleet.agent("bravo")?.host.shape(Link::Data, megabits)?;
+                fleet.sterna(&["job", "resume", &job]).await?;
+                copies(fleet, &job).await?;
+            }
+            fleet.sterna(&["job", "suspend", &job]).await?;
+            state_becomes(fleet, &job, "suspended", WAIT).await.context("it was in the middle")?;
+            fleet.agent("bravo")?.host.unshape(Link::Data)?;
+            web.more_records().await.context("the guest writes on meanwhile")?;
+        }
+        let before = web.acknowledged();
+        fleet.sterna(&["job", "resume", &job]).await?;
+        let over = ended(fleet, &job, WAIT).await?;
+        ensure!(over["state"] == "completed", "it goes on: {over:#}");
+        let resumed = step(&over, "copy_disks").and_then(|step| step["bytes_resumed"].as_u64()).unwrap_or(0);
+        eprintln!("suspended {times} times: {} MiB were not sent again", resumed / MIB);
+        ensure!(!first || resumed >= CROSSED_MIB / 2 * MIB, "what it had sent was there: {over:#}");
+        newest_is_right(fleet, &before).await.context("of the cycle that was suspended")?;
+        let before = web.acknowledged();
+        expect_incremental(fleet, "after a cycle that was suspended", &KEEP).await?;
+        newest_is_right(fleet, &before).await.context("of the next cycle")?;
+    }
+    web.prove().await
+}
+
+/// Waits until a good part of a cycle has crossed.
+async fn crossed(fleet: &Fleet, job: &str) -> anyhow::Result<()> {
+    eventually("enough has crossed", WAIT, async || {
+        let shown = fleet.sterna(&["job", "show", job]).await?;
+        let sent = shown["progress"]["disk"]["sent"].as_u64().unwrap_or(0);
+        Ok((sent >= CROSSED_MIB * MIB).then_some(()))
+    })
+    .await
+}
+
+/// Waits until a cycle that was resumed copies again: an earlier attempt has said that it does, too.
+async fn copies(fleet: &Fleet, job: &str) -> anyhow::Result<()> {
+    eventually("it copies again", WAIT, async || {
+        let shown = fleet.sterna(&["job", "show", job]).await?;
+        ensure!(shown["state"] != "completed", "it was over before it could be put down: {shown:#}");
+        Ok(step(&shown, "copy_disks").is_some_and(|step| step["state"] == "running").then_some(()))
+    })
+    .await
+}
+
+/// The newest snapshot holds what the guest had acknowledged `before` it.
+async fn newest_is_right(fleet: &Fleet, before: &[u64]) -> anyhow::Result<()> {
+    let found = replica(fleet, "web").await?.context("there is a replica")?;
+    let newest = snapshots(&found).last().copied().context("a snapshot")?;
+    of_one_instant(fleet, "bravo", &found, newest, &wish(), before)
+}
