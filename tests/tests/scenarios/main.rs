@@ -27,6 +27,7 @@ mod replica;
 mod replica_cost;
 mod replica_faults;
 mod replica_pause;
+mod replica_restart;
 mod replica_room;
 mod replica_schedule;
 mod resume;
