@@ -293,6 +293,7 @@ mod tests {
                 generation: Generation(generation),
                 owned,
                 job: None,
+                unchanged_since: None,
             }];
             fleet.heard(inventory, example::now(), seconds(0));
             fleet.find("web").map(|(member, _)| member.inventory.host.to_string())

@@ -287,6 +287,10 @@ pub struct VmReport {
     pub owned: bool,
     /// The job that holds it, if one does.
     pub job: Option<JobId>,
+    /// The replication cycle since whose point in time nothing has written to its disks, since it has not run; none where that is not
+    /// known.
+    #[serde(default)]
+    pub unchanged_since: Option<JobId>,
 }
 
 impl VmReport {

@@ -57,6 +57,9 @@ pub struct View {
     pub record: VmRecord,
     /// Whether its guest executes.
     pub state: VmState,
+    /// The replication cycle since whose point in time nothing can have written to its disks. An agent that starts anew knows of
+    /// none.
+    pub unchanged_since: Option<JobId>,
 }
 
 impl View {
@@ -69,6 +72,7 @@ impl View {
             generation: self.record.ownership.seen(),
             owned: self.record.ownership.may_run().is_some(),
             job,
+            unchanged_since: self.unchanged_since,
         }
     }
 }
@@ -149,6 +153,13 @@ impl Handover {
         self.view.send_if_modified(|view| std::mem::replace(&mut view.state, state) != state);
     }
 
+    /// Notes that a replication cycle takes the disks of a guest that is shut down as they are, or forgets that. It holds until the guest
+    /// is started, or anything of the record changes.
+    pub fn stands_still(&self, since: Option<JobId>) {
+        let since = since.filter(|_| self.guest.is_none());
+        self.view.send_modify(|view| view.unchanged_since = since);
+    }
+
     /// What others see of the VM.
     #[must_use]
     pub fn view(&self) -> View {
@@ -225,6 +236,7 @@ impl Handover {
             }
         }
         self.want_running(true).await?;
+        self.stands_still(None);
         let guest = self.launch(&self.record.spec, false).await?;
         let machine = guest.machine.clone();
         self.guest = Some(guest);
@@ -274,6 +286,7 @@ impl Handover {
             return Err(HandoverError::NotOwner { state: self.record.ownership.name() });
         }
         self.destroy().await;
+        self.stands_still(None);
         let guest = self.launch(&self.record.spec, true).await?;
         let machine = guest.machine.clone();
         self.guest = Some(guest);
@@ -343,7 +356,10 @@ impl Handover {
     async fn put(&mut self, record: VmRecord) -> Result<(), HandoverError> {
         self.host.journal.put_vm(record.clone()).await?;
         self.record = record;
-        self.view.send_modify(|view| view.record.clone_from(&self.record));
+        self.view.send_modify(|view| {
+            view.record.clone_from(&self.record);
+            view.unchanged_since = None;
+        });
         Ok(())
     }
 

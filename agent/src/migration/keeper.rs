@@ -58,6 +58,7 @@ enum Order {
     Resume { reply: Reply<()> },
     Stop { force: bool, timeout: Duration, reply: Reply<()> },
     Respecify { spec: Box<VmSpec>, reply: Reply<()> },
+    StandsStill { since: Option<JobId> },
     Machine { reply: oneshot::Sender<Option<Machine>> },
     Route { route: Option<(JobId, mpsc::Sender<PeerMessage>)> },
 }
@@ -84,7 +85,8 @@ impl Keeper {
     pub fn spawn(host: Arc<Host>, bus: Bus, changes: Arc<Notify>, record: VmRecord, guest: Option<Launched>) -> Self {
         let vm = record.spec.id;
         let (orders, receiver) = mpsc::channel(ORDERS_MAX);
-        let (publisher, view) = watch::channel(View { record: record.clone(), state: VmState::Stopped });
+        let (publisher, view) =
+            watch::channel(View { record: record.clone(), state: VmState::Stopped, unchanged_since: None });
         let handover = Handover::restore(Arc::clone(&host), record, guest, publisher);
         let task = Task { vm, host, handover, bus, route: None, asked: None, changes, feedback: orders.downgrade() };
         tokio::spawn(task.run(receiver));
@@ -163,6 +165,14 @@ impl Keeper {
     /// [`KeeperError`].
     pub async fn respecify(&self, spec: VmSpec) -> Result<(), KeeperError> {
         self.order(|reply| Order::Respecify { spec: Box::new(spec), reply }).await
+    }
+
+    /// Notes that a cycle takes the disks as they are, of a guest that is shut down; or that what was noted is not to be gone by.
+    ///
+    /// # Errors
+    /// The agent is stopping.
+    pub async fn stands_still(&self, since: Option<JobId>) -> Result<(), Stopping> {
+        self.orders.send(Order::StandsStill { since }).await.map_err(|_| Stopping)
     }
 
     /// Its QEMU, if there is one.
@@ -282,6 +292,7 @@ impl Task {
                 let outcome = self.handover.respecify(*spec).await;
                 let _ = reply.send(outcome);
             }
+            Order::StandsStill { since } => self.handover.stands_still(since),
             Order::Machine { reply } => drop(reply.send(self.handover.machine())),
             Order::Route { route } => self.route = route,
         }

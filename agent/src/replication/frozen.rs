@@ -98,6 +98,8 @@ impl FrozenDisks {
         let (host, plan) = (&context.host, &context.plan);
         let volume = watch::Sender::new(Volume::default());
         let Some(machine) = context.keeper.machine().await? else {
+            // Before anything is read: a guest that is started meanwhile takes it back.
+            context.keeper.stands_still(Some(plan.job)).await?;
             let daemon = images::serve_source(host, plan).await?;
             let (machine, socket) = (daemon.machine.clone(), daemon.runtime.nbd_socket());
             machine.nbd_server_start(&socket).await?;

@@ -206,6 +206,8 @@ impl CycleSource {
         let error = context.gate.wish().map_or(error, MoveError::Ended);
         context.unwinding(&error).await;
         let figures = self.figures();
+        // An attempt that comes to nothing is not what the target's snapshot is of.
+        let _ = context.keeper.stands_still(None).await;
         self.put_away().await;
         if let (Some(conversation), Some(link)) = (&mut self.conversation, &self.link) {
             link.give_up_bulk();

@@ -66,7 +66,14 @@ pub(crate) fn vm(name: &str) -> VmSpec {
 }
 
 pub(crate) fn report(spec: &VmSpec) -> VmReport {
-    VmReport { spec: spec.clone(), state: VmState::Running, generation: Generation(3), owned: true, job: None }
+    VmReport {
+        spec: spec.clone(),
+        state: VmState::Running,
+        generation: Generation(3),
+        owned: true,
+        job: None,
+        unchanged_since: None,
+    }
 }
 
 /// What its host keeps of a VM that was moved away, or of a move that was cut.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use sterna_shared::bus::{AgentRequest, ApiError, ApiErrorKind};
-use sterna_shared::host::VmReport;
+use sterna_shared::host::{VmReport, VmState};
 use sterna_shared::id::{HostId, JobId, VmId};
 use sterna_shared::job::{CutoverForecast, JobKind, JobStatus, MoveMode, Refusal, RefusalCode};
 use sterna_shared::replica::{CutoverStanding, Replica, ReplicaView};
@@ -39,7 +39,8 @@ impl State {
             let is_here = |(member, vm): (&Member, &VmReport)| vm.owned && member.inventory.host == host;
             let is_there = self.fleet.vm(vm).is_some_and(is_here);
             let cutover = CutoverStanding::of(vm, &host, self.jobs.values().map(|job| &job.status), is_there);
-            ReplicaView::of(&host, replica, job, cutover, now.at)
+            let view = ReplicaView::of(&host, replica, job, cutover, now.at)?;
+            Some(if self.is_up_to_date(vm, &host) { view.up_to_date() } else { view })
         };
         let mut views: Vec<ReplicaView> = places.into_iter().filter_map(view).collect();
         views.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));
@@ -107,6 +108,19 @@ impl State {
             && status.request.target.as_ref().is_none_or(online)
             && !self.jobs.values().any(|other| held(&other.status))
             && !status.request.target.as_ref().is_some_and(|host| self.is_verified(vm, host))
+    }
+
+    /// Whether a VM is shut down, and the latest snapshot at a host has all that its disks hold: it was taken of the VM as it stands, and
+    /// that has not run since, by its host's word. Where nothing is known of that, it may have.
+    pub(super) fn is_up_to_date(&self, vm: VmId, host: &HostId) -> bool {
+        let replica = self.fleet.host(host).and_then(|member| {
+            let replicas = &member.inventory.replicas;
+            replicas.iter().find(|replica| replica.vm.id == vm)
+        });
+        let latest = replica.and_then(Replica::latest).filter(|latest| !latest.damaged);
+        let Some((member, report)) = self.fleet.vm(vm) else { return false };
+        let stands_still = member.online && report.owned && report.state == VmState::Stopped;
+        stands_still && latest.is_some_and(|latest| report.unchanged_since == Some(latest.cycle))
     }
 
     /// What a cutover of a VM to its replica at a host would take now.

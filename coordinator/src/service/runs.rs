@@ -128,7 +128,10 @@ impl State {
         };
         let mut policy = Policy { schedule: None, expiration: None, ..status.policy.clone() };
         if status.request.kind == JobKind::Replicate {
-            if !self.may_replicate(status, now) {
+            // Of a VM that stands still a cycle is made where somebody says so.
+            let target = status.request.target.as_ref().filter(|_| status.state == JobState::New);
+            let is_up_to_date = target.is_some_and(|host| self.is_up_to_date(status.plan.vm.id, host));
+            if is_up_to_date || !self.may_replicate(status, now) {
                 return None; // Its turn waits.
             }
             (policy.delete_on_completion, policy.keep_seconds) = (true, CYCLE_KEEP_SECONDS);

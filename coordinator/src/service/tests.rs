@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, JobChange};
-use sterna_shared::host::Inventory;
+use sterna_shared::host::{Inventory, VmState};
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
     Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, JobStatus, MoveRequest, Policy, Recovery,
@@ -42,6 +42,9 @@ struct World {
     /// Whether the VMs are at the second host, and the first keeps the way back of the first of them.
     cut_over: bool,
     keeps: bool,
+    /// Whether the VMs are shut down, and since which cycle the first of them has not run.
+    shut_down: bool,
+    unchanged_since: Option<JobId>,
     /// Whether the second host is not heard of.
     target_silent: bool,
     /// What hosts were asked to let go of, and have not answered.
@@ -74,6 +77,8 @@ impl World {
             replicas: vec![],
             cut_over: false,
             keeps: false,
+            shut_down: false,
+            unchanged_since: None,
             target_silent: false,
             letting_go: vec![],
             forwarded: vec![],
@@ -131,6 +136,10 @@ impl World {
                 example::report(&spec)
             })
             .collect();
+        if self.shut_down {
+            source.vms.iter_mut().for_each(|vm| vm.state = VmState::Stopped);
+            source.vms[0].unchanged_since = self.unchanged_since;
+        }
         let mut target = example::inventory("beta");
         target.limits.inbound_moves_max = inbound;
         target.replicas.clone_from(&self.replicas);

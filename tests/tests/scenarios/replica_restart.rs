@@ -26,6 +26,8 @@ const WRITTEN_MIB: u64 = 2 * 16;
 const BALLAST_MIB: u64 = 96;
 /// More than there are, so that no layers are merged while they are looked at.
 const KEEP: [&str; 2] = ["--keep", "last=30"];
+/// In which cycles would follow each other, were there anything to be sent.
+const SEVERAL_TURNS: Duration = Duration::from_secs(6);
 
 /// What the next cycle has to go by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,6 +109,64 @@ async fn a_raw_disk_that_was_stopped_is_compared() {
         web.prove().await
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_vm_that_is_shut_down_is_replicated_once_until_it_may_have_run() {
+    on_fleet(shut_down).await;
+}
+
+async fn shut_down(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let wish = wish("qcow2");
+    let web = Watched::start(fleet, "alpha", &wish).await?;
+    fleet
+        .sterna(&[&["replicate", "add", "web", "--to", "bravo", "--idle", "1s", "--detach"][..], &KEEP].concat())
+        .await?;
+    up_to_date(fleet, false, 0).await?;
+    stop(fleet).await?;
+    let before = web.acknowledged();
+    let last = up_to_date(fleet, true, 0).await?;
+    tokio::time::sleep(SEVERAL_TURNS).await;
+    ensure!(newest(fleet).await? == last, "there is nothing to be sent");
+    let found = replica(fleet, "web").await?.context("there is a replica")?;
+    of_one_instant(fleet, "bravo", &found, last, &wish, &before)?;
+
+    // An agent that starts anew cannot know.
+    fleet.replace_agent("alpha").await?;
+    let last = up_to_date(fleet, true, last).await?;
+    tokio::time::sleep(SEVERAL_TURNS).await;
+    ensure!(newest(fleet).await? == last, "there is nothing to be sent again");
+
+    // It runs, and is stopped again, maybe between two cycles.
+    let web = started(fleet, web).await?;
+    web.more_records().await?;
+    stop(fleet).await?;
+    let before = web.acknowledged();
+    let last = up_to_date(fleet, true, last).await?;
+    let found = replica(fleet, "web").await?.context("there is a replica")?;
+    of_one_instant(fleet, "bravo", &found, last, &wish, &before)?;
+    fleet.sterna(&["replicate", "remove", "web", "--yes"]).await.map(drop)
+}
+
+/// Waits for a snapshot after `last`, of a guest that runs or of one that is shut down, of which nothing can be missing; its number.
+async fn up_to_date(fleet: &Fleet, stopped: bool, last: u64) -> anyhow::Result<u64> {
+    eventually("there is a snapshot of it as it is", WAIT, async || {
+        let views = fleet.sterna(&["replicate", "list"]).await?;
+        let view = &views[0];
+        let Some(newest) = snapshots(&view["replica"]).last().copied().filter(|newest| *newest > last) else {
+            return Ok(None);
+        };
+        let layers = view["replica"]["layers"].as_array().and_then(|layers| layers.last());
+        let of_stopped = layers.is_some_and(|layer| layer["snapshot"]["consistency"] == "stopped");
+        let told = view["age_seconds"] == 0 && view["late"] == false;
+        Ok((of_stopped == stopped && (!stopped || told)).then_some(newest))
+    })
+    .await
+}
+
+async fn newest(fleet: &Fleet) -> anyhow::Result<u64> {
+    let found = replica(fleet, "web").await?.context("there is a replica")?;
+    snapshots(&found).last().copied().context("a snapshot")
 }
 
 /// Makes a cycle after something, holds its snapshot against what the guest has acknowledged, and looks at what was read and sent

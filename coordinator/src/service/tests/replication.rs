@@ -55,7 +55,8 @@ impl World {
             self.replicas = vec![Replica::new(spec.clone(), spec.disks, "alpha".parse().expect("a name"))];
         }
         let (at, number) = (self.now().at, self.replicas[0].next);
-        let (consistency, written) = (Consistency::Crash, sterna_shared::units::ByteCount(0));
+        let consistency = if self.shut_down { Consistency::Stopped } else { Consistency::Crash };
+        let written = sterna_shared::units::ByteCount(0);
         self.replicas[0].add(Snapshot {
             number,
             cycle,
@@ -189,6 +190,54 @@ fn a_verification_waits_for_the_cycle_under_way_and_the_next_for_it() {
     world.end(verifying, DONE);
     world.wait(1);
     assert_eq!(world.begun.len(), 4);
+}
+
+#[test]
+fn a_vm_that_is_shut_down_is_replicated_once_and_again_when_it_may_have_run() {
+    let (mut world, job) = World::replicating();
+    world.accept();
+    world.end_cycle();
+    world.shut_down = true;
+    world.wait(u64::from(IDLE) + 2);
+    assert_eq!(world.begun.len(), 2, "what it wrote until it was off is not there yet");
+    world.unchanged_since = Some(world.begun[1]);
+    world.accept();
+    world.end_cycle();
+    world.wait(600);
+    assert_eq!(world.begun.len(), 2, "there is nothing to be sent");
+    let view = world.view();
+    assert_eq!((view.state, view.age_seconds, view.late), (ReplicaState::Active, Some(0), false));
+
+    // It was started and stopped between two looks; or its agent was started anew, and does not know.
+    world.unchanged_since = None;
+    world.wait(1);
+    assert_eq!(world.begun.len(), 3);
+    // What was taken before a cycle that came to nothing is not what the latest snapshot is of.
+    world.unchanged_since = Some(world.begun[2]);
+    world.end(world.begun[2], failed());
+    world.wait(u64::from(IDLE) + 2);
+    assert_eq!(world.begun.len(), 4);
+    world.unchanged_since = Some(world.begun[3]);
+    world.end_cycle();
+    world.wait(600);
+    assert_eq!(world.begun.len(), 4);
+
+    // A snapshot that is damaged is none, and who wants a cycle gets one.
+    world.replicas[0].mark_damaged(&[3].into());
+    world.wait(1);
+    assert_eq!(world.begun.len(), 5);
+    world.unchanged_since = Some(world.begun[4]);
+    world.end_cycle();
+    world.wait(60);
+    world.ask_for(job, RequestedState::Start);
+    world.wait(1);
+    assert_eq!(world.begun.len(), 6);
+    world.unchanged_since = Some(world.begun[5]);
+    world.end_cycle();
+    world.wait(60);
+    (world.shut_down, world.unchanged_since) = (false, None);
+    world.wait(1);
+    assert_eq!(world.begun.len(), 7, "it runs");
 }
 
 #[test]
