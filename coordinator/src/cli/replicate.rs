@@ -365,8 +365,14 @@ async fn pause(vm: &str, client: &Client, output: Output) -> Result<Exit, CliErr
     ask_for(&status, RequestedState::Suspend, client).await?;
     // Asked for anew: a cycle may have begun just before.
     let status = client.job(status.job).await?.status;
-    if let Some(cycle) = status.runs.current() {
-        client.cancel(cycle).await?;
+    if let Some(cycle) = status.runs.current()
+        && let Err(refused) = client.cancel(cycle).await
+    {
+        // One that was over before there was anything to be cancelled is what was asked for.
+        let is_over = client.job(cycle).await.is_ok_and(|cycle| cycle.status.state.is_final());
+        if !is_over {
+            return Err(refused.into());
+        }
     }
     done(Ok(()), format!("{vm}: replication is paused; go on with sterna replicate resume {vm}"), output)
 }

@@ -171,6 +171,25 @@ fn the_replication_of_a_vm_that_is_cut_over_goes_on_once_that_is_reverted() {
 }
 
 #[test]
+fn a_pause_needs_no_cycle_that_could_be_stopped_where_it_has_ended_meanwhile() {
+    for (ended, code) in [(over(), 0), (replicating(CYCLE), 3)] {
+        let (others, _) = coordinator();
+        let answer = move |request| match request {
+            ApiRequest::JobCancel { .. } => {
+                let (kind, message) = (ApiErrorKind::Refused, format!("job {CYCLE} cannot be cancelled"));
+                ApiReply::Error { error: ApiError { kind, message, hints: vec![], refusals: vec![] } }
+            }
+            ApiRequest::JobShow { job } if job.to_string() == CYCLE => shown(&ended),
+            other => others(other),
+        };
+        with_coordinator(answer, |url| {
+            let paused = sterna(&["--server", url, "replicate", "pause", "web"]);
+            assert_eq!(paused.status.code(), Some(code), "{}", text(&paused.stderr));
+        });
+    }
+}
+
+#[test]
 fn a_replication_is_ended_before_anything_of_it_is_removed() {
     let (_, asked) = ran(&["replicate", "remove", "web"], 2);
     assert!(asked.is_empty(), "nobody said yes");

@@ -1,11 +1,12 @@
-//! Cycles that are put down in the middle and go on under their own id. Nothing is sent twice, the snapshot is right, and the cycle
-//! after it is incremental.
+//! Cycles that are put down in the middle and go on: one that is suspended and resumed under its own id, and one of a replication that
+//! is paused. Nothing is sent twice, the snapshot is right, and the cycle after it is incremental.
 
 #![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
 
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, state_becomes, step};
 use sterna_tests::namespace::Link;
@@ -78,6 +79,48 @@ async fn suspended(fleet: &mut Fleet) -> anyhow::Result<()> {
     web.prove().await
 }
 
+#[tokio::test]
+async fn a_pause_stops_the_cycle_under_way_and_keeps_what_it_has_sent() {
+    on_fleet(paused).await;
+}
+
+async fn paused(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let mut web = Watched::start(fleet, "alpha", &wish()).await?;
+    fleet.agent("bravo")?.host.shape(Link::Data, SLOW_MEGABITS)?;
+    fleet
+        .sterna(&["replicate", "add", "web", "--to", "bravo", "--idle", "1s", "--keep", "last=30", "--detach"])
+        .await?;
+    let cycle = newest_cycle(fleet).await?;
+    begins(fleet, "alpha", &cycle, "copy_disks").await?;
+    crossed(fleet, &cycle).await?;
+    fleet.sterna(&["replicate", "pause", "web"]).await?;
+    let over = ended(fleet, &cycle, WAIT).await?;
+    ensure!(over["state"] == "terminated", "the cycle was stopped: {over:#}");
+    fleet.agent("bravo")?.host.unshape(Link::Data)?;
+    let view = view(fleet).await?;
+    ensure!(view["state"] == "PAUSED" && snapshots(&view["replica"]).is_empty(), "{view:#}");
+    // There is nothing to be stopped any more, and it is paused all the same.
+    fleet.sterna(&["replicate", "pause", "web"]).await?;
+
+    let before = web.acknowledged();
+    fleet.sterna(&["replicate", "resume", "web"]).await?;
+    let next = eventually("another cycle begins", WAIT, async || {
+        Ok(Some(newest_cycle(fleet).await?).filter(|next| *next != cycle))
+    })
+    .await?;
+    let over = ended(fleet, &next, WAIT).await?;
+    let resumed = step(&over, "copy_disks").and_then(|step| step["bytes_resumed"].as_u64()).unwrap_or(0);
+    eprintln!("after a pause {} MiB were not sent again", resumed / MIB);
+    ensure!(over["state"] == "completed" && resumed >= CROSSED_MIB / 2 * MIB, "{over:#}");
+    fleet.sterna(&["replicate", "pause", "web"]).await?;
+    eventually("no cycle runs any more", WAIT, async || {
+        Ok(fleet.sterna(&["vm", "show", "web"]).await?["report"]["job"].is_null().then_some(()))
+    })
+    .await?;
+    newest_is_right(fleet, &before).await?;
+    web.prove().await
+}
+
 /// Waits until a good part of a cycle has crossed.
 async fn crossed(fleet: &Fleet, job: &str) -> anyhow::Result<()> {
     eventually("enough has crossed", WAIT, async || {
@@ -94,6 +137,21 @@ async fn copies(fleet: &Fleet, job: &str) -> anyhow::Result<()> {
         let shown = fleet.sterna(&["job", "show", job]).await?;
         ensure!(shown["state"] != "completed", "it was over before it could be put down: {shown:#}");
         Ok(step(&shown, "copy_disks").is_some_and(|step| step["state"] == "running").then_some(()))
+    })
+    .await
+}
+
+async fn view(fleet: &Fleet) -> anyhow::Result<Value> {
+    let views = fleet.sterna(&["replicate", "list"]).await?;
+    views.as_array().and_then(|views| views.first()).cloned().context("there is a replication")
+}
+
+/// The cycle that the replication has begun last.
+async fn newest_cycle(fleet: &Fleet) -> anyhow::Result<String> {
+    eventually("a cycle begins", WAIT, async || {
+        let view = view(fleet).await?;
+        let cycles = view["cycles"].as_array().and_then(|cycles| cycles.last());
+        Ok(cycles.and_then(|cycle| cycle["job"].as_str()).map(ToOwned::to_owned))
     })
     .await
 }
