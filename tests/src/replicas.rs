@@ -158,6 +158,21 @@ pub async fn expect_incremental(fleet: &Fleet, at: &str, more: &[&str]) -> anyho
     let job = cycle(fleet, "web", "bravo", more).await.with_context(|| at.to_owned())?;
     let read = step(&job, "copy_disks").and_then(|step| step["bytes_total"].as_u64()).context("bytes")?;
     ensure!(read < DISK_BYTES, "{at}: more than a disk was read: {job:#}");
+    told(fleet, at, &job).await
+}
+
+/// A cycle of `web`, which is at `source`, goes by what was recorded since the latest snapshot, however much that is.
+pub async fn expect_recorded(fleet: &Fleet, at: &str, source: &str) -> anyhow::Result<()> {
+    let job = cycle(fleet, "web", "bravo", &[]).await.with_context(|| at.to_owned())?;
+    let id = job["job"].as_str().context("an id")?;
+    let log = std::fs::read_to_string(fleet.agent(source)?.log())?;
+    let by_changes = log.contains(&format!("the point in time is taken job={id} changes=true"));
+    ensure!(by_changes, "{at}: everything was compared: {job:#}");
+    told(fleet, at, &job).await
+}
+
+/// Waits until the snapshot of a cycle that is over is told.
+pub async fn told(fleet: &Fleet, at: &str, job: &Value) -> anyhow::Result<()> {
     let number = job["job"].clone();
     eventually(&format!("{at}: its snapshot is told"), LEFT_WAIT, async || {
         let found = replica(fleet, "web").await?.context("there is a replica")?;

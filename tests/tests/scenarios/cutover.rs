@@ -10,7 +10,7 @@ use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, processes, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::{cycle, of_one_instant, replica, snapshots};
+use sterna_tests::replicas::{cycle, expect_recorded, of_one_instant, replica, snapshots, told};
 use sterna_tests::scenario::{Watched, eventually, on_fleet, vm};
 
 const WAIT: Duration = Duration::from_secs(180);
@@ -271,6 +271,7 @@ async fn a_cutover_needs_no_coordinator_once_it_has_begun() {
 async fn cuts(fleet: &mut Fleet, fault: &str, moments: &[&str]) -> anyhow::Result<()> {
     let mut web = Watched::start(fleet, "alpha", &wish()).await?;
     cycle(fleet, "web", "bravo", &[]).await?;
+    let mut cut = 0;
     for moment in moments {
         let at = format!("{fault} in {moment}");
         let untouched = newest(fleet).await?;
@@ -295,6 +296,10 @@ async fn cuts(fleet: &mut Fleet, fault: &str, moments: &[&str]) -> anyhow::Resul
         let completed = over["state"] == "completed";
         ensure!(completed || fault != "coordinator", "{at}: the agents need no coordinator: {over:#}");
         eprintln!("{at}: {}", over["state"]);
+        let wanted = if fault == "cancel" { "terminated" } else { "exception" };
+        // The link is so slow that it cannot have been over before.
+        ensure!(!copies || fault == "coordinator" || over["state"] == wanted, "{at}: it was to be cut: {over:#}");
+        cut += usize::from(over["state"] == wanted);
         settled(fleet, if completed { "bravo" } else { "alpha" }).await.with_context(|| at.clone())?;
         let elsewhere = if completed { "alpha" } else { "bravo" };
         eventually(&format!("{at}: nothing runs at {elsewhere}"), WAIT, async || {
@@ -313,8 +318,14 @@ async fn cuts(fleet: &mut Fleet, fault: &str, moments: &[&str]) -> anyhow::Resul
         if completed {
             let back = fleet.sterna(&[&["cutover", "revert", "web"][..], &BLACKOUT].concat()).await?;
             report(&at, &back)?;
+            // Of the raw disk nothing was recorded on the way there and back.
+            told(fleet, &at, &cycle(fleet, "web", "bravo", &[]).await?).await?;
+        } else {
+            expect_recorded(fleet, &at, "alpha").await?;
         }
     }
+    let surely = moments.iter().filter(|moment| matches!(**moment, "prepare" | "copy_disks")).count();
+    ensure!(fault == "coordinator" || cut >= surely, "{fault}: {cut} of {} were cut", moments.len());
     let job = fleet.sterna(&[&["cutover", "start", "web"][..], &BLACKOUT].concat()).await?;
     report("after all that", &job)?;
     web.prove().await
@@ -328,7 +339,6 @@ async fn a_cold_cutover_that_is_cut_leaves_the_guest_running_where_it_was() {
 async fn cold_cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
     let mut web = Watched::start(fleet, "alpha", &wish()).await?;
     cycle(fleet, "web", "bravo", &[]).await?;
-    let untouched = newest(fleet).await?;
     // Its power button is pressed, and it does not obey: it is the same run of the guest.
     let job = begun_cold(fleet).await?;
     fleet.sterna(&["cutover", "cancel", &job]).await?;
@@ -336,6 +346,8 @@ async fn cold_cuts(fleet: &mut Fleet) -> anyhow::Result<()> {
     ensure!(over["state"] == "terminated", "{over:#}");
     settled(fleet, "alpha").await?;
     web.prove().await.context("after a cancel")?;
+    expect_recorded(fleet, "after a cancel", "alpha").await?;
+    let untouched = newest(fleet).await?;
     // It obeys while nobody is there: it is started anew, at one place, and lacks nothing.
     for host in ["alpha", "bravo"] {
         let job = begun_cold(fleet).await?;

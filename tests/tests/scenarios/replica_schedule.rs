@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended};
-use sterna_tests::replicas::{cycle, records, replica, snapshots};
+use sterna_tests::replicas::{cycle, expect_recorded, records, replica, snapshots};
 use sterna_tests::scenario::{Watched, eventually, migrate, on_fleet, on_fleet_of};
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -163,6 +163,7 @@ async fn ended_clones(fleet: &mut Fleet) -> anyhow::Result<()> {
     }
     // A clone stands on a snapshot that the retention would have given up.
     fleet.sterna(&["clone", "create", "web", "--skip-os-adaptation", "--name", "copy"]).await?;
+    expect_recorded(fleet, "after clones that were ended", "alpha").await?;
     for _ in 0..3 {
         cycle(fleet, "web", "bravo", &["--keep", "last=1"]).await?;
     }
