@@ -69,7 +69,7 @@ impl Fleet {
         let id = uuid::Uuid::new_v4().to_string();
         self.as_coordinator(async move |bus| {
             let store = Box::pin(Store::open(&bus, Retention::default())).await.map_err(io::Error::other)?;
-            store.publish(&subject, &id, body).await.map_err(io::Error::other)
+            store.publish(&subject, &id, body).await.map(drop).map_err(io::Error::other)
         })
         .await
     }

@@ -83,6 +83,7 @@ impl Service {
 
     /// What the fleet is told of these VMs.
     pub(super) fn unreachable_reports(&self) -> impl Iterator<Item = VmReport> {
-        self.unreachable.values().map(|record| View { record: record.clone(), state: VmState::Failed }.report(None))
+        let view = |record: &VmRecord| View { record: record.clone(), state: VmState::Failed, unchanged_since: None };
+        self.unreachable.values().map(move |record| view(record).report(None))
     }
 }

@@ -133,7 +133,7 @@ fn a_replication_is_told_when_it_changes_and_now_and_then_while_it_grows_old() {
         let documents = replicas.tell(&host("one"), &[view], example::now(), Duration::from_secs(second));
         documents.into_iter().map(|document| json(&document.expect("a document"))).collect::<Vec<_>>()
     };
-    let view = ReplicaView::of(&host("beta"), Some(&example::replica()), None, example::now()).expect("a view");
+    let view = ReplicaView::of(&host("beta"), Some(&example::replica()), None, None, example::now()).expect("a view");
     let first = tell(&view, 0);
     assert_eq!((first[0]["snapshot"].as_u64(), first[0]["age_seconds"].as_u64()), (Some(2), Some(300)));
     assert_eq!(first[0]["taken_at"], serde_json::json!(example::later(-298)));
@@ -149,8 +149,9 @@ fn a_replication_is_told_when_it_changes_and_now_and_then_while_it_grows_old() {
 
 #[test]
 fn of_several_replicas_of_a_vm_that_which_is_kept_is_told() {
-    let view =
-        |name: &str| ReplicaView::of(&host(name), Some(&example::replica()), None, example::now()).expect("a view");
+    let view = |name: &str| {
+        ReplicaView::of(&host(name), Some(&example::replica()), None, None, example::now()).expect("a view")
+    };
     let kept = ReplicaView { replication: Some(example::job(1)), replica: None, ..view("beta") };
     let (mut replicas, views) = (Replicas::default(), [kept, view("gamma")]);
     let documents = replicas.tell(&host("one"), &views, example::now(), Duration::ZERO);

@@ -124,7 +124,7 @@ pub(super) fn documents() -> [Document; 4] {
     let (member, report) = fleet.find("web").expect("there");
     let (source, now) = (host("one"), example::later(7));
     let job = Limiter::default().job_changed(&source, &status, Some(&progress()), now, Duration::ZERO);
-    let view = ReplicaView::of(&host("beta"), Some(&example::replica()), None, now).expect("a view");
+    let view = ReplicaView::of(&host("beta"), Some(&example::replica()), None, None, now).expect("a view");
     let replica = Replicas::default().tell(&source, &[view], now, Duration::ZERO).remove(0);
     let documents = [job, host_changed(&source, member, now), vm_changed(&source, member, report, now), replica];
     documents.map(|document| document.expect("a document"))

@@ -229,6 +229,7 @@ impl EventBody {
             | Self::RunsSkipped { .. }
             | Self::RunEnded { .. }
             | Self::Edited { .. }
+            | Self::Limited { .. }
             | Self::Finalizing { .. }
             | Self::Planned { .. }
             | Self::Checked { .. }
