@@ -189,7 +189,12 @@ impl State {
                     }
                     Due::Nothing | Due::Run { .. } => {}
                 }
-            } else if status.state == JobState::Starting && status.policy.recurs() && !has_runs_left(status) {
+            } else if status.state == JobState::Starting
+                && status.policy.recurs()
+                && runs.current().is_none()
+                && !has_runs_left(status)
+                && !status.is_finalizing()
+            {
                 // It was to run now, and has had all its runs.
                 told.push((status.job, no_more_turns(status)));
             }

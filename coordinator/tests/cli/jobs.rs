@@ -38,8 +38,9 @@ fn a_move_whose_target_is_full_waits_for_an_answer_and_not_for_a_fence() {
 
 #[test]
 fn a_list_of_jobs_tells_how_far_each_is() {
-    let mut running = status(EventBody::StepStarted { step: StepKind::CopyDisks });
-    running.plan.mode = MoveMode::Live;
+    let cold = plan(JOB.parse().expect("a UUID"));
+    let live = Plan { mode: MoveMode::Live, steps: Plan::steps_of(cold.kind, MoveMode::Live, false), ..cold };
+    let running = status_of(live, EventBody::StepStarted { step: StepKind::CopyMemory });
     let memory = Volume { total: 512 << 20, done: 384 << 20, ..Volume::default() };
     let progress = Progress {
         job: running.job,

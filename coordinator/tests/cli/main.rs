@@ -98,7 +98,12 @@ const SPEC: &str = "name = \"web\"\nid = \"0197c0de-0000-7000-8000-000000000001\
 const JOB: &str = "0197c0de-0000-7000-8000-00000000000a";
 
 fn status(ending: EventBody) -> JobStatus {
-    let mut status = JobStatus::planned(plan(JOB.parse().expect("a UUID")));
+    status_of(plan(JOB.parse().expect("a UUID")), ending)
+}
+
+/// A job with that plan, of which alpha has told this.
+fn status_of(plan: Plan, ending: EventBody) -> JobStatus {
+    let mut status = JobStatus::planned(plan);
     let reporter = Reporter::Host("alpha".parse().expect("a name"));
     let accepted = EventBody::Accepted { plan: Box::new(status.plan.clone()) };
     for (sequence, body) in [(1, accepted), (2, ending)] {

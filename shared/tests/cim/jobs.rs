@@ -6,10 +6,12 @@ use sterna_shared::job::{
     CheckReport, DiskMove, Event, EventBody, FailureCode, FailureReport, Finding, Host, JobKind, JobStatus, MoveMode,
     MoveRequest, MoveSettings, Plan, Policy, Progress, Reporter, StepFigures, StepKind, Volume,
 };
+use sterna_shared::rehearsal::{HealthProbe, Rehearsal};
+use sterna_shared::replica::{CloneOf, CutoverOf, Retention, SeedWish};
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
 use sterna_shared::view::cim::{Contact, Contacts};
-use sterna_shared::vm::VmSpec;
+use sterna_shared::vm::{IsolatedAddress, VmSpec};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -63,17 +65,58 @@ pub(crate) fn plan(mode: MoveMode, copies_disks: bool) -> Plan {
     }
 }
 
-/// The source accepts the plan and then tells these, one a second.
+/// The host that leads accepts the plan and then tells these, one a second: the source where it has a part.
 pub(crate) fn told(plan: Plan, bodies: Vec<EventBody>) -> JobStatus {
+    let leader = plan.parties().last().copied().expect("an agent has a part").clone();
     let mut status = JobStatus::planned(plan);
     let accepted = EventBody::Accepted { plan: Box::new(status.plan.clone()) };
     for (sequence, body) in (1..).zip(std::iter::once(accepted).chain(bodies)) {
-        let reporter = Reporter::Host("alpha".parse().expect("a name"));
+        let reporter = Reporter::Host(leader.clone());
         let second = i64::try_from(sequence).expect("small");
         let event = Event { job: status.job, reporter, sequence, at: at(second), body };
         status.apply(&event).expect("a legal event");
     }
     status
+}
+
+/// A job that has to do with a replica of VM `web` at `bravo`, planned as the coordinator plans it, and completed.
+pub(crate) fn of_a_replica(kind: JobKind) -> JobStatus {
+    let copies = matches!(kind, JobKind::Replicate | JobKind::Cutover);
+    let (mode, blackout_us) = if kind == JobKind::Cutover { (MoveMode::Live, 12_345) } else { (MoveMode::Cold, 0) };
+    let steps = Plan::steps_of(kind, mode, copies);
+    let mut plan = Plan { kind, steps: steps.clone(), ..plan(mode, copies) };
+    if !copies {
+        plan.source = plan.target.clone();
+    }
+    match kind {
+        JobKind::Replicate => plan.retention = Some(Retention::default()),
+        JobKind::Cutover => {
+            plan.cutover =
+                Some(CutoverOf { snapshot: 2, runs: true, force: false, revert_seconds: 86_400, forecast: None });
+        }
+        JobKind::Clone | JobKind::Rehearse => {
+            let probes = vec![HealthProbe::Tcp(22), HealthProbe::Agent];
+            let rehearsal = Rehearsal { probes, probe_seconds: 120, address: IsolatedAddress::default() };
+            plan.clone = Some(CloneOf {
+                replica: plan.vm.id,
+                snapshot: 2,
+                full: false,
+                start: true,
+                hostname: None,
+                seed: SeedWish::Auto,
+                rehearsal: (kind == JobKind::Rehearse).then_some(rehearsal),
+            });
+            plan.vm.name = "web-test".parse().expect("a name");
+            plan.vm.id = "0197c0de-0000-7000-8000-00000000cdef".parse().expect("a UUID");
+            plan.vm_at_target = plan.vm.clone();
+        }
+        _ => {}
+    }
+    let taken =
+        |step| [EventBody::StepStarted { step }, EventBody::StepFinished { step, figures: StepFigures::default() }];
+    let mut bodies: Vec<EventBody> = steps.into_iter().flat_map(taken).collect();
+    bodies.push(EventBody::Completed { blackout_us });
+    told(plan, bodies)
 }
 
 /// A check that was made and not passed.

@@ -1,7 +1,7 @@
-//! The CIM face of a job: what it says of six jobs, letter by letter; that JSON, XML, the class's published description and
+//! The CIM face of a job: what it says of six moves and of a job of each kind on a replica, letter by letter; that JSON, XML, the class's published description and
 //! docs/job-model.md name the same properties; and that whatever a job says stays text. Its error records are in `errors`.
 //!
-//! The six jobs are in `snapshots/`. After a change that is meant, `INSTA_UPDATE=always` writes them anew.
+//! They are in `snapshots/`. After a change that is meant, `INSTA_UPDATE=always` writes them anew.
 
 mod errors;
 mod jobs;
@@ -30,6 +30,15 @@ fn json(job: &MigrationJob) -> Value {
     serde_json::to_value(job).expect("JSON")
 }
 
+/// Kinds of jobs that have to do with a replica: the golden file's name, the kind, its job type and its caption.
+const ON_REPLICAS: [(&str, JobKind, u16, &str); 5] = [
+    ("replicate", JobKind::Replicate, 0, "Replicating VM web from alpha to bravo"),
+    ("clone", JobKind::Clone, 0, "Making VM web-test of a replica at bravo"),
+    ("rehearse", JobKind::Rehearse, 0, "Rehearsing a replica at bravo as VM web-test"),
+    ("verify", JobKind::Verify, 0, "Verifying the replica of VM web at bravo"),
+    ("cutover", JobKind::Cutover, 306, "Moving VM web and its disks from alpha to bravo"),
+];
+
 /// A job of each kind that there is something to say about.
 fn all() -> Vec<MigrationJob> {
     let storage = jobs::told(jobs::plan(MoveMode::Storage, true), vec![]);
@@ -47,7 +56,8 @@ fn all() -> Vec<MigrationJob> {
         cold,
         cancelled,
     ];
-    statuses.iter().map(|status| face(status, Some(&jobs::progress()))).collect()
+    let on_replicas = ON_REPLICAS.map(|(_, kind, ..)| jobs::of_a_replica(kind));
+    statuses.iter().chain(&on_replicas).map(|status| face(status, Some(&jobs::progress()))).collect()
 }
 
 #[test]
@@ -65,6 +75,22 @@ fn six_jobs_read_as_promised() {
         let job = MigrationJob::of(&status, progress, contacts, at(60));
         insta::assert_snapshot!(format!("{name}.json"), serde_json::to_string_pretty(&job).expect("JSON"));
         insta::assert_snapshot!(format!("{name}.xml"), job.to_xml());
+    }
+}
+
+/// What Hyper-V has no job type for says in words what it is; a cutover is a move there.
+#[test]
+fn jobs_on_replicas_read_as_promised() {
+    for (name, kind, job_type, caption) in ON_REPLICAS {
+        let job = face(&jobs::of_a_replica(kind), None);
+        let said = json(&job);
+        assert_eq!(
+            (&said["JobType"], &said["JobState"], &said["PercentComplete"]),
+            (&job_type.into(), &7.into(), &100.into())
+        );
+        assert_eq!(job.caption, caption);
+        // That its XML says the same is looked at below.
+        insta::assert_snapshot!(format!("{name}.json"), serde_json::to_string_pretty(&job).expect("JSON"));
     }
 }
 

@@ -110,13 +110,13 @@ fn apply(status: &mut JobStatus, reporter: Reporter, sequence: u64, second: i64,
     status.apply(&event).expect("a legal event");
 }
 
-/// A host accepts the plan and then tells these, one a second.
+/// A host accepts the plan and then tells these, one a second; a coordinator what only it may tell.
 pub(crate) fn told(plan: Plan, bodies: Vec<EventBody>) -> JobStatus {
     let host = plan.parties()[0].clone();
     let mut status = JobStatus::planned(plan);
     let accepted = EventBody::Accepted { plan: Box::new(status.plan.clone()) };
     for (second, body) in (1..).zip(std::iter::once(accepted).chain(bodies)) {
-        let reporter = Reporter::Host(host.clone());
+        let reporter = if body.is_of_agents() { Reporter::Host(host.clone()) } else { Reporter::Coordinator };
         apply(&mut status, reporter, u64::try_from(second).expect("small"), second, body);
     }
     status

@@ -192,10 +192,10 @@ fn an_attempt_that_was_put_away_is_not_taken_up_by_a_word_that_comes_late() {
         let mut status = folded(&[accepted("alpha", 1, 0), event("alpha", 2, put_away)]);
         assert_eq!(status.apply(&accepted("bravo", 1, 0)), Err(Ignored::OldAttempt(0)));
         assert_eq!((status.state, status.hands()), (state, Hands::Coordinator));
-        assert_eq!(status.apply(&event("alpha", 3, EventBody::Resumed)), Ok(()));
-        assert_eq!(status.apply(&accepted("charlie", 1, 0)), Err(Ignored::OldAttempt(0)));
+        assert_eq!(status.apply(&by_coordinator(1, EventBody::Resumed)), Ok(()));
+        assert_eq!(status.apply(&accepted("bravo", 2, 0)), Err(Ignored::OldAttempt(0)));
         assert!(status.is_queued(), "it waits for its next attempt");
-        assert_eq!(status.apply(&accepted("bravo", 2, 1)), Ok(()));
+        assert_eq!(status.apply(&accepted("bravo", 3, 1)), Ok(()));
         assert_eq!((status.plan.attempt, status.hands()), (1, Hands::Agents));
     }
 }
@@ -270,7 +270,8 @@ fn attempts_do_not_run_over() {
     assert_eq!(status.apply(&event("alpha", 2, rested)), Ok(()));
     assert_eq!(status.next_attempt(), u32::MAX);
     assert_eq!(status.apply(&by_coordinator(1, EventBody::Resumed)), Ok(()));
-    assert_eq!(status.apply(&event("alpha", 3, accepted(Plan { attempt: u32::MAX, ..plan() }))), Ok(()));
+    let again = event("alpha", 3, accepted(Plan { attempt: u32::MAX, ..plan() }));
+    assert_eq!(status.apply(&again), Err(Ignored::OldAttempt(u32::MAX)));
 }
 
 proptest! {
