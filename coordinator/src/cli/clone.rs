@@ -1,7 +1,5 @@
 //! `sterna clone`: make a VM of a replica, while its replication goes on and the replicated VM is left alone.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -19,12 +17,9 @@ use super::output::{Format, Output, moment, or_dash, pairs, table};
 use super::page::{self, PageArgs};
 use super::rehearse::{self, RehearseArgs};
 use super::vm::{done, yes_or_no};
-use super::{job, labels, now};
+use super::{body, job, labels, now};
 use crate::client::Client;
 use crate::view::PlanView;
-
-/// The longest body that is read, in bytes. None that says something is as long.
-const BODY_MAX: u64 = 64 * 1024;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CloneCommand {
@@ -173,21 +168,7 @@ fn no_clone(job: JobId) -> CliError {
 }
 
 fn read_body(path: &Path) -> Result<CloneBody, CliError> {
-    let wrong = |what: String| CliError::new(Exit::Usage, format!("{}: {what}", path.display()));
-    let mut text = String::new();
-    let reader: io::Result<Box<dyn Read>> = if path == Path::new("-") {
-        Ok(Box::new(io::stdin()))
-    } else {
-        File::open(path).map(|file| Box::new(file) as _)
-    };
-    let read = reader.and_then(|reader| reader.take(BODY_MAX + 1).read_to_string(&mut text));
-    let length = read.map_err(|error| wrong(format!("cannot be read: {error}")))?;
-    if u64::try_from(length).is_ok_and(|length| length > BODY_MAX) {
-        return Err(wrong(format!("is longer than {BODY_MAX} bytes; no clone job is")));
-    }
-    text.parse().map_err(|fault: super::clone_body::BodyFault| {
-        wrong(fault.to_string()).hint("docs/clone-job.md says of each field what it means here")
-    })
+    body::from_file(path, str::parse::<CloneBody>)
 }
 
 fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest, CliError> {

@@ -1,19 +1,16 @@
 //! A clone that is asked for in Google's form: a `CloneJob` in JSON, as it is the body of `cloneJobs.create`.
 //!
 //! What has a meaning here becomes a part of the wish. What Google has and Sterna does not is left aside with a warning that
-//! names it; anything else is an error that names it. The text is anybody's: its length and its depth have bounds.
-
-mod json;
+//! names it; anything else is an error that names it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 use std::str::FromStr;
 
 use sterna_shared::id::{BridgeName, HostId, HostName, InvalidId, JobId, VmName};
 use sterna_shared::replica::NetworkWish;
 use sterna_shared::view::google::{MachineType, PROJECT};
 
-use json::{Kind, Node, shown};
+use super::body::{BodyFault, Field, Fields, Kind, Node, aside, fault, read, taken};
 
 /// What a `CloneJob` asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,33 +31,6 @@ pub(super) struct CloneBody {
     pub(super) request: Option<JobId>,
     /// What is left aside, and why.
     pub(super) warnings: Vec<String>,
-}
-
-/// What is wrong with a body, with the field's name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {what}")]
-pub(super) struct BodyFault {
-    /// Where it is: names with points between.
-    field: String,
-    /// What is wrong, and what to give.
-    what: String,
-}
-
-/// A field that Google has.
-struct Field {
-    name: &'static str,
-    /// What kind of value it has.
-    kind: Kind,
-    /// Why it is left aside; none of those that have a meaning here.
-    aside: Option<&'static str>,
-}
-
-const fn taken(name: &'static str, kind: Kind) -> Field {
-    Field { name, kind, aside: None }
-}
-
-const fn aside(name: &'static str, kind: Kind, why: &'static str) -> Field {
-    Field { name, kind, aside: Some(why) }
 }
 
 const NEWER: &str = "computeEngineTargetDetails";
@@ -129,7 +99,7 @@ const OF_INTERFACE: &[Field] = &[
 impl FromStr for CloneBody {
     type Err = BodyFault;
     fn from_str(text: &str) -> Result<Self, BodyFault> {
-        let root = json::read(text)?;
+        let root = read(text)?;
         let mut body = Self::default();
         let root = Fields::of(&root, String::new(), &[OF_BODY], &mut body.warnings)?;
         if root.get(OF_DISKS).is_some() {
@@ -171,15 +141,7 @@ impl CloneBody {
         if let Some(Node::List(interfaces)) = fields.get("networkInterfaces") {
             self.network = self.connect(interfaces, &fields.path("networkInterfaces"))?;
         }
-        if let Some(Node::Object(labels)) = fields.get("labels") {
-            for (key, value) in labels {
-                let Node::Text(value) = value else {
-                    let of = json::path(&fields.path("labels"), key);
-                    return Err(fault(&of, Kind::Text.wanted(value)));
-                };
-                self.labels.insert(key.clone(), value.clone());
-            }
-        }
+        self.labels = fields.texts("labels")?;
         Ok(())
     }
 
@@ -211,67 +173,10 @@ pub(super) fn parse_request(text: &str) -> Result<JobId, String> {
     }
 }
 
-/// The fields of an object that were found to be Google's, and of the right kinds.
-struct Fields<'a> {
-    path: String,
-    found: Vec<(&'a str, &'a Node)>,
-}
-
-impl<'a> Fields<'a> {
-    /// Holds an object against the fields that it may have, and tells of those that are left aside.
-    fn of(node: &'a Node, path: String, may: &[&[Field]], warnings: &mut Vec<String>) -> Result<Self, BodyFault> {
-        let Node::Object(members) = node else { return Err(fault(&path, Kind::Object.wanted(node))) };
-        let mut fields = Self { path, found: Vec::new() };
-        for (name, value) in members {
-            let path = fields.path(name);
-            let Some(field) = may.iter().copied().flatten().find(|field| field.name == name) else {
-                let names: Vec<&str> = may.iter().copied().flatten().map(|field| field.name).collect();
-                return Err(fault(&path, format!("there is no such field; there are {}", names.join(", "))));
-            };
-            // As Google reads it, null is what is not there.
-            if *value == Node::Null {
-                continue;
-            }
-            if !field.kind.holds(value) {
-                return Err(fault(&path, field.kind.wanted(value)));
-            }
-            match field.aside {
-                Some(why) => warnings.push(format!("{path} is left aside: {why}")),
-                None => fields.found.push((name, value)),
-            }
-        }
-        Ok(fields)
-    }
-
-    fn path(&self, name: &str) -> String {
-        json::path(&self.path, name)
-    }
-
-    fn get(&self, name: &str) -> Option<&'a Node> {
-        self.found.iter().find(|(found, _)| *found == name).map(|(_, value)| *value)
-    }
-
-    /// A text; none where it is empty, which is what is not there.
-    fn text(&self, name: &str) -> Option<&'a str> {
-        match self.get(name)? {
-            Node::Text(text) if !text.is_empty() => Some(text),
-            _ => None,
-        }
-    }
-
-    fn parsed<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, BodyFault> {
-        let Some(text) = self.text(name) else { return Ok(None) };
-        text.parse().map(Some).map_err(|error: T::Err| fault(&self.path(name), error.to_string()))
-    }
-}
-
-fn fault(field: &str, what: String) -> BodyFault {
-    BodyFault { field: if field.is_empty() { "the body".to_owned() } else { shown(field) }, what }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::body::shown;
 
     fn read(body: &serde_json::Value) -> CloneBody {
         body.to_string().parse().expect("a body")

@@ -11,6 +11,7 @@
 //! shares. Watching polls and subscribes to nothing, so that a lost message or a coordinator's failover costs a moment
 //! and never the watch.
 
+mod body;
 mod check;
 mod clone;
 mod clone_body;

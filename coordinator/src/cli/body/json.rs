@@ -14,7 +14,7 @@ const SHOWN_MAX: usize = 160;
 
 /// A value. Of a number it is enough that it is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Node {
+pub(in crate::cli) enum Node {
     Null,
     Flag,
     Number,
@@ -25,7 +25,7 @@ pub(super) enum Node {
 
 /// What kind of value a field has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::cli) enum Kind {
     Flag,
     Text,
     List,
@@ -66,7 +66,7 @@ impl Kind {
 ///
 /// # Errors
 /// What is wrong with the text, and the field where it is.
-pub(super) fn read(text: &str) -> Result<Node, BodyFault> {
+pub(in crate::cli) fn read(text: &str) -> Result<Node, BodyFault> {
     let place = RefCell::new(None);
     let mut reader = serde_json::Deserializer::from_str(text);
     let seed = Seed { path: "", depth: 0, place: &place };
@@ -80,7 +80,7 @@ pub(super) fn path(of: &str, name: &str) -> String {
 }
 
 /// A path for people: what of it is no plain text is escaped, and what is too long is cut.
-pub(super) fn shown(path: &str) -> String {
+pub(in crate::cli) fn shown(path: &str) -> String {
     let mut shown: String = path.escape_debug().take(SHOWN_MAX).collect();
     if path.escape_debug().nth(SHOWN_MAX).is_some() {
         shown.push('…');
