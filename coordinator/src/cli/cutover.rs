@@ -51,14 +51,35 @@ pub(super) enum CutoverCommand {
 pub(super) struct WayArgs {
     /// The VM's name or id
     vm: String,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    submit: SubmitArgs,
+}
+
+/// What a move there or back stays under.
+#[derive(Debug, Args)]
+pub(super) struct LimitArgs {
     /// A rate that disks and memory together stay under, such as 100MiB/s
     #[arg(long, value_name = "RATE", value_parser = job::parse_rate)]
     bandwidth: Option<Bandwidth>,
     /// The longest the guest may stand still in a live one before it is given up
     #[arg(long, value_name = "MILLISECONDS")]
     max_blackout: Option<u32>,
-    #[command(flatten)]
-    submit: SubmitArgs,
+}
+
+/// How a VM is cut over, whichever it is.
+#[derive(Debug, Args)]
+pub(super) struct MannerArgs {
+    /// Shut the guest down, and start it at the other host; it is moved live where this is left out
+    #[arg(long)]
+    cold: bool,
+    /// How long the source keeps its images for the way back, such as 12h or 3d; 0s for not at all [default: 1d]
+    #[arg(long, value_name = "TIME", value_parser = parse_window)]
+    revert_window: Option<u32>,
+    /// Do not wait until the guest has shut down when it does not obey its power button: stop it as a power cut would
+    #[arg(long, requires = "cold")]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -70,21 +91,14 @@ pub(super) struct WayArgs {
 pub(super) struct StartArgs {
     #[command(flatten)]
     way: WayArgs,
-    /// Shut the guest down, and start it at the other host; it is moved live where this is left out
-    #[arg(long)]
-    cold: bool,
+    #[command(flatten)]
+    manner: MannerArgs,
     /// The host whose replica it is moved to; where it is left out, that with the latest snapshot
     #[arg(long, value_name = "HOST")]
     to: Option<HostId>,
     /// Where one disk goes; the others go to the pool of their replica
     #[arg(long = "disk", value_name = "NAME=POOL[:FORMAT]", value_parser = parse_placement)]
     disks: Vec<DiskPlacement>,
-    /// How long the source keeps its images for the way back, such as 12h or 3d; 0s for not at all [default: 1d]
-    #[arg(long, value_name = "TIME", value_parser = parse_window)]
-    revert_window: Option<u32>,
-    /// Do not wait until the guest has shut down when it does not obey its power button: stop it as a power cut would
-    #[arg(long, requires = "cold")]
-    force: bool,
     /// Start it from its latest snapshot, without its host: what it wrote since is lost
     #[arg(long, requires = "fenced", conflicts_with_all = [
         "cold", "disks", "revert_window", "bandwidth", "max_blackout", "dry_run", "detach", "job", "PolicyArgs", "ScheduleArgs",
@@ -176,17 +190,17 @@ fn no_cutover(vm: &str) -> CliError {
         .hint(format!("see sterna cutover list; any VM is moved by sterna migrate {vm} --to HOST"))
 }
 
-fn wish(args: &WayArgs) -> MoveRequest {
+fn wish(vm: &str, limits: &LimitArgs) -> MoveRequest {
     MoveRequest {
         kind: JobKind::Move,
-        vm: args.vm.clone(),
+        vm: vm.to_owned(),
         target: None,
         mode: ModeWish::Auto,
         storage: StorageWish::All,
         disks: Vec::new(),
         storage_only: false,
-        bandwidth: args.bandwidth,
-        blackout_max_ms: args.max_blackout,
+        bandwidth: limits.bandwidth,
+        blackout_max_ms: limits.max_blackout,
         lanes: None,
         settings: MoveSettings::default(),
         planned: None,
@@ -197,14 +211,21 @@ fn wish(args: &WayArgs) -> MoveRequest {
     }
 }
 
-fn request(args: &StartArgs) -> MoveRequest {
+/// A cutover to the latest snapshot's host, each disk to the pool of its replica.
+pub(super) fn request_of(vm: &str, limits: &LimitArgs, manner: &MannerArgs) -> MoveRequest {
     MoveRequest {
         kind: JobKind::Cutover,
+        mode: if manner.cold { ModeWish::Cold } else { ModeWish::Auto },
+        cutover: Some(CutoverWish { revert_seconds: manner.revert_window, force: manner.force }),
+        ..wish(vm, limits)
+    }
+}
+
+fn request(args: &StartArgs) -> MoveRequest {
+    MoveRequest {
         target: args.to.clone(),
-        mode: if args.cold { ModeWish::Cold } else { ModeWish::Auto },
         disks: args.disks.clone(),
-        cutover: Some(CutoverWish { revert_seconds: args.revert_window, force: args.force }),
-        ..wish(&args.way)
+        ..request_of(&args.way.vm, &args.way.limits, &args.manner)
     }
 }
 
@@ -219,7 +240,7 @@ fn way_back(plan: &Plan, args: &WayArgs) -> MoveRequest {
         vm: plan.vm.id.to_string(),
         target: Some(plan.source.id.clone()),
         disks: plan.disks.iter().map(place).collect(),
-        ..wish(args)
+        ..wish(&args.vm, &args.limits)
     }
 }
 

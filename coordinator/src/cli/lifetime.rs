@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use sterna_shared::id::VmName;
 use sterna_shared::job::{EXTENSION_MAX_SECONDS, JobState, JobStatus, Refusal, RefusalCode};
 use sterna_shared::replica::ReplicaView;
 use sterna_shared::time::Timestamp;
@@ -72,18 +73,24 @@ pub(super) async fn finalize(
     output: Output,
 ) -> Result<Exit, CliError> {
     confirm(&format!("End the replication of {vm} for good, with its replica and the way back of its cutover?"), yes)?;
-    let mut status = client.finalize(vm).await?.status;
+    let status = client.finalize(vm).await?.status;
     if detach {
         output.result(&serde_json::json!({ "job": status.job }), || status.job.to_string())?;
         return Ok(Exit::Ok);
     }
+    done(Ok(()), until_gone(*status, client).await?, output)
+}
+
+/// Waits until nothing of a replication is left that is being finalized, and says so.
+pub(super) async fn until_gone(mut status: JobStatus, client: &Client) -> Result<String, CliError> {
+    let vm = status.plan.vm.name.clone();
     let begun = tokio::time::Instant::now();
     while !status.state.is_final() {
         if begun.elapsed() > FINALIZE_PATIENCE {
-            return Err(not_yet(vm, &status));
+            return Err(not_yet(&vm, &status));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
-        status = client.job(status.job).await?.status;
+        status = *client.job(status.job).await?.status;
     }
     if status.state != JobState::Completed {
         return Err(CliError::new(
@@ -92,10 +99,10 @@ pub(super) async fn finalize(
         )
         .hint(format!("see what is left: sterna job show {}, sterna host show HOST", status.job)));
     }
-    done(Ok(()), format!("{vm}: the replication is finalized; its replica and the way back are gone"), output)
+    Ok(format!("{vm}: the replication is finalized; its replica and the way back are gone"))
 }
 
-fn not_yet(vm: &str, status: &JobStatus) -> CliError {
+fn not_yet(vm: &VmName, status: &JobStatus) -> CliError {
     let hosts = status.finalization.iter().flat_map(|of| &of.hosts).map(ToString::to_string);
     let hosts = hosts.collect::<Vec<_>>().join(", ");
     CliError::new(Exit::Failed, format!("{vm} is being finalized, and one of its hosts still keeps something: {hosts}"))

@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use clap::{Args, ValueEnum};
 use sterna_shared::id::{HostId, JobId, PlannedVmId};
-use sterna_shared::job::{DiskPlacement, JobKind, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StorageWish};
+use sterna_shared::job::{
+    DiskPlacement, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StorageWish,
+};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use sterna_shared::view::cim::{BandwidthUnit, Settings};
 
@@ -148,6 +150,24 @@ impl SubmitArgs {
     }
 }
 
+/// Submits a job.
+pub(super) async fn begin(
+    job: JobId,
+    request: &MoveRequest,
+    policy: &Policy,
+    client: &Client,
+) -> Result<Box<JobStatus>, CliError> {
+    client.migrate(job, request, policy).await.map_err(|error| {
+        let error = CliError::from(error);
+        // Only then may the job exist unseen.
+        if error.exit == Exit::Unreachable {
+            error.hint(format!("if in doubt whether it began: sterna job show {job}"))
+        } else {
+            error
+        }
+    })
+}
+
 /// Submits a job and, unless it waits for its time, follows it to its end.
 pub(super) async fn submit(
     job: JobId,
@@ -157,14 +177,9 @@ pub(super) async fn submit(
     client: &Client,
     output: Output,
 ) -> Result<Exit, CliError> {
-    let status = client.migrate(job, request, policy).await.map_err(|error| {
-        let error = CliError::from(error);
-        // Only then may the job exist unseen.
-        if error.exit == Exit::Unreachable {
-            error.hint(format!("if in doubt whether it began: sterna job show {job}; the same command with --job={job} makes no second one"))
-        } else {
-            error
-        }
+    let status = begin(job, request, policy, client).await.map_err(|error| match error.exit {
+        Exit::Unreachable => error.hint(format!("the same command with --job={job} makes no second one")),
+        _ => error,
     })?;
     let view = JobView::new(&status, None);
     // One that waits for its time is not watched until then.

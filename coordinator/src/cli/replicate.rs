@@ -3,6 +3,7 @@
 //! A replication is a recurring job; each of its cycles is a job of its own. What a command here does can be done with
 //! `sterna job` too, but for the replica itself.
 
+mod pause;
 mod remove;
 mod shown;
 
@@ -12,11 +13,11 @@ use clap::{Args, Subcommand};
 use sterna_shared::bus::JobChange;
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, RequestedState,
-    ReturnCode, Run, Schedule, StorageWish,
+    DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, Run, Schedule,
+    StorageWish,
 };
 use sterna_shared::replica::{
-    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaState, ReplicaView, ReplicationWish, Retention,
+    IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaView, ReplicationWish, Retention,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -29,6 +30,7 @@ use super::vm::done;
 use super::{job, labels, lifetime, now, schedule};
 use crate::client::Client;
 
+pub(super) use pause::{pause, resume};
 use remove::remove;
 pub(super) use shown::span;
 use shown::{cycles, list, show};
@@ -208,18 +210,13 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
             output.result(&runs, || cycles(&runs))?;
             Ok(Exit::Ok)
         }
-        ReplicateCommand::Pause { vm } => pause(vm, client, output).await,
-        ReplicateCommand::Resume { vm } => {
-            let views = of(vm, client).await?;
-            if views.iter().any(|view| view.state == ReplicaState::Expired) {
-                return Err(lifetime::expired(vm));
-            }
-            if let Some(view) = views.iter().find(|view| view.state == ReplicaState::Cutover) {
-                return Err(lifetime::cut_over(vm, view));
-            }
+        ReplicateCommand::Pause { vm } => {
             let status = kept_by(vm, client).await?;
-            ask_for(&status, RequestedState::Start, client).await?;
-            done(Ok(()), format!("{vm}: replication goes on; see it with sterna replicate show {vm}"), output)
+            done(Ok(()), pause(&status, client).await?, output)
+        }
+        ReplicateCommand::Resume { vm } => {
+            let status = kept_by(vm, client).await?;
+            done(Ok(()), resume(&status, client).await?, output)
         }
         ReplicateCommand::Verify(args) => verify(args, client, output).await,
         ReplicateCommand::Label { vm, changes } => {
@@ -348,32 +345,6 @@ pub(super) async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>,
         .hint(format!("cancel it: sterna job cancel {job}")));
     }
     Ok(status)
-}
-
-async fn ask_for(status: &JobStatus, wanted: RequestedState, client: &Client) -> Result<(), CliError> {
-    let change = client.request_state(status.job, wanted, None).await?;
-    if matches!(change.code, ReturnCode::Completed | ReturnCode::Started) {
-        return Ok(());
-    }
-    let reason = change.reason.unwrap_or_else(|| format!("job {} is {}", status.job, change.status.state));
-    Err(CliError::new(Exit::Refused, reason).hint(format!("see sterna job show {}", status.job)))
-}
-
-async fn pause(vm: &str, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let status = kept_by(vm, client).await?;
-    ask_for(&status, RequestedState::Suspend, client).await?;
-    // Asked for anew: a cycle may have begun just before.
-    let status = client.job(status.job).await?.status;
-    if let Some(cycle) = status.runs.current()
-        && let Err(refused) = client.cancel(cycle).await
-    {
-        // One that was over before there was anything to be cancelled is what was asked for.
-        let is_over = client.job(cycle).await.is_ok_and(|cycle| cycle.status.state.is_final());
-        if !is_over {
-            return Err(refused.into());
-        }
-    }
-    done(Ok(()), format!("{vm}: replication is paused; go on with sterna replicate resume {vm}"), output)
 }
 
 fn parse_idle(text: &str) -> Result<u32, String> {

@@ -27,48 +27,24 @@ const PENDING_PATIENCE: Duration = Duration::from_secs(10);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(first: JobView, client: &Client, output: Output) -> Result<Exit, CliError> {
-    let job = first.job;
-    let mut watch = Watch::new(output);
-    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
-    let mut ticks = tokio::time::interval(POLL_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut view, mut heard_at, mut pending_since) = (first, Instant::now(), None);
-    loop {
-        view.percent = watch.see(&view)?;
-        pending_since = (view.state == JobState::QueryPending).then(|| pending_since.unwrap_or_else(Instant::now));
-        let waited_enough = pending_since.is_none_or(|since: Instant| since.elapsed() >= PENDING_PATIENCE);
-        if let Some(exit) = Exit::of_job(view.state).filter(|_| waited_enough) {
-            watch.finish(&view, exit)?;
-            return Ok(exit);
-        }
-        let answer = tokio::select! {
-            _ = &mut interrupt => {
-                watch.clear();
-                output.remark(&format!(
-                    "stopped watching; the job goes on. Watch again: sterna job watch {job}; \
-                     cancel: sterna job cancel {job}"
-                ));
-                return Ok(Exit::Interrupted);
-            }
-            answer = async {
-                ticks.tick().await;
-                client.job(job).await.map(|job| job.view()).map_err(CliError::from)
-            } => answer,
-        };
-        match answer {
-            Ok(next) => (view, heard_at) = (next, Instant::now()),
-            Err(error) if error.exit == Exit::Unreachable && heard_at.elapsed() < SILENCE_MAX => watch.silent(&error),
-            Err(error) => {
-                watch.clear();
-                return Err(error.hint(format!("the job goes on; watch again: sterna job watch {job}")));
-            }
-        }
+    let mut watch = Watch::new(output, false);
+    let (view, exit) = watch.follow(first, client).await?;
+    if exit != Exit::Interrupted {
+        watch.finish(&view, exit)?;
     }
+    Ok(exit)
+}
+
+/// Follows a job, one of several, and says nothing meanwhile; gives back how it was when that ended.
+pub(super) async fn quietly(first: JobView, client: &Client, output: Output) -> Result<(JobView, Exit), CliError> {
+    Watch::new(output, true).follow(first, client).await
 }
 
 /// What is on the screen, and what was told already.
 struct Watch {
     output: Output,
+    /// Whether nobody is told of what the job does.
+    quiet: bool,
     bars: Option<Bars>,
     last: Option<JobView>,
     percent: f64,
@@ -77,9 +53,50 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(output: Output) -> Self {
-        let bars = output.draws().then(Bars::new);
-        Self { output, bars, last: None, percent: 0.0, line_at: None, was_silent: false }
+    fn new(output: Output, quiet: bool) -> Self {
+        let bars = (output.draws() && !quiet).then(Bars::new);
+        Self { output, quiet, bars, last: None, percent: 0.0, line_at: None, was_silent: false }
+    }
+
+    /// Follows a job until it is over, or waits for an operator, or nobody wants to see it any more.
+    async fn follow(&mut self, first: JobView, client: &Client) -> Result<(JobView, Exit), CliError> {
+        let job = first.job;
+        let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+        let mut ticks = tokio::time::interval(POLL_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut view, mut heard_at, mut pending_since) = (first, Instant::now(), None);
+        loop {
+            view.percent = self.see(&view)?;
+            pending_since = (view.state == JobState::QueryPending).then(|| pending_since.unwrap_or_else(Instant::now));
+            let waited_enough = pending_since.is_none_or(|since: Instant| since.elapsed() >= PENDING_PATIENCE);
+            if let Some(exit) = Exit::of_job(view.state).filter(|_| waited_enough) {
+                return Ok((view, exit));
+            }
+            let answer = tokio::select! {
+                _ = &mut interrupt => {
+                    self.clear();
+                    self.output.remark(&format!(
+                        "stopped watching; the job goes on. Watch again: sterna job watch {job}; \
+                         cancel: sterna job cancel {job}"
+                    ));
+                    return Ok((view, Exit::Interrupted));
+                }
+                answer = async {
+                    ticks.tick().await;
+                    client.job(job).await.map(|job| job.view()).map_err(CliError::from)
+                } => answer,
+            };
+            match answer {
+                Ok(next) => (view, heard_at) = (next, Instant::now()),
+                Err(error) if error.exit == Exit::Unreachable && heard_at.elapsed() < SILENCE_MAX => {
+                    self.silent(&error);
+                }
+                Err(error) => {
+                    self.clear();
+                    return Err(error.hint(format!("the job goes on; watch again: sterna job watch {job}")));
+                }
+            }
+        }
     }
 
     /// Shows what is new of a view; gives the percentage, which never falls.
@@ -87,7 +104,7 @@ impl Watch {
         self.was_silent = false;
         self.percent = self.percent.max(view.percent);
         let view = JobView { percent: self.percent, ..view.clone() };
-        if self.last.as_ref() == Some(&view) {
+        if self.quiet || self.last.as_ref() == Some(&view) {
             return Ok(self.percent);
         }
         self.output.json_line(&view)?;
@@ -143,28 +160,8 @@ impl Watch {
         self.clear();
         if !self.output.for_programs() {
             self.output.result(view, || summary(view))?;
-            if exit == Exit::Failed
-                && let Some(failure) = &view.failure
-            {
-                let head = match view.kind {
-                    // What is wrong with the replica says itself whose it is.
-                    JobKind::Verify | JobKind::Rehearse => String::new(),
-                    kind if kind.only_looks() => String::new(),
-                    JobKind::Replicate => format!("{} was not replicated: ", view.vm.name),
-                    JobKind::Clone => format!("{} was not made: ", view.vm.name),
-                    JobKind::Cutover => format!("{} was not cut over: ", view.vm.name),
-                    _ => format!("{} was not moved: ", view.vm.name),
-                };
-                let mut error = CliError::new(exit, format!("{head}{}", failure.message));
-                error.hints.extend(Some(failure.remedy.clone()).filter(|remedy| !remedy.is_empty()));
-                // What a check has found is told above, each with its remedy.
-                if view.check.is_none() {
-                    error.causes.clone_from(&failure.causes);
-                }
-                self.output.error(&error.hint(format!("sterna job show {} tells every step", view.job)));
-            }
-            if exit == Exit::NeedsOperator {
-                self.output.error(&waiting(view));
+            if let Some(error) = fault(view, exit) {
+                self.output.error(&error);
             }
         }
         Ok(())
@@ -191,6 +188,33 @@ fn waiting(view: &JobView) -> CliError {
          sterna vm resolve {} --fenced HOST",
         vm.name
     ))
+}
+
+/// Why a job failed, or what it waits for; none of one that is over otherwise.
+pub(super) fn fault(view: &JobView, exit: Exit) -> Option<CliError> {
+    let name = &view.vm.name;
+    match (exit, &view.failure) {
+        (Exit::Failed, Some(failure)) => {
+            let head = match view.kind {
+                // What is wrong with the replica says itself whose it is.
+                JobKind::Verify | JobKind::Rehearse => String::new(),
+                kind if kind.only_looks() => String::new(),
+                JobKind::Replicate => format!("{name} was not replicated: "),
+                JobKind::Clone => format!("{name} was not made: "),
+                JobKind::Cutover => format!("{name} was not cut over: "),
+                _ => format!("{name} was not moved: "),
+            };
+            let mut error = CliError::new(exit, format!("{head}{}", failure.message));
+            error.hints.extend(Some(failure.remedy.clone()).filter(|remedy| !remedy.is_empty()));
+            // What a check has found is told above, each with its remedy.
+            if view.check.is_none() {
+                error.causes.clone_from(&failure.causes);
+            }
+            Some(error.hint(format!("sterna job show {} tells every step", view.job)))
+        }
+        (Exit::NeedsOperator, _) => Some(waiting(view)),
+        _ => None,
+    }
 }
 
 /// What is new of a job, in the order in which it happened.
@@ -229,7 +253,8 @@ fn news(before: Option<&JobView>, view: &JobView) -> Vec<String> {
     head.into_iter().chain(news.into_iter().map(|(_, line)| line)).collect()
 }
 
-fn summary(view: &JobView) -> String {
+/// What became of a job, in a line.
+pub(super) fn summary(view: &JobView) -> String {
     let took = match (view.started_at, view.finished_at) {
         (Some(started), Some(finished)) => format!(" after {:.1} s", finished.seconds_since(started)),
         _ => String::new(),

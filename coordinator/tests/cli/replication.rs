@@ -10,6 +10,8 @@ use super::*;
 
 /// The cycle under way in these tests.
 const CYCLE: &str = "0197c0de-0000-7000-8000-00000000000b";
+/// The replication of a VM that is never in the state in which something can be done with it.
+const DB: &str = "0197c0de-0000-7000-8000-00000000000c";
 
 /// A recurring replication with a cycle under way.
 fn replication() -> JobStatus {
@@ -60,6 +62,15 @@ fn view(job: Option<&JobStatus>, cutover: Option<CutoverStanding>) -> ReplicaVie
     ReplicaView::of(&"beta".parse().expect("a name"), Some(&replica), job, cutover, at(62)).expect("a view")
 }
 
+/// The replication of another VM, in the same group.
+fn of_db() -> JobStatus {
+    let mut status = replication();
+    status.job = DB.parse().expect("a UUID");
+    status.plan.vm.name = "db".parse().expect("a name");
+    status.runs.latest.clear();
+    status
+}
+
 /// A coordinator with one replication, and a list of what was asked of it that changes something.
 fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -70,6 +81,15 @@ fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex
             ApiRequest::ReplicaList => ApiReply::Replicas { replicas: vec![view(Some(&replication()), None)] },
             ApiRequest::JobShow { job } if job.to_string() == JOB => shown(&replication()),
             ApiRequest::JobShow { .. } => shown(&over()),
+            ApiRequest::JobGroup { group } if group == "shop" => {
+                ApiReply::Jobs { jobs: vec![of_db(), over(), replication()] }
+            }
+            ApiRequest::JobGroup { .. } => ApiReply::Jobs { jobs: vec![over()] },
+            ApiRequest::JobState { job, requested, .. } if job.to_string() == DB => {
+                note(format!("state {requested} of {job}"));
+                let (code, reason) = (ReturnCode::InvalidTransition, Some("db is held".to_owned()));
+                ApiReply::StateRequested { code, reason, status: Box::new(of_db()) }
+            }
             ApiRequest::JobState { job, requested, .. } => {
                 note(format!("state {requested} of {job}"));
                 ApiReply::StateRequested { code: ReturnCode::Completed, reason: None, status: Box::new(replication()) }
@@ -187,6 +207,36 @@ fn a_pause_needs_no_cycle_that_could_be_stopped_where_it_has_ended_meanwhile() {
             assert_eq!(paused.status.code(), Some(code), "{}", text(&paused.stderr));
         });
     }
+}
+
+#[test]
+fn what_is_done_to_a_group_goes_on_where_one_is_refused() {
+    let (printed, asked) = ran(&["group", "pause", "shop"], 3);
+    let lines: Vec<&str> = printed.lines().collect();
+    let paused = "web: replication is paused; go on with sterna replicate resume web";
+    assert_eq!(lines, ["db: not done: db is held", paused]);
+    assert_eq!(asked, [format!("state 3 of {DB}"), format!("state 3 of {JOB}"), format!("cancel {CYCLE}")]);
+    let (printed, asked) = ran(&["--output", "json", "group", "resume", "shop"], 3);
+    assert_eq!(asked, [format!("state 2 of {DB}"), format!("state 2 of {JOB}")]);
+    let told: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    let done: Vec<_> = told.as_array().expect("a list").iter().map(|of| (&of["vm"], &of["done"])).collect();
+    assert_eq!(done, [(&"db".into(), &false.into()), (&"web".into(), &true.into())]);
+    assert_eq!((&told[0]["error"]["kind"], told[1].get("error")), (&"refused".into(), None));
+    let (printed, asked) = ran(&["group", "pause", "night"], 4);
+    assert!(printed.is_empty() && asked.is_empty(), "what is over is in it, and no more: {printed}");
+}
+
+#[test]
+fn a_group_is_cut_over_and_finalized_vm_by_vm() {
+    let id = "0197c0de-0000-7000-8000-000000000001";
+    let (printed, asked) = ran(&["group", "cutover", "shop", "--cold", "--detach"], 0);
+    assert_eq!(asked, [format!("Cutover of {id}, dry false"), format!("Cutover of {id}, dry false")]);
+    assert_eq!(printed.lines().count(), 2, "{printed}");
+    let (_, asked) = ran(&["group", "finalize", "shop"], 2);
+    assert!(asked.is_empty(), "nobody said yes");
+    let (printed, asked) = ran(&["group", "finalize", "shop", "--yes"], 0);
+    assert_eq!(asked, [format!("finalize {id}"), format!("finalize {id}")]);
+    assert_eq!(printed.matches("is finalized").count(), 2, "{printed}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! A replication that goes on by itself: cycle after cycle, paused, resumed, over restarts of all that takes part and beside a
-//! move of the VM; and clones that are ended in the middle of their making.
+//! move of the VM; a group of them, which is paused, resumed, cut over and finalized as a whole; and clones that are ended in the middle of their making.
 
 #![expect(clippy::print_stderr, reason = "figures are for whoever reads the output of a test")]
 
@@ -114,6 +114,76 @@ async fn newer_than(fleet: &Fleet, number: u64) -> anyhow::Result<u64> {
         // A coordinator that has just started does not answer yet.
         let Ok(view) = view(fleet).await else { return Ok(None) };
         Ok(snapshots(&view["replica"]).last().copied().filter(|newest| *newest > number))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_group_is_paused_resumed_cut_over_and_finalized_as_a_whole() {
+    on_fleet(group).await;
+}
+
+async fn group(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let vms = ["web", "db"];
+    let mut web = Watched::start(fleet, "alpha", &WitnessWish::small(vms[0])).await?;
+    let mut db = Watched::start(fleet, "alpha", &WitnessWish::small(vms[1])).await?;
+    for vm in vms {
+        fleet.sterna(&["replicate", "add", vm, "--to", "bravo", "--idle", "1s", "--detach"]).await?;
+        fleet.sterna(&["group", "add", "shop", vm]).await?;
+    }
+    let first = newest_of(fleet, vms, [0, 0]).await?;
+    whole(fleet, &["pause", "shop"]).await?;
+    let paused = eventually("both are paused", WAIT, async || {
+        let mut newest = [0; 2];
+        for (vm, newest) in vms.into_iter().zip(&mut newest) {
+            let free = fleet.sterna(&["vm", "show", vm]).await?["report"]["job"].is_null();
+            let view = fleet.sterna(&["replicate", "show", vm]).await?[0].clone();
+            if view["state"] != "PAUSED" || !free {
+                return Ok(None);
+            }
+            *newest = snapshots(&view["replica"]).last().copied().unwrap_or(0);
+        }
+        Ok(Some(newest))
+    })
+    .await?;
+    ensure!(paused.iter().zip(first).all(|(paused, first)| *paused >= first), "{first:?}, then {paused:?}");
+
+    // Neither is cut over: each is refused, and told.
+    let refused = fleet.try_sterna(&["--output", "json", "group", "finalize", "shop", "--yes"]).await?;
+    let told: Value = serde_json::from_slice(&refused.stdout)?;
+    let told = told.as_array().context("a list")?;
+    ensure!(refused.status.code() == Some(3) && told.len() == 2, "{refused:?}");
+    ensure!(told.iter().all(|of| of["error"]["refusals"][0]["code"] == "not_cut_over"), "{told:#?}");
+
+    whole(fleet, &["resume", "shop"]).await?;
+    newest_of(fleet, vms, paused).await?;
+    whole(fleet, &["cutover", "shop", "--max-blackout", "60000"]).await?;
+    for (vm, watched) in vms.into_iter().zip([&mut web, &mut db]) {
+        ensure!(fleet.sterna(&["vm", "show", vm]).await?["host"] == "bravo", "{vm} is where its replica was");
+        watched.prove().await.with_context(|| vm.to_owned())?;
+    }
+    whole(fleet, &["finalize", "shop", "--yes"]).await?;
+    let left = fleet.sterna(&["replicate", "list"]).await?;
+    ensure!(left.as_array().is_some_and(Vec::is_empty), "nothing is left: {left:#}");
+    web.prove().await
+}
+
+/// Does something to a whole group, which both of its replications have to take part in.
+async fn whole(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<()> {
+    let told = fleet.sterna(&[&["group"], arguments].concat()).await?;
+    let done = told.as_array().map(|all| all.iter().filter(|of| of["done"] == true).count());
+    ensure!(done == Some(2), "{arguments:?}: {told:#}");
+    Ok(())
+}
+
+/// Waits for a snapshot of each that has a higher number, and gives their numbers back.
+async fn newest_of(fleet: &Fleet, vms: [&str; 2], before: [u64; 2]) -> anyhow::Result<[u64; 2]> {
+    eventually(&format!("snapshots after {before:?}"), WAIT, async || {
+        let mut newest = [0; 2];
+        for (vm, newest) in vms.into_iter().zip(&mut newest) {
+            *newest = replica(fleet, vm).await?.and_then(|found| snapshots(&found).last().copied()).unwrap_or(0);
+        }
+        Ok(newest.iter().zip(before).all(|(newest, before)| *newest > before).then_some(newest))
     })
     .await
 }
