@@ -40,6 +40,7 @@ mod replicate;
 mod schedule;
 mod settings;
 mod vm;
+mod vm_body;
 mod watch;
 
 use std::io::{self, IsTerminal, Write};

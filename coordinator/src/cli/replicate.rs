@@ -7,6 +7,7 @@ mod pause;
 mod remove;
 mod shown;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -27,7 +28,8 @@ use super::labels::Wanted;
 use super::migrate::{parse_placement, submit};
 use super::output::{Format, Output, moment};
 use super::vm::done;
-use super::{job, labels, lifetime, now, schedule};
+use super::vm_body::VmBody;
+use super::{body, job, labels, lifetime, now, schedule};
 use crate::client::Client;
 
 pub(super) use pause::{pause, resume};
@@ -85,6 +87,20 @@ pub(super) enum ReplicateCommand {
         /// KEY=VALUE for one to be set, KEY- for one to go
         #[arg(value_name = "KEY=VALUE", required = true, value_parser = labels::parse_change)]
         changes: Vec<JobChange>,
+    },
+    /// Change what a MigratingVm of Google's form says of a VM's replication: its pause, and its labels
+    #[command(after_help = "Examples:\n  \
+        sterna replicate update web --from vm.json --update-mask policy.idleDuration\n  \
+        echo '{\"labels\": {\"team\": \"shop\"}}' | sterna replicate update web --from -")]
+    Update {
+        /// The VM's name or id
+        vm: String,
+        /// A file with a MigratingVm as Google's Migrate to VMs has it, in JSON; - reads stdin
+        #[arg(long, value_name = "FILE.json")]
+        from: PathBuf,
+        /// The fields that count, and are afterwards as the file has them: policy.idleDuration, labels [default: all that it has]
+        #[arg(long, value_name = "FIELD,FIELD", value_delimiter = ',')]
+        update_mask: Vec<String>,
     },
     /// Push back when a VM's replication expires
     Extend {
@@ -224,6 +240,7 @@ pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Out
             let told = format!("{vm}: the labels of its replication are changed");
             done(client.edit(status.job, changes.clone()).await, told, output)
         }
+        ReplicateCommand::Update { vm, from, update_mask } => update(vm, from, update_mask, client, output).await,
         ReplicateCommand::Extend { vm, by } => lifetime::extend(vm, *by, client, output).await,
         ReplicateCommand::Finalize { vm, yes, detach } => lifetime::finalize(vm, *yes, *detach, client, output).await,
         ReplicateCommand::Remove { vm, yes } => remove(vm, *yes, client, output).await,
@@ -347,6 +364,20 @@ pub(super) async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>,
     Ok(status)
 }
 
+async fn update(vm: &str, from: &Path, mask: &[String], client: &Client, output: Output) -> Result<Exit, CliError> {
+    let wanted = body::from_file(from, |text| VmBody::of(text, mask))?;
+    for warning in &wanted.warnings {
+        output.remark(&format!("warning: {warning}"));
+    }
+    let status = kept_by(vm, client).await?;
+    let changes = wanted.changes(&status.policy);
+    if changes.is_empty() {
+        return done(Ok(()), format!("{vm}: its replication is so already"), output);
+    }
+    let told = format!("{vm}: its replication is changed; see it with sterna replicate show {vm}");
+    done(client.edit(status.job, changes).await, told, output)
+}
+
 fn parse_idle(text: &str) -> Result<u32, String> {
     let within = |seconds: &u32| (1..=IDLE_MAX_SECONDS).contains(seconds);
     schedule::parse_seconds(text)
@@ -434,6 +465,18 @@ mod tests {
         assert_eq!(request.bandwidth, Some(Bandwidth(1 << 20)));
         assert_eq!(args(&[]).target, None, "that with the latest snapshot");
         assert!(line(&["verify"]).is_err());
+    }
+
+    #[test]
+    fn a_mask_names_fields_with_commas_between() {
+        let update = |arguments: &[&str]| line(&[&["update", "web"], arguments].concat());
+        let ReplicateCommand::Update { update_mask, .. } =
+            update(&["--from", "-", "--update-mask", "policy.idleDuration,labels"]).expect("a command")
+        else {
+            panic!("another command")
+        };
+        assert_eq!(update_mask, ["policy.idleDuration", "labels"]);
+        assert!(update(&["--from", "vm.json"]).is_ok() && update(&["--update-mask", "labels"]).is_err());
     }
 
     #[test]

@@ -85,6 +85,10 @@ fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex
                 ApiReply::Jobs { jobs: vec![of_db(), over(), replication()] }
             }
             ApiRequest::JobGroup { .. } => ApiReply::Jobs { jobs: vec![over()] },
+            ApiRequest::JobEdit { job, changes } => {
+                note(format!("edit {job}: {changes:?}"));
+                ApiReply::Done
+            }
             ApiRequest::JobState { job, requested, .. } if job.to_string() == DB => {
                 note(format!("state {requested} of {job}"));
                 let (code, reason) = (ReturnCode::InvalidTransition, Some("db is held".to_owned()));
@@ -237,6 +241,26 @@ fn a_group_is_cut_over_and_finalized_vm_by_vm() {
     let (printed, asked) = ran(&["group", "finalize", "shop", "--yes"], 0);
     assert_eq!(asked, [format!("finalize {id}"), format!("finalize {id}")]);
     assert_eq!(printed.matches("is finalized").count(), 2, "{printed}");
+}
+
+#[test]
+fn a_replication_is_updated_by_a_file_and_a_mask() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("vm.json");
+    let path = path.to_str().expect("UTF-8");
+    let body = r#"{ "displayName": "shop", "policy": { "idleDuration": "600s" }, "labels": { "team": "shop" } }"#;
+    std::fs::write(path, body).expect("written");
+    let update = |more: &[&str], code| ran(&[&["replicate", "update", "web", "--from", path], more].concat(), code);
+    let (printed, asked) = update(&["--update-mask", "labels"], 0);
+    assert_eq!(asked, [format!(r#"edit {JOB}: [Label {{ key: "team", value: Some("shop") }}]"#)]);
+    assert!(printed.contains("is changed"), "{printed}");
+    let (_, asked) = update(&[], 0);
+    assert!(asked[0].contains("idle_seconds: Some(600)") && asked[0].contains("team"), "{asked:?}");
+    let (_, asked) = update(&["--update-mask", "displayName"], 2);
+    assert!(asked.is_empty(), "all of it or nothing");
+    std::fs::write(path, r#"{ "policy": { "idleDuration": "300s" } }"#).expect("written");
+    let (printed, asked) = update(&["--update-mask", "policy,labels"], 0);
+    assert!(asked.is_empty() && printed.contains("is so already"), "{printed}");
 }
 
 #[test]
