@@ -13,18 +13,19 @@ use sterna_shared::job::{JobKind, JobStatus, Policy};
 
 use super::cutover::{self, LimitArgs, MannerArgs};
 use super::error::{CliError, Exit};
-use super::output::{Output, table};
+use super::output::{Format, Output, table};
 use super::vm::done;
-use super::{confirm, job, lifetime, migrate, replicate, watch};
+use super::{confirm, job, lifetime, migrate, now, replicate, watch};
 use crate::client::Client;
 use crate::view::JobView;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum GroupCommand {
-    /// List all groups
+    /// List all groups; those of replications also as Google has them, with --output google
     #[command(visible_alias = "ls")]
     List,
-    /// Show the jobs of a group, in the order in which they were submitted; those that are no replications run in that order
+    /// Show the jobs of a group, in the order in which they were submitted; those that are no replications run in that order. Also
+    /// the group itself as Google has it, with --output google
     Show {
         /// Its name
         group: String,
@@ -99,6 +100,18 @@ struct Group {
 
 pub(super) async fn run(command: &GroupCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
+        GroupCommand::List if output.format == Format::Google => {
+            output.json(&client.replications(now()).await?.known().groups(None))?;
+            Ok(Exit::Ok)
+        }
+        GroupCommand::Show { group } if output.format == Format::Google => {
+            let found = client.replications(now()).await?.known().groups(Some(group));
+            if found.groups.is_empty() {
+                return Err(no_member(group));
+            }
+            output.json(&found)?;
+            Ok(Exit::Ok)
+        }
         GroupCommand::List => {
             let groups = groups(&client.jobs().await?);
             output.result(&groups, || list(&groups))?;

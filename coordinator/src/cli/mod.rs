@@ -205,12 +205,14 @@ fn run(cli: Cli, output: Output) -> Result<Exit, CliError> {
 const fn has_face(command: &Command, format: Format) -> bool {
     use clone::CloneCommand as C;
     use cutover::CutoverCommand as O;
+    use group::GroupCommand as G;
     use replicate::ReplicateCommand as R;
     match command {
         Command::Job(job::JobCommand::Show { .. } | job::JobCommand::Error { .. }) => {
             matches!(format, Format::Cim | Format::CimXml)
         }
         Command::Operation(_)
+        | Command::Group(G::List | G::Show { .. })
         | Command::Clone(C::List(_) | C::Show { .. })
         | Command::Cutover(O::List(_) | O::Show { .. })
         | Command::Replicate(R::List { .. } | R::Show { .. } | R::Cycles { .. }) => matches!(format, Format::Google),
@@ -221,7 +223,7 @@ const fn has_face(command: &Command, format: Format) -> bool {
 fn no_face(face: &str, format: Format) -> CliError {
     let (of, such) = match format {
         Format::Google => (
-            "sterna clone, cutover and operation list and show, and sterna replicate list, show and cycles: nothing else has it",
+            "sterna clone, cutover, group and operation list and show, and sterna replicate list, show and cycles: nothing else has it",
             "sterna clone show JOB",
         ),
         _ => ("sterna job show and sterna job error: only a job has it", "sterna job show JOB"),
@@ -296,11 +298,16 @@ mod tests {
             &["cutover", "show", job],
             &["replicate", "list"],
             &["operation", "list"],
+            &["group", "list"],
+            &["group", "show", "shop"],
             &["replicate", "cycles", "a"],
+            &["replicate", "cycles", "a", "--cycle", "7"],
+            &["replicate", "show", "a", "--view", "basic"],
         ] {
             assert!(has(line, "google") && !has(line, "cim"), "{line:?}");
         }
         assert!(has(&["job", "show", job], "cim-xml") && !has(&["job", "show", job], "google"));
+        assert!(!has(&["group", "pause", "shop"], "google"));
         assert!(!has(&["vm", "list"], "google") && !has(&["clone", "cancel", job], "google"));
         let error = no_face("google", Format::Google);
         assert_eq!(error.exit, Exit::Usage);

@@ -3,6 +3,7 @@
 //! A replication is a recurring job; each of its cycles is a job of its own. What a command here does can be done with
 //! `sterna job` too, but for the replica itself.
 
+mod google;
 mod pause;
 mod remove;
 mod shown;
@@ -14,8 +15,7 @@ use clap::{Args, Subcommand};
 use sterna_shared::bus::JobChange;
 use sterna_shared::id::{HostId, JobId};
 use sterna_shared::job::{
-    DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, Run, Schedule,
-    StorageWish,
+    DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, Schedule, StorageWish,
 };
 use sterna_shared::replica::{
     IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaView, ReplicationWish, Retention,
@@ -29,13 +29,14 @@ use super::migrate::{parse_placement, submit};
 use super::output::{Format, Output, moment};
 use super::vm::done;
 use super::vm_body::VmBody;
-use super::{body, job, labels, lifetime, now, schedule};
+use super::{body, job, labels, lifetime, schedule};
 use crate::client::Client;
 
+use google::View;
 pub(super) use pause::{pause, resume};
 use remove::remove;
 pub(super) use shown::span;
-use shown::{cycles, list, show};
+use shown::{cycles_of, list, list_cycles, show, show_cycle};
 
 pub(super) const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// How often it is asked for what a host says with its next heartbeat.
@@ -57,16 +58,25 @@ pub(super) enum ReplicateCommand {
         /// Those only that have this label; of several, all of them
         #[arg(long = "label", value_name = "KEY[=VALUE]", value_parser = labels::parse_wanted)]
         labels: Vec<Wanted>,
+        /// How much is told of each, with --output google [default: full]
+        #[arg(long, value_enum)]
+        view: Option<View>,
     },
     /// Show the replica of a VM with its snapshots; also as Google has replications, with --output google
     Show {
         /// The VM's name or id
         vm: String,
+        /// How much is told, with --output google [default: full]
+        #[arg(long, value_enum)]
+        view: Option<View>,
     },
-    /// List the latest cycles of a VM's replication; also as Google has them, with --output google
+    /// List the latest cycles of a VM's replication, or show one; also as Google has them, with --output google
     Cycles {
         /// The VM's name or id
         vm: String,
+        /// The one with that number: the first cycle of a replication is 1
+        #[arg(long, value_name = "NUMBER")]
+        cycle: Option<u32>,
     },
     /// Stop replicating until it is resumed; a cycle under way is cancelled, and what it sent is not lost
     Pause {
@@ -187,43 +197,45 @@ pub(super) struct VerifyArgs {
 
 pub(super) async fn run(command: &ReplicateCommand, client: &Client, output: Output) -> Result<Exit, CliError> {
     match command {
-        ReplicateCommand::List { labels } if output.format == Format::Google => {
-            let mut list = client.replications(now()).await?.known().migrating_vms(None);
-            list.migrating_vms.retain(|vm| labels::are_wanted(&vm.labels, labels));
-            output.json(&list)?;
-            Ok(Exit::Ok)
+        ReplicateCommand::List { labels, view } if output.format == Format::Google => {
+            google::list(labels, *view, client, output).await
         }
-        ReplicateCommand::Show { vm } if output.format == Format::Google => {
-            let found = client.replications(now()).await?.known().migrating_vms(Some(vm));
-            if found.migrating_vms.is_empty() {
-                return Err(no_replication(vm));
-            }
-            output.json(&found)?;
-            Ok(Exit::Ok)
+        ReplicateCommand::Show { vm, view } if output.format == Format::Google => {
+            google::show(vm, *view, client, output).await
         }
-        ReplicateCommand::Cycles { vm } if output.format == Format::Google => {
-            let told = client.replications(now()).await?;
-            if told.known().migrating_vms(Some(vm)).migrating_vms.is_empty() {
-                return Err(no_replication(vm));
-            }
-            output.json(&told.known().replication_cycles(vm))?;
-            Ok(Exit::Ok)
+        ReplicateCommand::Cycles { vm, cycle } if output.format == Format::Google => {
+            google::cycles(vm, *cycle, client, output).await
         }
         ReplicateCommand::Add(args) => add(args, client, output).await,
-        ReplicateCommand::List { labels } => {
+        ReplicateCommand::List { labels, view } => {
+            google::check(*view, output)?;
             let mut views = client.replicas().await?;
             views.retain(|view| labels::are_wanted(&view.labels, labels));
             output.result(&views, || list(&views))?;
             Ok(Exit::Ok)
         }
-        ReplicateCommand::Show { vm } => {
+        ReplicateCommand::Show { vm, view } => {
+            google::check(*view, output)?;
             let views = of(vm, client).await?;
             output.result(&views, || views.iter().map(show).collect::<Vec<_>>().join("\n\n"))?;
             Ok(Exit::Ok)
         }
-        ReplicateCommand::Cycles { vm } => {
-            let runs: Vec<Run> = of(vm, client).await?.into_iter().flat_map(|view| view.cycles).collect();
-            output.result(&runs, || cycles(&runs))?;
+        ReplicateCommand::Cycles { vm, cycle } => {
+            let mut views = of(vm, client).await?;
+            // What goes on counts more than what is over.
+            views.sort_by_key(|view| view.replication.is_none());
+            let mut cycles = views.iter().flat_map(cycles_of);
+            match cycle {
+                Some(number) => {
+                    let cycle = cycles.find(|cycle| cycle.number == *number);
+                    let cycle = cycle.ok_or_else(|| google::no_cycle(vm, *number))?;
+                    output.result(&cycle, || show_cycle(&cycle))?;
+                }
+                None => {
+                    let cycles: Vec<_> = cycles.collect();
+                    output.result(&cycles, || list_cycles(&cycles))?;
+                }
+            }
             Ok(Exit::Ok)
         }
         ReplicateCommand::Pause { vm } => {
@@ -341,12 +353,6 @@ fn not_replicated(vm: &str) -> CliError {
         .hint(format!("see sterna replicate list; begin with sterna replicate add {vm} --to HOST"))
 }
 
-/// Nothing is known that Google's face could be made of.
-fn no_replication(vm: &str) -> CliError {
-    CliError::new(Exit::NotFound, format!("no job that is listed replicates VM {vm}, or did"))
-        .hint(format!("a replica that is left is told by sterna replicate show {vm} without --output google"))
-}
-
 /// The job that keeps a VM's replica.
 pub(super) async fn kept_by(vm: &str, client: &Client) -> Result<Box<JobStatus>, CliError> {
     let Some(job) = of(vm, client).await?.into_iter().find_map(|view| view.replication) else {
@@ -415,6 +421,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cli::now;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -477,6 +484,7 @@ mod tests {
         };
         assert_eq!(update_mask, ["policy.idleDuration", "labels"]);
         assert!(update(&["--from", "vm.json"]).is_ok() && update(&["--update-mask", "labels"]).is_err());
+        assert!(line(&["show", "web", "--view", "basic"]).is_ok() && line(&["show", "web", "--view", "some"]).is_err());
     }
 
     #[test]

@@ -64,6 +64,9 @@ fn clones_are_listed_and_shown_as_google_has_them() {
         let told = text(&sterna(&["--server", url, "operation", "list"]).stdout);
         assert!(told.contains("create") && told.contains("new"), "{told}");
         assert_eq!(text(&google(&["replicate", "list"]).stdout).trim(), "{}");
+        assert_eq!(text(&google(&["group", "list"]).stdout).trim(), "{}");
+        assert_eq!(google(&["group", "show", "shop"]).status.code(), Some(4));
+        assert_eq!(google(&["group", "pause", "shop"]).status.code(), Some(2));
         for command in ["show", "cycles"] {
             assert_eq!(google(&["replicate", command, "web"]).status.code(), Some(4), "{command}");
         }

@@ -264,6 +264,17 @@ fn a_replication_is_updated_by_a_file_and_a_mask() {
 }
 
 #[test]
+fn one_cycle_is_shown_by_its_number() {
+    let (printed, _) = ran(&["replicate", "cycles", "web", "--cycle", "1"], 0);
+    assert!(printed.contains(CYCLE) && printed.contains("running"), "{printed}");
+    let (printed, _) = ran(&["--output", "json", "replicate", "cycles", "web", "--cycle", "1"], 0);
+    let cycle: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
+    assert_eq!((&cycle["number"], &cycle["job"]), (&1.into(), &CYCLE.into()));
+    ran(&["replicate", "cycles", "web", "--cycle", "2"], 4);
+    ran(&["replicate", "show", "web", "--view", "basic"], 2);
+}
+
+#[test]
 fn a_replication_is_ended_before_anything_of_it_is_removed() {
     let (_, asked) = ran(&["replicate", "remove", "web"], 2);
     assert!(asked.is_empty(), "nobody said yes");

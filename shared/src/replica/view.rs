@@ -44,6 +44,9 @@ pub struct ReplicaView {
     pub labels: BTreeMap<String, String>,
     /// The latest cycles, the oldest first.
     pub cycles: Vec<Run>,
+    /// How many cycles have begun: the number of the last one.
+    #[serde(default)]
+    pub cycle_count: u32,
 }
 
 impl ReplicaView {
@@ -85,8 +88,15 @@ impl ReplicaView {
                 seconds(since, now) > 2 * u64::from(idle) + last_took(&cycles)
             }),
             labels: job.map(|job| job.policy.labels.clone()).unwrap_or_default(),
+            cycle_count: job.map_or(0, |job| if job.policy.recurs() { job.runs.count } else { 1 }),
             cycles,
         })
+    }
+
+    /// The latest cycles with their numbers, from 1 of the first that there was; the oldest first.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &Run)> {
+        let listed = u32::try_from(self.cycles.len()).unwrap_or(u32::MAX);
+        (self.cycle_count.saturating_sub(listed) + 1..).zip(&self.cycles)
     }
 }
 

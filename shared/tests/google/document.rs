@@ -8,9 +8,10 @@ use sterna_shared::replica::Standing;
 use sterna_shared::view::google::{
     BootOption, CloneJob, CloneJobState, CloneStage, CloneStep, ComputeEngineBootOption, ComputeEngineTargetDefaults,
     ComputeEngineTargetDetails, CutoverForecast, CutoverJob, CutoverJobState, CutoverStep, CycleStep, ErrorInfo,
-    Expiration, HelpLink, LocalizedMessage, MigratingVm, MigratingVmState, MigrationError, MigrationErrorCode,
-    MigrationWarning, MigrationWarningCode, NetworkInterface, Operation, OperationMetadata, ReplicatingStep,
-    ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy, TargetVmDetails,
+    Expiration, Group, HelpLink, LocalizedMessage, MigratingVm, MigratingVmState, MigrationError, MigrationErrorCode,
+    MigrationTargetType, MigrationWarning, MigrationWarningCode, NetworkInterface, Operation, OperationMetadata,
+    ReplicatingStep, ReplicationCycle, ReplicationCycleState, ReplicationSync, RpcCode, RpcStatus, SchedulePolicy,
+    TargetVmDetails,
 };
 
 fn folder() -> &'static Path {
@@ -29,7 +30,7 @@ fn rows(page: &str) -> Vec<Vec<&str>> {
 }
 
 /// The resources, with the names of their fields.
-fn resources() -> [(&'static str, &'static [&'static str]); 24] {
+fn resources() -> [(&'static str, &'static [&'static str]); 25] {
     [
         ("CloneJob", CloneJob::FIELDS),
         ("CloneStep", CloneStep::FIELDS),
@@ -47,6 +48,7 @@ fn resources() -> [(&'static str, &'static [&'static str]); 24] {
         ("Expiration", Expiration::FIELDS),
         ("SchedulePolicy", SchedulePolicy::FIELDS),
         ("ReplicationSync", ReplicationSync::FIELDS),
+        ("Group", Group::FIELDS),
         ("Operation", Operation::FIELDS),
         ("OperationMetadata", OperationMetadata::FIELDS),
         ("Status", RpcStatus::FIELDS),
@@ -104,6 +106,7 @@ fn every_value_has_its_row_with_its_number() {
         CutoverJobState,
         ReplicationCycleState,
         MigratingVmState,
+        MigrationTargetType,
         MigrationErrorCode,
         MigrationWarningCode,
         ComputeEngineBootOption,

@@ -119,6 +119,62 @@ fn cycles_are_listed_newest_first_with_their_progress() {
 }
 
 #[test]
+fn a_cycle_is_shown_by_its_number() {
+    let job = replication(vec![run_begun(1, 11), run_ended(2, 11, JobState::Completed), run_begun(3, 12)]);
+    let mut before = JobStatus::planned(jobs::cycle_plan(20));
+    before.plan.target.id = "charlie".parse().expect("a name");
+    before.state = JobState::Terminated;
+    before.started_at = Some(at(0));
+    let all = [before, copying(12), job];
+    let known = known(&all, &[], &[]);
+    let shown = |vm, number| known.replication_cycle(vm, number).map(|cycle| cycle.job());
+    assert_eq!((shown("web", 1), shown("web", 2)), (Some(jobs::job(11)), Some(jobs::job(12))));
+    assert_eq!((shown("web", 3), shown("web", 0), shown("other", 1)), (None, None, None));
+    assert_eq!(known.replication_cycle("web", 2), known.replication_cycles("web").replication_cycles.first().cloned());
+}
+
+#[test]
+fn the_basic_view_lacks_the_latest_jobs_and_nothing_else() {
+    let mut cutover = jobs::told(jobs::cutover_plan(3), vec![begun(StepKind::Prepare)]);
+    cutover.state = JobState::Exception;
+    let all = [replication(vec![]), clone_of(1, 3), cutover];
+    let list = known(&all, &[], &[]).migrating_vms(None);
+    let (mut full, basic) = (value(&list)["migratingVms"][0].clone(), value(&list.basic())["migratingVms"][0].clone());
+    for gone in ["recentCloneJobs", "recentCutoverJobs"] {
+        assert!(full.as_object_mut().expect("an object").remove(gone).is_some(), "{gone}");
+    }
+    assert_eq!(basic, full);
+}
+
+#[test]
+fn a_group_is_where_replicas_are_of_what_is_in_it() {
+    let live = replication(vec![]);
+    let mut elsewhere = live.clone();
+    (elsewhere.job, elsewhere.plan.target.id) = (jobs::job(20), "charlie".parse().expect("a name"));
+    elsewhere.policy.group = Some("day".to_owned());
+    let mut over = live.clone();
+    (over.job, over.plan.target.id, over.state) =
+        (jobs::job(30), "delta".parse().expect("a name"), JobState::Terminated);
+    let mut moved = clone_of(1, 3);
+    moved.policy.group = Some("moves".to_owned());
+    let all = [elsewhere, live, over, moved];
+    let known = known(&all, &[], &[]);
+    let group = |location: &str, part: &str, name: &str| {
+        json!({
+            "name": format!("projects/sterna/locations/{location}/groups/{part}"),
+            "displayName": name,
+            "migrationTargetType": "MIGRATION_TARGET_TYPE_GCE",
+        })
+    };
+    let (night, day) = (group("bravo", "night%2Fshift", "night/shift"), group("charlie", "day", "day"));
+    assert_eq!(value(&known.groups(None)), json!({ "groups": [night, day] }));
+    assert_eq!(value(&known.groups(Some("day"))), json!({ "groups": [day] }));
+    assert_eq!(value(&known.groups(Some("moves"))), json!({}), "of replications only");
+    let vm = &value(&known.migrating_vms(None))["migratingVms"][0];
+    assert_eq!(vm["group"], night["name"], "as its members say");
+}
+
+#[test]
 fn of_a_vm_and_a_host_there_is_one_replication() {
     let live = replication(vec![run_begun(1, 11)]);
     let mut over = JobStatus::planned(jobs::cycle_plan(20));

@@ -279,7 +279,7 @@ fn the_last_clone_and_those_under_way_are_listed() {
     let vm = read(&replication(vec![]), &Known { clones: &clones, ..NOTHING });
     let listed = |status| value(&CloneJob::of(&jobs::name(), status));
     assert_eq!(vm["recentCloneJobs"], json!([listed(&second), listed(&running)]));
-    assert_eq!(read(&replication(vec![]), &NOTHING).get("recentCloneJobs"), None, "the basic view");
+    assert_eq!(read(&replication(vec![]), &NOTHING).get("recentCloneJobs"), None, "there are none");
 }
 
 /// A job remembers the last of its runs, and what was before them is not told.

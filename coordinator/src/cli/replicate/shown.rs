@@ -1,5 +1,6 @@
 //! Replicas, as people see them.
 
+use serde::Serialize;
 use sterna_shared::job::Run;
 use sterna_shared::replica::ReplicaView;
 
@@ -64,17 +65,53 @@ pub(super) fn show(view: &ReplicaView) -> String {
     format!("{head}\n\n{snapshots}\n\n{disks}{why}")
 }
 
-pub(super) fn cycles(runs: &[Run]) -> String {
-    let rows = runs.iter().rev().map(|run| {
+/// A cycle, with the number that it has in its replication.
+#[derive(Debug, Serialize)]
+pub(super) struct Cycle<'a> {
+    pub(super) number: u32,
+    #[serde(flatten)]
+    run: &'a Run,
+}
+
+/// The cycles of a replication that are remembered, the oldest first.
+pub(super) fn cycles_of(view: &ReplicaView) -> impl Iterator<Item = Cycle<'_>> {
+    view.numbered().map(|(number, run)| Cycle { number, run })
+}
+
+pub(super) fn list_cycles(cycles: &[Cycle<'_>]) -> String {
+    let rows = cycles.iter().rev().map(|Cycle { number, run }| {
         [
+            number.to_string(),
             run.job.to_string(),
             moment(run.began_at),
-            run.ended_at.map_or_else(|| "-".to_owned(), |at| format!("{:.1}", at.seconds_since(run.began_at))),
-            run.state.map_or_else(|| "running".to_owned(), |state| state.to_string()),
+            or_dash(took(run)),
+            ending(run),
             run.failure.as_ref().map_or_else(String::new, |failure| failure.message.clone()),
         ]
     });
-    table(["CYCLE", "BEGAN", "SECONDS", "STATE", "WHY"], rows)
+    table(["NUMBER", "CYCLE", "BEGAN", "SECONDS", "STATE", "WHY"], rows)
+}
+
+pub(super) fn show_cycle(Cycle { number, run }: &Cycle<'_>) -> String {
+    let head = pairs([
+        ("number", number.to_string()),
+        ("cycle", run.job.to_string()),
+        ("began", moment(run.began_at)),
+        ("ended", or_dash(run.ended_at.map(moment))),
+        ("seconds", or_dash(took(run))),
+        ("state", ending(run)),
+    ]);
+    let why = run.failure.as_ref();
+    let why = why.map_or_else(String::new, |failure| format!("\n\nit failed: {failure}\n  → {}", failure.remedy));
+    format!("{head}{why}")
+}
+
+fn took(run: &Run) -> Option<String> {
+    run.ended_at.map(|at| format!("{:.1}", at.seconds_since(run.began_at)))
+}
+
+fn ending(run: &Run) -> String {
+    run.state.map_or_else(|| "running".to_owned(), |state| state.to_string())
 }
 
 /// A span of time for people, in the largest unit that tells enough.
@@ -89,8 +126,34 @@ pub(in crate::cli) fn span(seconds: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sterna_shared::job::JobState;
+
     use super::*;
     use crate::planner::example;
+
+    #[test]
+    fn cycles_have_the_numbers_that_they_had_from_the_first_on() {
+        let host = "beta".parse().expect("a name");
+        let view = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
+        let run = |number, state| Run {
+            job: example::job(number),
+            turn: example::now(),
+            began_at: example::now(),
+            ended_at: Some(example::later(3)),
+            state,
+            failure: None,
+        };
+        let cycles = vec![run(1, Some(JobState::Completed)), run(2, None)];
+        let view = ReplicaView { cycles, cycle_count: 70, ..view };
+        let cycles: Vec<_> = cycles_of(&view).collect();
+        assert_eq!(cycles.iter().map(|cycle| cycle.number).collect::<Vec<_>>(), [69, 70]);
+        let list = list_cycles(&cycles);
+        assert!(list.lines().nth(1).is_some_and(|line| line.starts_with("70")), "the newest first: {list}");
+        let shown = show_cycle(&cycles[0]);
+        assert!(shown.contains("69") && shown.contains("3.0") && shown.contains("completed"), "{shown}");
+        let json = serde_json::to_value(&cycles[0]).expect("JSON");
+        assert_eq!((&json["number"], &json["state"]), (&69.into(), &"completed".into()));
+    }
 
     #[test]
     fn people_see_how_a_replica_stands() {

@@ -1,6 +1,6 @@
 //! All that coordinators tell, as Google's lists have it: the replicated VMs, the cycles of one, and the latest clone jobs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{HostId, JobId, VmId};
 use crate::job::{JobKind, JobStatus, Progress};
@@ -11,8 +11,9 @@ use super::averages::Rates;
 use super::clone_job::CloneJob;
 use super::cutover_job::CutoverJob;
 use super::cycle::{Pace, ReplicationCycle};
+use super::group::Group;
 use super::migrating_vm::{MigratingVm, Replication};
-use super::name::MigratingVmName;
+use super::name::{GroupName, MigratingVmName};
 use super::operation::{Operation, OperationResponse};
 use super::page::Page;
 use super::wellknown::resource;
@@ -57,10 +58,26 @@ resource! {
 }
 
 resource! {
+    /// Groups.
+    GroupList {
+        /// By the host that has the replicas, then by name.
+        groups: Vec<Group> = "groups",
+    }
+}
+
+resource! {
     /// Operations.
     OperationList {
         /// The newest first.
         operations: Vec<Operation> = "operations",
+    }
+}
+
+impl MigratingVmList {
+    /// The same in Google's basic view.
+    #[must_use]
+    pub fn basic(self) -> Self {
+        Self { migrating_vms: self.migrating_vms.into_iter().map(MigratingVm::basic).collect() }
     }
 }
 
@@ -124,6 +141,24 @@ impl<'a> Known<'a> {
         let ours = self.replications().into_iter().filter(|job| is_of(job, vm));
         let cycles = ours.flat_map(|job| self.look_at(job, |all| all.replication_cycles()));
         ReplicationCycleList { replication_cycles: cycles.collect() }
+    }
+
+    /// All groups that replications are in which are not over; or those of one name.
+    #[must_use]
+    pub fn groups(&self, group: Option<&str>) -> GroupList {
+        let live = self.replications().into_iter().filter(|job| !job.state.is_final());
+        let names = live.filter_map(|job| MigratingVmName::of(job).group(&job.policy));
+        let names: BTreeSet<GroupName> = names.filter(|name| group.is_none_or(|group| name.group == group)).collect();
+        GroupList { groups: names.into_iter().map(Group::from).collect() }
+    }
+
+    /// The cycle of that number; none where it is not remembered. What goes on counts more than what is over.
+    #[must_use]
+    pub fn replication_cycle(&self, vm: &str, number: u32) -> Option<ReplicationCycle> {
+        let mut ours: Vec<_> = self.replications().into_iter().filter(|job| is_of(job, vm)).collect();
+        ours.sort_by_key(|job| job.state.is_final());
+        let mut cycles = ours.into_iter().flat_map(|job| self.look_at(job, |all| all.replication_cycles()));
+        cycles.find(|cycle| cycle.cycle_number == number)
     }
 
     /// A page of the clone jobs.

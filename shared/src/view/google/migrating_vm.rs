@@ -105,7 +105,7 @@ pub struct Replication<'a> {
     pub job: &'a JobStatus,
     /// The runs of it that are still listed. Of the others its job remembers the main things.
     pub runs: &'a [&'a JobStatus],
-    /// Clone jobs; those of other replicas are left aside. None where the basic view is asked for.
+    /// Clone jobs; those of other replicas are left aside.
     pub clones: &'a [&'a JobStatus],
     /// Cutover jobs likewise.
     pub cutovers: &'a [&'a JobStatus],
@@ -302,7 +302,13 @@ impl<'a> Replication<'a> {
 }
 
 impl MigratingVm {
-    /// The replication of which that is known.
+    /// What Google's basic view has of it: all but the jobs that were made of it.
+    #[must_use]
+    pub fn basic(self) -> Self {
+        Self { recent_clone_jobs: Vec::new(), recent_cutover_jobs: Vec::new(), ..self }
+    }
+
+    /// The replication of which that is known, in the full view.
     #[must_use]
     pub fn of(replication: &Replication<'_>) -> Self {
         let job = replication.job;

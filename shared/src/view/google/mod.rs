@@ -1,17 +1,19 @@
 //! The face of Google's Migrate to VMs: the replication of a VM as a `MigratingVm`, its cycles, and its clones as `CloneJob`s; JSON,
-//! read only. (A clone may also be asked for in that form: the command line reads it.)
+//! read only. (A clone, and a change of a replication, may also be asked for in that form: the command line reads it.)
 //!
 //! ```text
 //!   a recurring replication ─▶ MigratingVm                 its state: one table over job, cycles and replica
 //!     its runs              ─▶   ReplicationCycle          prepare, copy_disks, commit
 //!   clones of its replica   ─▶   CloneJob                  clone_disks, instantiate
 //!   cutovers to it          ─▶   CutoverJob                the steps of a move
+//!     its job's group       ─▶   Group                     a name, and no more
 //!   failure reports         ─▶     RpcStatus               with a MigrationError
 //! ```
 //!
 //! | file | what |
 //! | --- | --- |
 //! | `migrating_vm`, `cycle`, `clone_job`, `cutover_job` | every field of the resource, where each comes from, and the table of its states |
+//! | `group` | replications that belong together |
 //! | `operation` | what has become of a request |
 //! | `lists` | all that coordinators tell, as Google's lists |
 //! | `target` | what is made of a replica |
@@ -29,6 +31,7 @@ mod clone_job;
 mod cutover_job;
 mod cycle;
 mod error;
+mod group;
 mod lists;
 mod migrating_vm;
 mod name;
@@ -46,8 +49,9 @@ pub use error::{
     ERROR_DOMAIN, ErrorDetail, ErrorInfo, HelpLink, LOCALE, LocalizedMessage, MigrationError, MigrationWarning,
     RpcCode, RpcStatus,
 };
+pub use group::Group;
 pub use lists::{
-    CloneJobList, CutoverJobList, Known, MigratingVmList, OperationList, PAGE_DEFAULT, ReplicationCycleList,
+    CloneJobList, CutoverJobList, GroupList, Known, MigratingVmList, OperationList, PAGE_DEFAULT, ReplicationCycleList,
 };
 pub use migrating_vm::{Expiration, MigratingVm, Replication, ReplicationSync, SchedulePolicy};
 pub use name::{
@@ -61,6 +65,6 @@ pub use target::{
 };
 pub use values::{
     BootOption, CloneJobState, ComputeEngineBootOption, CutoverJobState, MigratingVmState, MigrationErrorCode,
-    MigrationWarningCode, ReplicationCycleState,
+    MigrationTargetType, MigrationWarningCode, ReplicationCycleState,
 };
 pub use wellknown::{Empty, Int64, ProtoDuration, ProtoTimestamp, Unset};

@@ -108,6 +108,18 @@ named!(
 );
 
 named!(
+    /// What is made of the VMs of a group.
+    MigrationTargetType is "Group.MigrationTargetType" {
+        /// As of Compute Engine.
+        Unspecified = 0, "MIGRATION_TARGET_TYPE_UNSPECIFIED";
+        /// VMs.
+        ComputeEngine = 1, "MIGRATION_TARGET_TYPE_GCE";
+        /// Disks, and no VMs.
+        Disks = 2, "MIGRATION_TARGET_TYPE_DISKS";
+    }
+);
+
+named!(
     /// How the replication of a VM stands.
     MigratingVmState is "MigratingVm.State" {
         /// Was not looked at.
