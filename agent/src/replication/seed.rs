@@ -1,7 +1,8 @@
 //! The seed of a clone: what its cloud-init is told, by the data source NoCloud, on a FAT on a disk of its own.
 //!
-//! The instance id is the clone's: to cloud-init it is a machine that was not there before, which gets ssh host keys and a network
-//! configuration anew, this one by the clone's own addresses. Who may log in, and where packages come from, stays as it is.
+//! The instance id is the clone's: to cloud-init it is a machine that was not there before, which gets a network configuration anew, by
+//! the clone's own addresses, and ssh host keys and a name where it has none of its own yet. Who may log in, and where packages come
+//! from, stays as it is.
 
 use std::io::{self, Cursor, Write as _};
 
@@ -36,14 +37,28 @@ pub fn image(clone: &VmSpec, hostname: &str, adapted: bool) -> io::Result<Vec<u8
 /// JSON is YAML, and quotes what YAML would take for a number.
 fn files(clone: &VmSpec, hostname: &str, adapted: bool) -> [(&'static str, String); 3] {
     let interfaces = clone.nics.iter().enumerate().map(|(index, nic)| {
-        let by_address = json!({ "match": { "macaddress": nic.mac.to_string() }, "dhcp4": true });
+        // By its machine id, which only an adapted system has anew, a DHCP server would take it for the VM that it is a clone of.
+        let by_address =
+            json!({ "match": { "macaddress": nic.mac.to_string() }, "dhcp4": true, "dhcp-identifier": "mac" });
         (format!("nic{index}"), by_address)
     });
     let interfaces: Map<String, Value> = interfaces.collect();
-    let stays = json!({ "users": [], "apt": { "preserve_sources_list": true }, "preserve_hostname": adapted });
+    let mut instance = json!({ "instance-id": clone.id });
+    // Nobody is in that list. One that is empty is what cloud-init before 23.2 complains of.
+    let mut config = json!({ "users": [[]], "apt": { "preserve_sources_list": true }, "preserve_hostname": adapted });
+    if adapted {
+        // Its keys are its own, and hooks may have told others of them.
+        config["ssh_deletekeys"] = json!(false);
+    } else {
+        // The first is taken before there is a network, whatever the configuration says, and cut at its first dot.
+        instance["local-hostname"] = json!(hostname);
+        config["hostname"] = json!(hostname);
+        config["fqdn"] = json!(hostname);
+        config["manage_etc_hosts"] = json!("localhost");
+    }
     [
-        ("meta-data", format!("{}\n", json!({ "instance-id": clone.id, "local-hostname": hostname }))),
-        ("user-data", format!("#cloud-config\n{stays}\n")),
+        ("meta-data", format!("{instance}\n")),
+        ("user-data", format!("#cloud-config\n{config}\n")),
         ("network-config", format!("{}\n", json!({ "version": 2, "ethernets": interfaces }))),
     ]
 }
@@ -84,20 +99,34 @@ mod tests {
 
     #[test]
     fn a_seed_reads_as_it_was_written() {
-        let image = image(&clone(2), "1e3", true).expect("an image");
+        let image = image(&clone(2), "1e3.example", false).expect("an image");
         assert_eq!(image.len(), 1 << 20);
         let expected = [
-            ("meta-data", r#"{"instance-id":"0197c0de-0000-7000-8000-0000000000c1","local-hostname":"1e3"}"#),
+            ("meta-data", r#"{"instance-id":"0197c0de-0000-7000-8000-0000000000c1","local-hostname":"1e3.example"}"#),
             (
                 "user-data",
-                "#cloud-config\n{\"users\":[],\"apt\":{\"preserve_sources_list\":true},\"preserve_hostname\":true}",
+                "#cloud-config\n{\"users\":[[]],\"apt\":{\"preserve_sources_list\":true},\"preserve_hostname\":false,\
+                 \"hostname\":\"1e3.example\",\"fqdn\":\"1e3.example\",\"manage_etc_hosts\":\"localhost\"}",
             ),
             (
                 "network-config",
-                r#"{"version":2,"ethernets":{"nic0":{"match":{"macaddress":"52:54:00:00:00:00"},"dhcp4":true},"nic1":{"match":{"macaddress":"52:54:00:00:00:01"},"dhcp4":true}}}"#,
+                r#"{"version":2,"ethernets":{"nic0":{"match":{"macaddress":"52:54:00:00:00:00"},"dhcp4":true,"dhcp-identifier":"mac"},"nic1":{"match":{"macaddress":"52:54:00:00:00:01"},"dhcp4":true,"dhcp-identifier":"mac"}}}"#,
             ),
         ];
         assert_eq!(read(&image), expected.map(|(name, text)| (name.to_owned(), format!("{text}\n"))));
+    }
+
+    #[test]
+    fn an_adapted_system_keeps_its_name_and_its_keys() {
+        let [(_, instance), (_, config), _] = files(&clone(1), "trial", true);
+        assert_eq!(
+            instance, "{\"instance-id\":\"0197c0de-0000-7000-8000-0000000000c1\"}\n",
+            "a name here is always taken"
+        );
+        let config: Value =
+            serde_json::from_str(config.trim_start_matches("#cloud-config\n")).expect("a configuration");
+        assert_eq!([&config["preserve_hostname"], &config["ssh_deletekeys"]], [&json!(true), &json!(false)]);
+        assert!(config.get("hostname").is_none() && config.get("fqdn").is_none(), "{config}");
     }
 
     #[test]
