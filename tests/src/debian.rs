@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::dhcp::{Dhcp, Lease};
 use crate::fleet::Fleet;
 use crate::guest_image::GuestImage;
 use crate::namespace::Host;
 use crate::scenario::eventually;
 
-/// The address that it has on every network that it is on; the first that a [`Network`](crate::namespace::Network) gives.
+/// The address that it was configured with; the first that a [`Network`](crate::namespace::Network) gives. Its clones ask for one.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
 /// The host name that it was installed with.
 pub const HOSTNAME: &str = "original";
@@ -62,6 +63,23 @@ pub async fn define(fleet: &Fleet, host: &str, name: &str) -> anyhow::Result<()>
     Ok(())
 }
 
+/// What a guest has said on its console.
+pub async fn console(fleet: &Fleet, vm: &str) -> anyhow::Result<String> {
+    let console = fleet.try_sterna(&["vm", "console", vm, "--no-follow"]).await?;
+    Ok(String::from_utf8_lossy(&console.stdout).into_owned())
+}
+
+/// Waits until a guest on that host has asked for an address, and answers there.
+pub async fn address_taken(fleet: &Fleet, host: &Host, dhcp: &mut Dhcp, vm: &str) -> anyhow::Result<(Ssh, Lease)> {
+    let lease = match dhcp.lease(BOOT_WAIT).await {
+        Ok(lease) => lease,
+        Err(error) => return Err(error.context(format!("the console of {vm}: {}", console(fleet, vm).await?))),
+    };
+    let ssh = Ssh::new(host, lease.address, fleet.folder())?;
+    ssh.answers(fleet, vm).await?;
+    Ok((ssh, lease))
+}
+
 /// Who a guest says that it is. No two guests may agree in any of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
@@ -79,19 +97,31 @@ pub struct Identity {
     pub uuid: String,
 }
 
+impl Identity {
+    /// Whether it agrees with another guest in nothing that cloud-init is told of.
+    pub fn differs_in_what_a_seed_says(&self, other: &Self) -> bool {
+        // Of more kinds it may have keys: cloud-init makes those that it knows of.
+        let has_keys = self.host_keys.len() >= other.host_keys.len();
+        let no_key_is_known = self.host_keys.iter().all(|key| !other.host_keys.contains(key));
+        let differs = self.hostname != other.hostname && self.mac != other.mac && self.uuid != other.uuid;
+        differs && self.shown_key != other.shown_key && has_keys && no_key_is_known
+    }
+}
+
 /// ssh, from one host's namespace to a guest.
 #[derive(Debug)]
 pub struct Ssh {
     from: Host,
+    address: Ipv4Addr,
     key: PathBuf,
     known_hosts: PathBuf,
 }
 
 impl Ssh {
-    /// From there; what is known of hosts is kept in a file of that folder.
-    pub fn from(host: &Host, folder: &Path) -> anyhow::Result<Self> {
-        let known_hosts = folder.join(format!("known-by-{}", host.name()));
-        Ok(Self { from: host.clone(), key: Files::find()?.key, known_hosts })
+    /// From there to that address; what is known of the guest is kept in a file of that folder.
+    pub fn new(from: &Host, address: Ipv4Addr, folder: &Path) -> anyhow::Result<Self> {
+        let known_hosts = folder.join(format!("{address}-known-by-{}", from.name()));
+        Ok(Self { from: from.clone(), address, key: Files::find()?.key, known_hosts })
     }
 
     /// Runs a command in the guest; what it prints.
@@ -100,7 +130,7 @@ impl Ssh {
         ssh.args(["-F", "/dev/null", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=accept-new"]);
         ssh.arg("-o").arg(format!("UserKnownHostsFile={}", self.known_hosts.display()));
         ssh.arg("-o").arg(format!("ConnectTimeout={CONNECT_SECONDS}")).arg("-i").arg(&self.key);
-        ssh.arg(format!("root@{ADDRESS}")).arg(command);
+        ssh.arg(format!("root@{}", self.address)).arg(command);
         let output = tokio::task::spawn_blocking(move || ssh.output()).await??;
         ensure!(output.status.success(), "ssh {command:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -110,10 +140,8 @@ impl Ssh {
     pub async fn answers(&self, fleet: &Fleet, vm: &str) -> anyhow::Result<()> {
         let answer = eventually("an answer over ssh", BOOT_WAIT, async || Ok(self.run("true").await.ok())).await;
         let Err(error) = answer else { return Ok(()) };
-        let console = fleet.try_sterna(&["vm", "console", vm, "--no-follow"]).await?;
         let last = self.run("true").await.err();
-        let console = String::from_utf8_lossy(&console.stdout).into_owned();
-        Err(error.context(format!("{last:?}; the console of {vm}: {console}")))
+        Err(error.context(format!("{last:?}; the console of {vm}: {}", console(fleet, vm).await?)))
     }
 
     /// Asks the guest who it is.

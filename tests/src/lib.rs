@@ -10,6 +10,7 @@
 //!   bench          Sterna against what is there without it
 //!   debian         a guest that is a real Debian
 //!   demo           a guest under load moves there and back
+//!   dhcp           gives addresses to guests that ask for one
 //!   guest_image    where the witness' kernel and initramfs are
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
 //!   program        how the programs that people run end, and what they leave
@@ -27,6 +28,7 @@ pub mod bench;
 pub mod control;
 pub mod debian;
 pub mod demo;
+pub mod dhcp;
 pub mod faults;
 pub mod fleet;
 pub mod guest_image;

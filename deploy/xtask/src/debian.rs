@@ -1,5 +1,5 @@
-//! A disk with a real Debian on it, as an administrator would make one: debootstrap, an ssh server, a serial console. No loop
-//! device is needed, and nothing of it is ever mounted on this machine.
+//! A disk with a real Debian on it, as an administrator would make one: debootstrap, an ssh server, a serial console, cloud-init. No
+//! loop device is needed, and nothing of it is ever mounted on this machine.
 //!
 //! ```text
 //!   debootstrap ─▶ a folder ─▶ mke2fs -d ─▶ a file system behind a partition table of one entry
@@ -22,7 +22,9 @@ use crate::guest::{remove, write_whole};
 use crate::packages::{self, Mirror};
 
 const SUITE: &str = "bookworm";
-const PACKAGES: &str = "systemd-sysv,udev,dbus,openssh-server";
+/// Debian's own images for clouds have netplan too: cloud-init hands it the network. What is only needed by a name that it stands for,
+/// as the last is of cloud-init's, debootstrap does not find by itself.
+const PACKAGES: &str = "systemd-sysv,udev,dbus,openssh-server,netplan.io,cloud-init,python3-cffi-backend";
 /// The disk, and where its one partition begins.
 const DISK_BYTES: u64 = 768 << 20;
 const PARTITION_START: u64 = 1 << 20;
@@ -35,16 +37,25 @@ const FOLDER_MODE: u32 = 0o755;
 const SECRET_FOLDER_MODE: u32 = 0o700;
 
 /// What is put into the system, beside what its packages bring.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     ("etc/hostname", "original\n"),
     ("etc/hosts", "127.0.0.1\tlocalhost\n127.0.1.1\toriginal.example\toriginal\n"),
     ("etc/fstab", "# the root, by the name of its device\n/dev/vda1\t/\text4\tdefaults\t0 0\n"),
-    // The first address that a test's network gives to a guest.
+    // As cloud-init leaves it behind: the first address that a test's network gives to a guest, for this guest alone.
     (
-        "etc/systemd/network/10-lan.network",
-        "[Match]\nType=ether\n\n[Network]\nAddress=10.77.0.100/24\nLinkLocalAddressing=no\nIPv6AcceptRA=no\n",
+        "etc/netplan/50-cloud-init.yaml",
+        "network:\n  version: 2\n  ethernets:\n    lan:\n      match: {macaddress: \"52:54:00:00:00:64\"}\n      \
+         addresses: [10.77.0.100/24]\n      link-local: []\n      accept-ra: false\n",
     ),
+    ("etc/cloud/cloud.cfg.d/90-test.cfg", CLOUD_INIT),
 ];
+/// What cloud-init reads of it. Of two sources it looks first whether one is there, and does nothing otherwise: the guest that is
+/// cloned boots no slower for it. Of its modules those are run, emulated, that have to do with what a clone is told.
+const CLOUD_INIT: &str = "datasource_list: [NoCloud, ConfigDrive]\n\
+                          apt: {preserve_sources_list: false}\n\
+                          cloud_init_modules: [set_hostname, update_hostname, update_etc_hosts, users-groups, ssh]\n\
+                          cloud_config_modules: [apt-configure]\n\
+                          cloud_final_modules: []\n";
 /// What older systems write for each address, which a clone must not keep.
 const RULES: (&str, &str) = (
     "etc/udev/rules.d/70-persistent-net.rules",
@@ -77,7 +88,7 @@ pub(crate) fn ensure() -> anyhow::Result<()> {
     if !packages::is_root() {
         bail!("making the Debian guest needs root, for debootstrap; run: sudo cargo xtask setup");
     }
-    say(format_args!("making a Debian guest in {}; this takes a minute or two, once", folder.display()));
+    say(format_args!("making a Debian guest in {}; this takes a few minutes, once", folder.display()));
     fs::create_dir_all(&folder)?;
     // One that is cut in the middle must not be taken for a whole one.
     remove(&folder.join("key"))?;

@@ -23,8 +23,9 @@ const KERNEL: &str = "linux-image-cloud-amd64";
 /// What `apt-cache` ends with where it knows no such package.
 const APT_UNKNOWN: i32 = 100;
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// Drivers of the devices that a guest may be given. What the kernel has built in or does not know is left out.
-const MODULES: [&str; 11] = [
+/// Drivers of the devices that a guest may be given, and file systems of a Debian that is started, which has no modules of its own:
+/// its root, and a seed, with the tables that names on it are read by. What the kernel has built in or does not know is left out.
+const MODULES: [&str; 14] = [
     "virtio_pci",
     "virtio_blk",
     "virtio_scsi",
@@ -36,6 +37,9 @@ const MODULES: [&str; 11] = [
     "virtio_console",
     "crc32c_generic",
     "ext4",
+    "vfat",
+    "nls_cp437",
+    "nls_ascii",
 ];
 /// Those that the helper guest needs: disks, its port, random numbers, and file systems.
 const ADAPTER_MODULES: [&str; 7] =
@@ -43,7 +47,7 @@ const ADAPTER_MODULES: [&str; 7] =
 /// Without these no test can run.
 const MODULES_NEEDED: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_net", "virtio_console"];
 /// Goes up when the initramfs is put together in another way.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 
 /// The folder with `vmlinuz` and `initrd`, made where it is missing or older than the witness.
 pub(crate) fn ensure() -> anyhow::Result<PathBuf> {

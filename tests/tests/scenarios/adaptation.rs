@@ -4,14 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use serde_json::Value;
-use sterna_tests::debian::{self, HOSTNAME, Ssh};
+use serde_json::{Value, json};
+use sterna_tests::debian::{self, HOSTNAME, Identity, Ssh};
+use sterna_tests::dhcp::{Dhcp, Lease};
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, step};
 use sterna_tests::namespace::Link;
@@ -19,6 +21,8 @@ use sterna_tests::replicas::cycle;
 use sterna_tests::scenario::{eventually, on_fleet};
 
 const WAIT: Duration = Duration::from_secs(120);
+/// The first address that is given to a clone.
+const CLONES: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 200);
 
 fn notices(job: &Value) -> Vec<&str> {
     job["notices"].as_array().into_iter().flatten().filter_map(|notice| notice["text"].as_str()).collect()
@@ -49,6 +53,28 @@ fn has_seed(fleet: &Fleet, host: &str) -> anyhow::Result<bool> {
     Ok(fleet.agent(host)?.files("fast").iter().any(|file| file.ends_with("cidata.raw")))
 }
 
+/// What cloud-init in a clone must have made of its seed.
+async fn seed_is_read(ssh: &Ssh, clone: &Identity, lease: &Lease, sources: &str) -> anyhow::Result<()> {
+    let status = ssh.run("cloud-init status --wait").await?;
+    let result: Value = serde_json::from_str(&ssh.run("cat /run/cloud-init/result.json").await?)?;
+    let complaints = ssh.run("grep --extended-regexp 'WARN|ERROR|Traceback' /var/log/cloud-init.log || true").await?;
+    let source = result["v1"]["datasource"].as_str().unwrap_or_default();
+    let read = status.trim_end().ends_with("status: done") && source.starts_with("DataSourceNoCloud [seed=/dev/vdb]");
+    ensure!(read && result["v1"]["errors"] == json!([]) && complaints.is_empty(), "{status} {result:#} {complaints}");
+    let instance: Value = serde_json::from_str(&ssh.run("cloud-init query v1").await?)?;
+    ensure!(instance["instance_id"] == clone.uuid && instance["platform"] == "nocloud", "{instance:#}");
+    // By its own addresses, and by nothing that it has from the VM that it is a clone of.
+    ensure!(lease.mac == clone.mac && lease.identifier == format!("01:{}", clone.mac), "{lease:?} {clone:?}");
+    let network = ssh.run("cat /etc/netplan/*; ip -4 -oneline address show scope global").await?;
+    let is_dynamic = |line: &str| line.contains(&format!("inet {}/24 ", lease.address)) && line.contains(" dynamic ");
+    ensure!(network.contains(&clone.mac) && network.lines().last().is_some_and(is_dynamic), "{network}");
+    ensure!(!network.contains("52:54:00:00:00:64") && network.matches(" inet ").count() == 1, "{network}");
+    // Who may log in, as ssh has shown, and where packages come from stays as it is.
+    let stays = ssh.run("getent passwd debian || true; cat /etc/apt/sources.list").await?;
+    ensure!(stays == sources, "{stays}");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_clone_of_a_debian_guest_is_somebody_else() {
     on_fleet(somebody_else).await;
@@ -56,22 +82,22 @@ async fn a_clone_of_a_debian_guest_is_somebody_else() {
 
 async fn somebody_else(fleet: &mut Fleet) -> anyhow::Result<()> {
     let marks = "#!/bin/sh\nset -e\necho \"$STERNA_HOSTNAME $STERNA_MACHINE_ID\" > /etc/marked\n\
-                 systemctl is-enabled systemd-networkd\n";
+                 cat /etc/ssh/ssh_host_*_key.pub >> /etc/marked\nsystemctl is-enabled systemd-networkd\n";
     with_hooks(fleet, "bravo", "", &[("10-mark", marks)]).await?;
     debian::define(fleet, "alpha", "web").await?;
     fleet.sterna(&["vm", "start", "web"]).await?;
-    let to_web = Ssh::from(&fleet.client, fleet.folder())?;
+    let to_web = Ssh::new(&fleet.client, debian::ADDRESS, fleet.folder())?;
     to_web.answers(fleet, "web").await?;
     let web = to_web.identity().await?;
     ensure!(web.hostname == HOSTNAME && web.host_keys.len() == 3, "{web:?}");
-    // What a clone is looked through for: that it has cloud-init.
-    to_web.run("printf '#!/bin/sh\\n' > /usr/bin/cloud-init && chmod 755 /usr/bin/cloud-init && sync").await?;
+    let sources = to_web.run("cat /etc/apt/sources.list; sync").await?;
     let cycle = cycle(fleet, "web", "bravo", &[]).await?;
     eprintln!("the cycle read {:?} bytes", step(&cycle, "copy_disks").map(|step| step["bytes_total"].clone()));
 
-    // Both guests have one address, so the clone is on a network of its own.
+    // Nobody but its own host reaches the clone.
     let bravo = fleet.agent("bravo")?.host.clone();
     bravo.cut(Link::Lan)?;
+    let mut dhcp = Dhcp::serve(&bravo, CLONES)?;
     let arguments = ["clone", "create", "web", "--name", "Trial_1", "--network", "same", "--start"];
     let job = fleet.sterna(&[&arguments[..], &["--hostname", "shop.lab.example"]].concat()).await?;
     ensure!(job["state"] == "completed", "{job:#}");
@@ -84,21 +110,13 @@ async fn somebody_else(fleet: &mut Fleet) -> anyhow::Result<()> {
     ] {
         ensure!(notices(&job).iter().any(|text| text.starts_with(told)), "{told}: {job:#}");
     }
-    let to_clone = Ssh::from(&bravo, fleet.folder())?;
-    to_clone.answers(fleet, "Trial_1").await?;
+    let started = Instant::now();
+    let (to_clone, lease) = debian::address_taken(fleet, &bravo, &mut dhcp, "Trial_1").await?;
     let clone = to_clone.identity().await?;
     ensure!(clone.hostname == "shop.lab.example", "{clone:?}");
     let told = format!("machine id: {}, in /etc/machine-id", clone.machine_id);
     ensure!(notices(&job).iter().any(|text| text.starts_with(&told)), "{told}: {job:#}");
-    let differ = [
-        clone.machine_id != web.machine_id,
-        clone.mac != web.mac,
-        clone.uuid != web.uuid,
-        clone.shown_key != web.shown_key,
-        clone.host_keys.len() == web.host_keys.len(),
-        clone.host_keys.iter().all(|key| !web.host_keys.contains(key)),
-    ];
-    ensure!(differ == [true; 6], "{differ:?}: {web:#?} {clone:#?}");
+    ensure!(clone.machine_id != web.machine_id && clone.differs_in_what_a_seed_says(&web), "{web:#?} {clone:#?}");
     let kept = to_clone.run("cat /etc/fstab /etc/hosts; ls /etc/udev/rules.d; mount | grep ' / '").await?;
     let uuid = to_clone.run("/sbin/blkid -o value -s UUID /dev/vda1").await?;
     let root = format!("\nUUID={}\t/\text4\t", uuid.trim());
@@ -109,22 +127,51 @@ async fn somebody_else(fleet: &mut Fleet) -> anyhow::Result<()> {
     let marked = to_clone.run("cat /etc/marked; mount --bind / /mnt && ls /mnt/run && umount /mnt").await?;
     let mark = format!("shop.lab.example {}\n", clone.machine_id);
     ensure!(marked.starts_with(&mark) && !marked.contains("10-mark"), "of the hook itself nothing stays: {marked}");
+    let kinds = web.host_keys.iter().filter_map(|key| key.split_once(' ')).map(|(kind, _)| kind);
+    let has_kept = |kind: &str| clone.host_keys.iter().any(|key| key.starts_with(kind) && marked.contains(key));
+    ensure!(kinds.clone().all(has_kept), "the keys that hooks have seen are those that it has: {clone:#?} {marked}");
     let seed = to_clone
         .run("/sbin/blkid -o value -s LABEL -s TYPE /dev/vdb; cat /sys/block/vdb/ro /sys/block/vdb/size")
         .await?;
     ensure!(seed == "CIDATA\nvfat\n1\n2048\n", "{seed}");
-    let instance = format!("{{\"instance-id\":\"{}\",\"local-hostname\":\"shop.lab.example\"}}", clone.uuid);
-    let network = format!("{{\"match\":{{\"macaddress\":\"{}\"}},\"dhcp4\":true}}", clone.mac);
-    for text in [instance, network] {
-        let found = to_clone.run(&format!("grep --text --count --fixed-strings '{text}' /dev/vdb || true")).await?;
-        ensure!(found.trim() == "1", "{text}: {found}");
-    }
+    seed_is_read(&to_clone, &clone, &lease, &sources).await?;
+    eprintln!("booted, told and looked through in {:?}", started.elapsed());
     eventually("its login prompt", WAIT, async || {
-        let console = fleet.try_sterna(&["vm", "console", "Trial_1", "--no-follow"]).await?;
-        Ok(String::from_utf8_lossy(&console.stdout).contains("shop login:").then_some(()))
+        Ok(debian::console(fleet, "Trial_1").await?.contains("shop login:").then_some(()))
     })
     .await?;
     ensure!(to_web.identity().await? == web, "the VM that it is a clone of is who it was");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_clone_whose_system_is_left_as_it_is_is_told_who_it_is_by_its_seed() {
+    on_fleet(told_by_seed).await;
+}
+
+async fn told_by_seed(fleet: &mut Fleet) -> anyhow::Result<()> {
+    debian::define(fleet, "alpha", "web").await?;
+    let sources = in_disk(fleet, "cat etc/apt/sources.list")?;
+    let [machine_id, key] = ["machine-id", "ssh/ssh_host_ed25519_key.pub"].map(|file| format!("cat etc/{file}"));
+    let (machine_id, key) = (in_disk(fleet, &machine_id)?, in_disk(fleet, &key)?);
+    cycle(fleet, "web", "bravo", &[]).await?;
+    let bravo = fleet.agent("bravo")?.host.clone();
+    let mut dhcp = Dhcp::serve(&bravo, CLONES)?;
+    let arguments = ["clone", "create", "web", "--name", "Trial_2", "--network", "same", "--start"];
+    let alone = ["--skip-os-adaptation", "--seed", "always", "--hostname", "shop2.lab.example"];
+    let job = fleet.sterna(&[&arguments[..], &alone].concat()).await?;
+    ensure!(job["state"] == "completed" && step(&job, "adapt_os").is_none(), "{job:#}");
+    let (to_clone, lease) = debian::address_taken(fleet, &bravo, &mut dhcp, "Trial_2").await?;
+    let clone = to_clone.identity().await?;
+    ensure!(clone.hostname == "shop2.lab.example", "{clone:?}");
+    let has_key = |known: &String| key.starts_with(known);
+    ensure!(clone.host_keys.len() >= 3 && key.starts_with("ssh-ed25519 "), "{clone:#?} {key}");
+    ensure!(!clone.host_keys.iter().any(has_key), "{clone:#?} {key}");
+    // What cloud-init does not know of is as it was.
+    ensure!(clone.machine_id == machine_id.trim() && !machine_id.trim().is_empty(), "{clone:#?} {machine_id}");
+    seed_is_read(&to_clone, &clone, &lease, &sources).await?;
+    let found = to_clone.run("getent hosts shop2.lab.example").await?;
+    ensure!(found.starts_with("127.0.1.1 "), "it finds itself by its name: {found}");
     Ok(())
 }
 
@@ -173,7 +220,7 @@ async fn ends(fleet: &mut Fleet) -> anyhow::Result<()> {
             for told in ["ssh host keys: made anew", "host name: copy, which was original"] {
                 ensure!(notices(&over).iter().any(|text| text.starts_with(told)), "{told}: {over:#}");
             }
-            ensure!(!has_seed(fleet, "bravo")?, "it has no cloud-init");
+            ensure!(has_seed(fleet, "bravo")?, "it has cloud-init");
             fleet.sterna(&["vm", "stop", "copy", "--force"]).await?;
             fleet.sterna(&["vm", "delete", "copy", "--delete-disks", "--yes"]).await?;
         }
@@ -203,6 +250,7 @@ async fn hooks(fleet: &mut Fleet) -> anyhow::Result<()> {
     ];
     let folder = with_hooks(fleet, "bravo", "", &hooks).await?;
     debian::define(fleet, "alpha", "web").await?;
+    switch_cloud_init_off(fleet)?;
     cycle(fleet, "web", "bravo", &[]).await?;
     let before = files(fleet)?;
     let create = ["clone", "create", "web", "--name", "copy", "--detach"];
@@ -228,7 +276,26 @@ async fn hooks(fleet: &mut Fleet) -> anyhow::Result<()> {
     for told in ["hook 10-fine is left out: nobody may execute it", bad, "hook: 30-later: Linux"] {
         ensure!(notices(&job).contains(&told), "{told}: {job:#}");
     }
+    ensure!(!has_seed(fleet, "bravo")?, "its cloud-init is switched off");
     Ok(())
+}
+
+/// As an administrator would.
+fn switch_cloud_init_off(fleet: &Fleet) -> anyhow::Result<()> {
+    let told = in_disk(fleet, "write /dev/null etc/cloud/cloud-init.disabled")?;
+    ensure!(told.contains("Allocated inode"), "{told}");
+    Ok(())
+}
+
+/// Has debugfs do something in the file system of a VM that is defined and does not run; what it prints. It says that it went well,
+/// whatever came of it.
+fn in_disk(fleet: &Fleet, request: &str) -> anyhow::Result<String> {
+    let alpha = fleet.agent("alpha")?;
+    let disk = alpha.files("fast").into_iter().find(|file| file.ends_with("root.raw")).context("its disk")?;
+    // Its one partition begins after the first MiB.
+    let disk = format!("{}?offset=1048576", alpha.pool("fast").join(disk).display());
+    let output = Command::new("/sbin/debugfs").args(["-w", "-R", request, &disk]).output()?;
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// The files in the replica's pool, each with a digest of what it holds.
