@@ -153,8 +153,8 @@ pub(super) async fn run(command: &GroupCommand, client: &Client, output: Output)
 
 /// The replications of a group that are not over, as they were submitted.
 async fn members(group: &str, client: &Client) -> Result<Vec<JobStatus>, CliError> {
-    let mut jobs = client.group(group).await?;
-    jobs.retain(is_member);
+    let jobs = client.group(group).await?.into_iter().map(|job| *job.status);
+    let jobs: Vec<JobStatus> = jobs.filter(is_member).collect();
     if jobs.is_empty() {
         return Err(no_member(group));
     }
