@@ -26,7 +26,7 @@ use crate::disk::page_cache::PageCache;
 use crate::disk::pool::{LayerFile, Pool, PoolError};
 use crate::guest::tap;
 use crate::hypervisor::qemu::command_line::{Image, Placement, UefiPlacement};
-use crate::hypervisor::qemu::probe::Probe;
+use crate::hypervisor::qemu::probe::{Probe, UefiFirmware};
 use crate::hypervisor::qemu::runtime::{RuntimeDirectory, RuntimeError};
 use crate::journal::{Journal, JournalError, Partial};
 use crate::link::tls::Tls;
@@ -90,6 +90,12 @@ pub enum PlacementError {
     /// The VM needs UEFI firmware.
     #[error("the VM needs UEFI firmware, and this host has none; install the ovmf package")]
     NoFirmware,
+    /// The VM needs UEFI firmware with secure boot.
+    #[error(
+        "the VM has secure boot, and this host has no UEFI firmware with it and with Microsoft's keys; install the ovmf \
+         package, and restart the agent"
+    )]
+    NoSecureBoot,
     /// A UEFI guest's variable store lives beside its first disk.
     #[error("the VM has UEFI firmware and no disk; its variable store lives beside its first disk: give it one")]
     NoPlaceForVariables,
@@ -250,8 +256,8 @@ impl Host {
         let uefi = match spec.firmware {
             Firmware::Bios => None,
             Firmware::Uefi => {
-                let firmware = self.probe.uefi.as_ref().ok_or(PlacementError::NoFirmware)?;
-                Some(UefiPlacement { code: firmware.code.clone(), variables: self.variable_store(spec)? })
+                let code = self.uefi_firmware(spec)?.code.clone();
+                Some(UefiPlacement { code, variables: self.variable_store(spec)? })
             }
         };
         let taps =
@@ -265,6 +271,17 @@ impl Host {
             accelerator: self.probe.hypervisor.accelerator,
             incoming,
         })
+    }
+
+    /// The firmware that a UEFI VM starts from.
+    ///
+    /// # Errors
+    /// This host has none of that kind.
+    pub fn uefi_firmware(&self, spec: &VmSpec) -> Result<&UefiFirmware, PlacementError> {
+        match spec.secure_boot {
+            true => self.probe.secure_boot.as_ref().ok_or(PlacementError::NoSecureBoot),
+            false => self.probe.uefi.as_ref().ok_or(PlacementError::NoFirmware),
+        }
     }
 
     /// The path of a UEFI VM's variable store: beside its first disk, so that it lives and goes where the VM does.

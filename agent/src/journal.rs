@@ -478,6 +478,7 @@ pub(crate) mod tests {
             cpu: "max".into(),
             machine: "pc-q35-7.2".into(),
             firmware: Firmware::Bios,
+            secure_boot: false,
             kernel: None,
             disks: Vec::new(),
             nics: Vec::new(),

@@ -61,6 +61,7 @@ async fn a_host_is_probed() {
         found.hypervisor.version.split('.').count() == 3 && found.cpu.count > 0 && found.memory > ByteCount(1 << 28)
     );
     assert_eq!(found.hypervisor.uefi, found.uefi.is_some());
+    assert_eq!(found.hypervisor.secure_boot, found.secure_boot.is_some());
     // A KVM without either is there, starts guests, and interprets their kernels.
     let virtualises = |feature: &String| feature == "vmx" || feature == "svm";
     if !found.cpu.features.iter().any(virtualises) {
@@ -376,10 +377,14 @@ async fn a_storage_daemon_serves_what_a_machine_would() {
 
 #[tokio::test]
 async fn qemu_takes_every_bus_and_firmware_that_is_laid_out() {
-    for (machine, firmware) in [("pc-q35-7.2", Firmware::Uefi), ("pc-i440fx-7.2", Firmware::Bios)] {
+    for (machine, firmware, secure_boot) in [
+        ("pc-q35-7.2", Firmware::Uefi, false),
+        ("pc-q35-7.2", Firmware::Uefi, true),
+        ("pc-i440fx-7.2", Firmware::Bios, false),
+    ] {
         let mut bench = Bench::new();
         machine.clone_into(&mut bench.vm.machine);
-        bench.vm.firmware = firmware;
+        (bench.vm.firmware, bench.vm.secure_boot) = (firmware, secure_boot);
         let extra = ["virtio-rng-pci", "virtio-balloon-pci", "i6300esb", "pvpanic-pci"].map(|model| ["-device", model]);
         let plain =
             ["-no-reboot", "-rtc", "base=utc,clock=host", "-smbios", "type=1,product=a b", "-action", "panic=none"];

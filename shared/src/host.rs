@@ -10,7 +10,7 @@ use crate::planned::PlannedVm;
 use crate::replica::Replica;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
-use crate::vm::{BootFile, VmSpec};
+use crate::vm::{BootFile, Firmware, VmSpec};
 
 /// The seconds between two heartbeats of an agent.
 pub const HEARTBEAT_INTERVAL_SECONDS: u64 = 2;
@@ -88,6 +88,21 @@ pub struct Hypervisor {
     pub cpu_models: Vec<String>,
     /// Whether it has firmware for UEFI guests.
     pub uefi: bool,
+    /// Whether it has firmware for UEFI guests with secure boot.
+    #[serde(default)]
+    pub secure_boot: bool,
+}
+
+impl Hypervisor {
+    /// The firmware that a VM needs and the host lacks, if it lacks any.
+    #[must_use]
+    pub fn lacks_firmware(&self, vm: &VmSpec) -> Option<&'static str> {
+        match vm.firmware {
+            Firmware::Bios => None,
+            Firmware::Uefi if vm.secure_boot => (!self.secure_boot).then_some("UEFI firmware with secure boot"),
+            Firmware::Uefi => (!self.uefi).then_some("UEFI firmware"),
+        }
+    }
 }
 
 /// How guests are executed.

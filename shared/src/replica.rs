@@ -168,6 +168,9 @@ pub struct CloneWish {
     /// Its memory likewise.
     #[serde(default)]
     pub memory: Option<ByteCount>,
+    /// Whether its UEFI firmware starts only what is signed; as that of the replicated VM where it is left out.
+    #[serde(default)]
+    pub secure_boot: Option<bool>,
     /// What its interfaces are connected to.
     #[serde(default)]
     pub network: NetworkWish,

@@ -56,6 +56,9 @@ pub struct VmSpec {
     /// What starts the guest.
     #[serde(default)]
     pub firmware: Firmware,
+    /// Whether UEFI firmware starts only what is signed by one of the keys that it has: Microsoft's, to begin with.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub secure_boot: bool,
     /// A kernel to start directly, in place of a boot loader.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<KernelBoot>,
@@ -328,6 +331,16 @@ impl VmSpec {
         self.disks.iter().find(|disk| disk.name == *name)
     }
 
+    /// What secure boot needs of a VM and this one lacks; nothing of one that can have it.
+    pub fn secure_boot_lacks(&self) -> impl Iterator<Item = &'static str> {
+        // Its firmware keeps the keys by the system management mode of that machine.
+        let needs = [
+            (self.firmware == Firmware::Uefi, "firmware = \"uefi\""),
+            (self.machine.starts_with("pc-q35-"), "a machine of a type pc-q35-…, such as pc-q35-7.2"),
+        ];
+        needs.into_iter().filter(|(has, _)| !has).map(|(_, need)| need)
+    }
+
     /// Everything that is wrong with the specification on any host, each with what to do; empty when it is sound.
     #[must_use]
     pub fn faults(&self) -> Vec<String> {
@@ -381,6 +394,9 @@ impl VmSpec {
         check(self.kernel.is_none() || self.firmware == Firmware::Bios, &|| {
             "a kernel started directly needs firmware = \"bios\"".to_owned()
         });
+        for need in self.secure_boot_lacks().filter(|_| self.secure_boot) {
+            check(false, &|| format!("secure_boot = true needs {need}"));
+        }
         let command_line = self.kernel.as_ref().map_or("", |kernel| &kernel.append);
         check(command_line.len() <= 2048 && command_line.chars().all(|c| !c.is_control()), &|| {
             "the kernel command line may have at most 2048 bytes and no control characters".to_owned()
@@ -413,6 +429,7 @@ mod tests {
             cpu: "max".to_owned(),
             machine: "pc-q35-7.2".to_owned(),
             firmware: Firmware::Bios,
+            secure_boot: false,
             kernel: None,
             disks: vec![disk("root"), disk("data")],
             nics: vec![],
@@ -435,6 +452,20 @@ mod tests {
         bad.disks[1].name = bad.disks[0].name.clone();
         bad.disks[0].size = ByteCount(1000);
         assert_eq!(bad.faults().len(), 5, "{:?}", bad.faults());
+    }
+
+    #[test]
+    fn secure_boot_needs_uefi_and_q35_and_is_told_only_where_it_is_on() {
+        let mut spec = VmSpec { machine: "pc-i440fx-7.2".to_owned(), ..spec() };
+        assert_eq!(spec.faults(), Vec::<String>::new());
+        assert_eq!(serde_json::to_value(&spec).expect("JSON").get("secure_boot"), None);
+        spec.secure_boot = true;
+        let faults = spec.faults();
+        assert!(faults.len() == 2 && faults[0].contains("uefi") && faults[1].contains("pc-q35-7.2"), "{faults:?}");
+        (spec.firmware, spec.machine) = (Firmware::Uefi, "pc-q35-7.2".to_owned());
+        assert_eq!(spec.faults(), Vec::<String>::new());
+        let text = serde_json::to_string(&spec).expect("JSON");
+        assert_eq!(serde_json::from_str::<VmSpec>(&text).expect("a specification"), spec);
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!   debian         a guest that is a real Debian
 //!   demo           a guest under load moves there and back
 //!   dhcp           gives addresses to guests that ask for one
+//!   efi            a disk with a program for UEFI firmware
 //!   guest_image    where the witness' kernel and initramfs are
 //!   moves          a guest whose moves are disturbed, followed to their end and looked over
 //!   program        how the programs that people run end, and what they leave
@@ -29,6 +30,7 @@ pub mod control;
 pub mod debian;
 pub mod demo;
 pub mod dhcp;
+pub mod efi;
 pub mod faults;
 pub mod fleet;
 pub mod guest_image;

@@ -136,6 +136,15 @@ pub async fn migrate(fleet: &Fleet, arguments: &[&str]) -> anyhow::Result<Value>
     Ok(job)
 }
 
+/// Waits for a text on a guest's console.
+pub async fn expect_on_console(fleet: &Fleet, vm: &str, text: &str, limit: Duration) -> anyhow::Result<()> {
+    eventually(&format!("{text:?} on the console of {vm}"), limit, || async {
+        let console = fleet.try_sterna(&["vm", "console", vm, "--no-follow", "--from-start"]).await?;
+        Ok(String::from_utf8_lossy(&console.stdout).contains(text).then_some(()))
+    })
+    .await
+}
+
 /// The VM as the fleet shows it.
 pub async fn vm(fleet: &Fleet, name: &str) -> anyhow::Result<Value> {
     fleet.sterna(&["vm", "show", name]).await

@@ -114,9 +114,17 @@ pub fn ensure_variable_store(host: &Host, spec: &VmSpec) -> Result<(), ImageErro
     if spec.firmware != Firmware::Uefi || host.variable_store(spec)?.exists() {
         return Ok(());
     }
-    let path = &host.probe.uefi.as_ref().ok_or(PlacementError::NoFirmware)?.variables_template;
+    renew_variable_store(host, spec)
+}
+
+/// Makes a UEFI guest's variable store from the firmware's template, in place of one that may be there.
+///
+/// # Errors
+/// [`ImageError`].
+pub fn renew_variable_store(host: &Host, spec: &VmSpec) -> Result<(), ImageError> {
+    let path = &host.uefi_firmware(spec)?.variables_template;
     let template = std::fs::read(path).map_err(|source| ImageError::Template { path: path.clone(), source })?;
-    write_variable_store(host, spec, &template)
+    replace_variable_store(host, spec, &template)
 }
 
 /// Makes the variable store of `to` what that of `from` is: the same VM, whose first disk has changed its pool.

@@ -58,13 +58,23 @@ pub fn read(host: &Host, replica: &Replica, layer: u32) -> Result<Vec<u8>, Image
 }
 
 /// Gives a VM that is made of a snapshot the variables of its layer. Where these are lost, its disks are not: it begins with those
-/// of the firmware's template, and the answer says why.
+/// of the firmware's template, and the answer says why. So does one with secure boot whose VM has none, and the other way round: the
+/// keys, or that there are none, are among the variables.
 ///
 /// # Errors
 /// They cannot be written.
 pub fn place(host: &Host, replica: &Replica, layer: u32, spec: &VmSpec) -> Result<Option<String>, ImageError> {
     if spec.firmware == Firmware::Bios {
         return Ok(None);
+    }
+    if spec.secure_boot != replica.vm.secure_boot {
+        images::renew_variable_store(host, spec)?;
+        let with = if spec.secure_boot { "with" } else { "without" };
+        return Ok(Some(format!(
+            "it is {with} secure boot, unlike VM {}: it begins with the firmware's own UEFI variables, and since the VM's boot entries \
+             are not among them it starts \\EFI\\BOOT\\BOOTX64.EFI",
+            replica.vm.name
+        )));
     }
     match read(host, replica, layer) {
         Ok(content) => images::replace_variable_store(host, spec, &content).map(|()| None),

@@ -12,7 +12,7 @@ use sterna_shared::job::{EventBody, FailureCode, FailureReport, Plan, StepFigure
 use sterna_shared::ownership::Record;
 use sterna_shared::planned::{HOLD_DEFAULT_SECONDS, PLANNED_PER_HOST_MAX, PlannedVm};
 use sterna_shared::time::Timestamp;
-use sterna_shared::vm::{Firmware, VmSpec};
+use sterna_shared::vm::VmSpec;
 use tracing::{error, info};
 
 use super::Service;
@@ -179,8 +179,8 @@ fn lacking(host: &Inventory, spec: &VmSpec) -> Vec<String> {
             faults.push(format!("there is no boot file {}", file.as_str()));
         }
     }
-    if spec.firmware == Firmware::Uefi && !host.hypervisor.uefi {
-        faults.push("there is no UEFI firmware".to_owned());
+    if let Some(lacking) = host.hypervisor.lacks_firmware(spec) {
+        faults.push(format!("there is no {lacking}"));
     }
     if !host.hypervisor.machines.contains(&spec.machine) {
         faults.push(format!("QEMU has no machine type {}", spec.machine));
@@ -195,6 +195,7 @@ fn lacking(host: &Inventory, spec: &VmSpec) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use sterna_shared::job::JobKind;
+    use sterna_shared::vm::Firmware;
 
     use super::*;
     use crate::journal::Role;
@@ -278,6 +279,12 @@ mod tests {
             let faults = lacking(&host, &needy());
             assert!(faults.len() == 1 && faults[0].contains(told), "{told}: {faults:?}");
         }
+        let secure = VmSpec { secure_boot: true, ..needy() };
+        assert_eq!(
+            lacking(&rich(), &secure),
+            ["there is no UEFI firmware with secure boot"],
+            "nor does an older agent tell of any"
+        );
         let mut host = rich();
         (host.hypervisor.machines, host.bridges) = (Vec::new(), Vec::new());
         assert_eq!(lacking(&host, &needy()).len(), 2);

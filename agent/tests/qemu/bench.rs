@@ -110,7 +110,7 @@ impl Bench {
     /// Firmware for a VM that wants it, with a variable store of its own.
     fn uefi(&self, side: &str) -> Option<UefiPlacement> {
         (self.vm.firmware == Firmware::Uefi).then(|| {
-            let found = uefi_firmware().expect("UEFI firmware: install ovmf");
+            let found = uefi_firmware(self.vm.secure_boot).expect("UEFI firmware: install ovmf");
             let variables = self.path(&format!("{side}.variables"));
             std::fs::copy(found.variables_template, &variables).expect("copied");
             UefiPlacement { code: found.code, variables }

@@ -114,6 +114,13 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub(super) fn flag(&self, name: &str) -> Option<bool> {
+        match self.get(name)? {
+            Node::Flag(is_set) => Some(*is_set),
+            _ => None,
+        }
+    }
+
     /// A map of texts; one that is not there is empty.
     pub(super) fn texts(&self, name: &str) -> Result<BTreeMap<String, String>, BodyFault> {
         let Some(Node::Object(members)) = self.get(name) else { return Ok(BTreeMap::new()) };

@@ -65,6 +65,9 @@ pub(super) struct CreateArgs {
     at: Option<HostId>,
     #[command(flatten)]
     made: MadeArgs,
+    /// Whether its UEFI firmware starts only what is signed: on or off; where it is left out, as the VM's
+    #[arg(long, value_name = "on|off", value_parser = parse_switch)]
+    secure_boot: Option<bool>,
     /// What it is connected to: isolated (nothing), same (the bridges the VM is connected to), or a bridge [default: isolated]
     #[arg(long, value_name = "isolated|same|BRIDGE", value_parser = parse_network)]
     network: Option<NetworkWish>,
@@ -180,6 +183,7 @@ fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest,
         pool: args.made.pool.clone(),
         vcpus: args.made.vcpus.or(body.machine.map(|machine| machine.vcpus)),
         memory: args.made.memory.or(body.machine.map(|machine| ByteCount::mebibytes(machine.memory_mib))),
+        secure_boot: args.secure_boot.or(body.secure_boot),
         network: args.network.as_ref().or(body.network.as_ref()).cloned().unwrap_or_default(),
         full: args.full,
         start: args.start,
@@ -228,6 +232,14 @@ fn parse_network(text: &str) -> Result<NetworkWish, String> {
     })
 }
 
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("it is on or off".to_owned()),
+    }
+}
+
 fn list(jobs: &[JobStatus]) -> String {
     let rows = jobs.iter().map(|status| {
         let plan = &status.plan;
@@ -253,6 +265,7 @@ pub(super) fn show_plan(plan: &Plan) -> String {
         ("of", or_dash(of.map(|of| format!("{}, snapshot {}", of.replica, of.snapshot)))),
         ("memory", spec.memory.to_string()),
         ("vcpus", spec.vcpus.to_string()),
+        ("secure boot", yes_or_no(spec.secure_boot).to_owned()),
         ("adapted", yes_or_no(plan.steps.contains(&StepKind::AdaptOs)).to_owned()),
         ("host name", or_dash(of.and_then(|of| of.hostname.as_ref()))),
         ("seed", or_dash(of.map(|of| of.seed))),
@@ -316,6 +329,8 @@ mod tests {
         assert_eq!((wish.memory, wish.full), (Some(ByteCount::mebibytes(1024)), true));
         assert_eq!(wished(&["--network", "same"]).network, NetworkWish::Same);
         assert_eq!(wished(&["--seed", "always"]).seed, SeedWish::Always);
+        let switches = [&[][..], &["--secure-boot", "on"], &["--secure-boot", "off"]];
+        assert_eq!(switches.map(|arguments| wished(arguments).secure_boot), [None, Some(true), Some(false)]);
         assert_eq!(wished(&["--network", "lan"]).network, NetworkWish::Bridge("lan".parse().expect("a name")));
         for wrong in [
             &["create"][..],
@@ -323,6 +338,8 @@ mod tests {
             &["create", "web", "--dry-run", "--detach"],
             &["create", "web", "--hostname", "a b"],
             &["create", "web", "--seed", "perhaps"],
+            &["create", "web", "--secure-boot"],
+            &["create", "web", "--secure-boot", "true"],
         ] {
             assert!(line(wrong).is_err(), "{wrong:?}");
         }
@@ -339,7 +356,7 @@ mod tests {
     fn a_body_is_a_wish_and_the_command_line_counts_more() {
         let text = r#"{ "computeEngineTargetDetails": {
             "vmName": "trial", "zone": "beta", "machineType": "custom-2-1024", "networkInterfaces": [{ "network": "lan" }],
-            "hostname": "trial.example"
+            "hostname": "trial.example", "secureBoot": true
         } }"#;
         let body: CloneBody = text.parse().expect("a body");
         let wish = |request: MoveRequest| *request.clone.expect("a wish");
@@ -347,7 +364,10 @@ mod tests {
         assert_eq!((from.kind, from.target.as_ref().map(HostId::as_str)), (JobKind::Clone, Some("beta")));
         let from = wish(from);
         assert_eq!((from.name.as_str(), from.vcpus, from.memory), ("trial", Some(2), Some(ByteCount::mebibytes(1024))));
-        assert_eq!(from.hostname.as_ref().map(HostName::as_str), Some("trial.example"));
+        assert_eq!(
+            (from.hostname.as_ref().map(HostName::as_str), from.secure_boot),
+            (Some("trial.example"), Some(true))
+        );
         assert_eq!((from.network, from.start), (NetworkWish::Bridge("lan".parse().expect("a name")), false));
         let both = made(
             &[
@@ -362,6 +382,8 @@ mod tests {
                 "--network",
                 "isolated",
                 "--start",
+                "--secure-boot",
+                "off",
             ],
             &body,
         );
@@ -370,6 +392,7 @@ mod tests {
         assert_eq!((both.hostname.as_ref().map(HostName::as_str), both.seed), (Some("other"), SeedWish::Auto));
         assert_eq!((both.name.as_str(), both.vcpus, both.network), ("other", Some(1), NetworkWish::Isolated));
         assert_eq!((both.memory, both.start), (Some(ByteCount::mebibytes(1024)), true));
+        assert_eq!(both.secure_boot, Some(false));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(super) struct CloneBody {
     pub(super) host: Option<HostId>,
     /// `machineType`.
     pub(super) machine: Option<MachineType>,
+    /// `secureBoot`.
+    pub(super) secure_boot: Option<bool>,
     /// `networkInterfaces`; none where there are none.
     pub(super) network: Option<NetworkWish>,
     /// `labels`.
@@ -58,7 +60,6 @@ const OF_BODY: &[Field] = &[
 
 const AS_IT_BOOTS: &str = "a clone boots as the VM does";
 const NO_LICENCE: &str = "Sterna sells no licences";
-const AS_THE_VM: &str = "a clone has the firmware of the replicated VM";
 
 /// Those of a VM that is to be made, beside its name and its project, which the older form calls otherwise.
 const OF_VM: &[Field] = &[
@@ -67,6 +68,7 @@ const OF_VM: &[Field] = &[
     taken("networkInterfaces", Kind::List),
     taken("labels", Kind::Object),
     taken("hostname", Kind::Text),
+    taken("secureBoot", Kind::Flag),
     aside("machineTypeSeries", Kind::Text, "a host has one kind of processors"),
     aside("networkTags", Kind::List, "Sterna has no firewall"),
     aside("serviceAccount", Kind::Text, "a guest has no rights with Sterna"),
@@ -75,8 +77,7 @@ const OF_VM: &[Field] = &[
     aside("appliedLicense", Kind::Object, NO_LICENCE),
     aside("additionalLicenses", Kind::List, NO_LICENCE),
     aside("computeScheduling", Kind::Object, "guests are not preempted"),
-    aside("secureBoot", Kind::Flag, AS_THE_VM),
-    aside("bootOption", Kind::Text, AS_THE_VM),
+    aside("bootOption", Kind::Text, "a clone has the firmware of the replicated VM"),
     aside("enableVtpm", Kind::Flag, "a specification has no TPM: not built yet"),
     aside("enableIntegrityMonitoring", Kind::Flag, "Sterna does not look into guests"),
     aside("metadata", Kind::Object, "there is no metadata server"),
@@ -138,6 +139,7 @@ impl CloneBody {
         self.host = fields.parsed("zone")?;
         self.machine = fields.parsed("machineType")?;
         self.hostname = fields.parsed("hostname")?;
+        self.secure_boot = fields.flag("secureBoot");
         if let Some(Node::List(interfaces)) = fields.get("networkInterfaces") {
             self.network = self.connect(interfaces, &fields.path("networkInterfaces"))?;
         }
@@ -200,6 +202,7 @@ mod tests {
                 "machineType": "custom-2-1024",
                 "labels": { "for": "tests", "new": "" },
                 "hostname": "shop.example",
+                "secureBoot": true,
                 "networkInterfaces": [{ "network": "lan" }, { "network": "lan", "subnetwork": null }],
             },
         }));
@@ -212,6 +215,7 @@ mod tests {
                 network: Some(NetworkWish::Bridge("lan".parse().expect("a name"))),
                 labels: [("for", "tests"), ("new", "")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
                 hostname: Some("shop.example".parse().expect("a host name")),
+                secure_boot: Some(true),
                 request: Some("0197c0de-0000-7000-8000-000000000101".parse().expect("a UUID")),
                 warnings: vec![],
             }
@@ -219,6 +223,8 @@ mod tests {
         let empty =
             read(&serde_json::json!({ "computeEngineTargetDetails": { "vmName": "", "networkInterfaces": [] } }));
         assert_eq!(empty, CloneBody::default(), "what is empty is not set");
+        let off = read(&serde_json::json!({ "computeEngineTargetDetails": { "secureBoot": false } }));
+        assert_eq!(off.secure_boot, Some(false), "which is not the same as nothing said of it");
         let apart = read(&serde_json::json!({ "computeEngineTargetDetails": { "networkInterfaces": [{}, {}] } }));
         assert_eq!(apart.network, Some(NetworkWish::Isolated));
     }
@@ -256,11 +262,11 @@ mod tests {
         let body = read(&serde_json::json!({ "computeEngineTargetDetails": {
             "vmName": "trial",
             "project": "projects/shop/locations/global/targetProjects/web",
-            "secureBoot": true,
+            "enableVtpm": true,
             "networkInterfaces": [{ "externalIp": "ephemeral" }],
         } }));
         let expected = [
-            ("secureBoot", "a clone has the firmware of the replicated VM"),
+            ("enableVtpm", "a specification has no TPM: not built yet"),
             ("project", "there is one project, sterna"),
             ("networkInterfaces[0].externalIp", "a guest gets its address by itself"),
         ];

@@ -412,6 +412,7 @@ mod tests {
                     machines: vec!["pc-q35-7.2".to_owned()],
                     cpu_models: vec![],
                     uefi: false,
+                    secure_boot: false,
                 },
                 cpu: Cpu { model: "x".to_owned(), features: vec![], count: 1 },
                 memory_total: ByteCount(2),

@@ -121,7 +121,15 @@ fn show(host: &HostView) -> String {
             "hypervisor",
             format!("QEMU {} ({})", inventory.hypervisor.version, inventory.hypervisor.accelerator.as_str()),
         ),
-        ("uefi", if inventory.hypervisor.uefi { "yes" } else { "no" }.to_owned()),
+        (
+            "uefi",
+            match (inventory.hypervisor.uefi, inventory.hypervisor.secure_boot) {
+                (false, false) => "no",
+                (true, false) => "yes, without secure boot",
+                (_, true) => "yes, also with secure boot",
+            }
+            .to_owned(),
+        ),
         ("processor", format!("{} × {}", inventory.cpu.count, inventory.cpu.model)),
         (
             "memory",

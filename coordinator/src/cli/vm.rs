@@ -6,7 +6,7 @@ use clap::Subcommand;
 use serde_json::json;
 use sterna_shared::bus::VmView;
 use sterna_shared::id::HostId;
-use sterna_shared::vm::VmSpec;
+use sterna_shared::vm::{Firmware, VmSpec};
 
 use super::error::{CliError, Exit};
 use super::output::{Output, or_dash, pairs, table};
@@ -208,6 +208,15 @@ fn show(vm: &VmView) -> String {
         ("memory", spec.memory.to_string()),
         ("vcpus", format!("{} × {}", spec.vcpus, spec.cpu)),
         ("machine", spec.machine.clone()),
+        (
+            "firmware",
+            match (spec.firmware, spec.secure_boot) {
+                (Firmware::Bios, _) => "bios",
+                (Firmware::Uefi, false) => "uefi",
+                (Firmware::Uefi, true) => "uefi, with secure boot",
+            }
+            .to_owned(),
+        ),
     ];
     if let Some(kernel) = &spec.kernel {
         rows.push(("kernel", format!("{} {}", kernel.image.as_str(), kernel.append)));
@@ -248,7 +257,7 @@ mod tests {
         hint: docs/install.md has a specification to start from
         "#);
         insta::assert_snapshot!(fault_of(&format!("{head}memory = \"512 MiB\"\nmemroy = 1\n")), @r"
-        error: DIR/web.toml:4: unknown field `memroy`, expected one of `name`, `id`, `memory`, `vcpus`, `cpu`, `machine`, `firmware`, `kernel`, `disk`, `nic`, `guest_agent`, `extra_arguments`
+        error: DIR/web.toml:4: unknown field `memroy`, expected one of `name`, `id`, `memory`, `vcpus`, `cpu`, `machine`, `firmware`, `secure_boot`, `kernel`, `disk`, `nic`, `guest_agent`, `extra_arguments`
         hint: docs/install.md has a specification to start from
         ");
         insta::assert_snapshot!(fault_of(&format!(

@@ -437,10 +437,10 @@ fn accelerator_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
 
 fn firmware_exists(case: &Case, out: &mut Vec<Refusal>) {
     let (Some((_, target)), Some(vm)) = (case.hosts(), case.vm()) else { return };
-    if vm.spec.firmware == Firmware::Uefi && !target.inventory.hypervisor.uefi {
+    if let Some(lacking) = target.inventory.hypervisor.lacks_firmware(&vm.spec) {
         out.push(refusal(
             RefusalCode::Firmware,
-            format!("host {} has no UEFI firmware", target.inventory.host),
+            format!("host {} has no {lacking}", target.inventory.host),
             "install OVMF there (package ovmf), or choose another target",
         ));
     }

@@ -17,7 +17,7 @@ use sterna_shared::job::{JobKind, JobStatus, MoveMode, MoveRequest, Plan, Refusa
 use sterna_shared::rehearsal::{HealthProbe, PROBE_MAX_SECONDS, PROBES_MAX, Rehearsal};
 use sterna_shared::replica::{Base, CloneOf, CloneWish, NetworkWish, Replica, SeedWish, Snapshot};
 use sterna_shared::units::ByteCount;
-use sterna_shared::vm::{DISKS_MAX, DiskFormat, DiskSpec, Firmware, IsolatedAddress, MacAddress, NicSpec, VmSpec};
+use sterna_shared::vm::{DISKS_MAX, DiskFormat, DiskSpec, IsolatedAddress, MacAddress, NicSpec, VmSpec};
 
 use super::check::{offline, refusal};
 use super::{Draft, Seeds, placement, replica};
@@ -38,6 +38,7 @@ const CHECKS: &[Check] = &[
     snapshot_is_sound,
     id_and_name_are_free,
     specification_is_sound,
+    it_can_have_secure_boot,
     memory_suffices,
     pools_can_hold_it,
     pools_have_room,
@@ -115,6 +116,7 @@ pub fn replica_cannot_run(fleet: &Fleet, member: &Member, replica: &Replica, sna
         pool: None,
         vcpus: None,
         memory: None,
+        secure_boot: None,
         network: NetworkWish::Same,
         full: false,
         start: true,
@@ -162,6 +164,7 @@ impl Making<'_> {
             name: wish.name.clone(),
             vcpus: wish.vcpus.unwrap_or(of.vcpus),
             memory: wish.memory.unwrap_or(of.memory),
+            secure_boot: wish.secure_boot.unwrap_or(of.secure_boot),
             disks: self.disks(),
             nics: self.nics(),
             ..of.clone()
@@ -383,8 +386,20 @@ fn id_and_name_are_free(making: &Making, out: &mut Vec<Refusal>) {
 }
 
 fn specification_is_sound(making: &Making, out: &mut Vec<Refusal>) {
-    for fault in making.spec().faults() {
+    // What speaks against secure boot has a code of its own.
+    for fault in (VmSpec { secure_boot: false, ..making.spec() }).faults() {
         out.push(refusal(RefusalCode::InvalidValue, fault, "give other values with --vcpus, --memory and --seed"));
+    }
+}
+
+fn it_can_have_secure_boot(making: &Making, out: &mut Vec<Refusal>) {
+    let (of, spec) = (&making.replica.vm, making.spec());
+    for need in spec.secure_boot_lacks().filter(|_| spec.secure_boot) {
+        out.push(refusal(
+            RefusalCode::SecureBootImpossible,
+            format!("clone {} is to have secure boot, which needs {need}; VM {} has not", spec.name, of.name),
+            "leave out --secure-boot, or define the VM so and wait for the next cycle",
+        ));
     }
 }
 
@@ -478,10 +493,10 @@ fn host_can_run_it(making: &Making, out: &mut Vec<Refusal>) {
             "replicate the VM to a host with at least that processor",
         ));
     }
-    if spec.firmware == Firmware::Uefi && !hypervisor.uefi {
+    if let Some(lacking) = hypervisor.lacks_firmware(&making.spec()) {
         out.push(refusal(
             RefusalCode::Firmware,
-            format!("host {host} has no UEFI firmware"),
+            format!("host {host} has no {lacking}"),
             "install OVMF there (package ovmf)",
         ));
     }

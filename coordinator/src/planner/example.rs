@@ -53,6 +53,7 @@ pub(crate) fn vm(name: &str) -> VmSpec {
         cpu: "max".into(),
         machine: "pc-q35-7.2".into(),
         firmware: Firmware::Bios,
+        secure_boot: false,
         kernel: Some(KernelBoot { image: boot_file("vmlinuz"), initrd: None, append: String::new() }),
         disks: vec![disk("root", "fast"), disk("data", "san")],
         nics: vec![NicSpec {
@@ -134,6 +135,7 @@ pub(crate) fn clone_request() -> MoveRequest {
         pool: None,
         vcpus: None,
         memory: None,
+        secure_boot: None,
         network: NetworkWish::Isolated,
         full: false,
         start: true,
@@ -166,6 +168,7 @@ pub(crate) fn inventory(host: &str) -> Inventory {
             machines: vec!["pc-q35-7.2".into()],
             cpu_models: vec!["max".into(), "qemu64".into()],
             uefi: true,
+            secure_boot: true,
         },
         cpu: Cpu { model: "any".into(), features: vec!["avx2".into(), "sse4_2".into()], count: 4 },
         memory_total: ByteCount::mebibytes(8192),

@@ -93,6 +93,10 @@ const FAULTS: &[(RefusalCode, Plant)] = &[
         world.spec().firmware = Firmware::Uefi;
         world.target.hypervisor.uefi = false;
     }),
+    (RefusalCode::Firmware, |world| {
+        (world.spec().firmware, world.spec().secure_boot) = (Firmware::Uefi, true);
+        world.target.hypervisor.secure_boot = false;
+    }),
     (RefusalCode::BootFile, |world| world.target.boot_files.clear()),
     (RefusalCode::NameTaken, |world| {
         let mut other = example::vm("web");

@@ -180,6 +180,16 @@ fn a_bios_is_told_as_one() {
 }
 
 #[test]
+fn secure_boot_is_told_where_it_is_on() {
+    let mut status = JobStatus::planned(jobs::clone_plan(1));
+    (status.plan.vm.secure_boot, status.plan.vm_at_target.secure_boot) = (true, true);
+    let clone = value(&CloneJob::of(&jobs::name(), &status));
+    for details in ["targetDetails", "computeEngineVmDetails", "computeEngineTargetDetails"] {
+        assert_eq!(clone[details]["secureBoot"], true, "{details}");
+    }
+}
+
+#[test]
 fn its_states_are_over_when_the_job_is() {
     for state in JobState::ALL {
         for (stage, fails) in CloneStage::ALL.into_iter().flat_map(|stage| [(stage, false), (stage, true)]) {

@@ -68,6 +68,13 @@ fn before_the_first_cycle_it_is_ready() {
 }
 
 #[test]
+fn a_clone_has_secure_boot_by_default_where_the_vm_has_it() {
+    let mut job = replication(vec![]);
+    job.plan.vm.secure_boot = true;
+    assert_eq!(read(&job, &NOTHING)["computeEngineTargetDefaults"]["secureBoot"], true);
+}
+
+#[test]
 fn the_first_cycle_is_the_first_sync() {
     let job = replication(vec![run_begun(1, 11)]);
     let run = copying(11);

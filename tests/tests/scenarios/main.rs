@@ -32,6 +32,7 @@ mod replica_room;
 mod replica_schedule;
 mod resume;
 mod schedule;
+mod secure_boot;
 mod settings;
 mod shapes;
 mod standings;

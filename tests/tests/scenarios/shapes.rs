@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, ensure};
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::replicas::cycle;
-use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, migrate, on_fleet, vm};
+use sterna_tests::scenario::{Watched, eventually, expect_nothing_left, expect_on_console, migrate, on_fleet, vm};
 
 /// How long the firmware may take to its shell, under an emulated processor.
 const FIRMWARE_WAIT: Duration = Duration::from_secs(90);
@@ -69,12 +69,7 @@ async fn uefi(fleet: &mut Fleet) -> anyhow::Result<()> {
     fleet.define("alpha", "shell", &text).await?;
     let template = variables(fleet, "alpha", "fast")?;
     fleet.sterna(&["vm", "start", "shell"]).await?;
-    let running = &*fleet;
-    let at_its_shell = || async {
-        let console = running.try_sterna(&["vm", "console", "shell", "--no-follow", "--from-start"]).await?;
-        Ok(String::from_utf8_lossy(&console.stdout).contains("Shell>").then_some(()))
-    };
-    eventually("the firmware's shell", FIRMWARE_WAIT, at_its_shell).await?;
+    expect_on_console(fleet, "shell", "Shell>", FIRMWARE_WAIT).await?;
     let written = variables(fleet, "alpha", "fast")?;
     ensure!(written != template, "the firmware has written its variables, or this test shows nothing");
 

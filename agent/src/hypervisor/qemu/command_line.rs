@@ -268,6 +268,13 @@ impl Line {
                 self.json("-blockdev", &node);
             }
             machine += ",pflash0=uefi-code,pflash1=uefi-variables";
+            if vm.secure_boot {
+                // Only the firmware, in system management mode, may write to its keys: the guest's system may not.
+                machine += ",smm=on";
+                self.option("-global", "driver=cfi.pflash01,property=secure,value=on");
+                // Builds of 64 bits throughout do not start where they could be woken from S3.
+                self.option("-global", "ICH9-LPC.disable_s3=1");
+            }
         }
         self.option("-name", &format!("guest={},debug-threads=on", vm.name));
         self.option("-uuid", &vm.id.to_string());

@@ -32,6 +32,13 @@ const UEFI_CANDIDATES: [(&str, &str); 5] = [
     ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
     ("/usr/share/qemu/ovmf-x86_64-code.bin", "/usr/share/qemu/ovmf-x86_64-vars.bin"),
 ];
+/// The same of UEFI firmware that needs system management mode; the variables have Microsoft's keys, without which it starts anything.
+const SECURE_BOOT_CANDIDATES: [(&str, &str); 4] = [
+    ("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "/usr/share/OVMF/OVMF_VARS_4M.ms.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.secboot.fd", "/usr/share/OVMF/OVMF_VARS.ms.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.secboot.fd", "/usr/share/edk2/ovmf/OVMF_VARS.secboot.fd"),
+    ("/usr/share/qemu/ovmf-x86_64-smm-ms-code.bin", "/usr/share/qemu/ovmf-x86_64-smm-ms-vars.bin"),
+];
 
 /// What a host can do. It changes when QEMU, the kernel or the machine does: probe at the agent's start and keep it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +47,8 @@ pub struct Probe {
     pub hypervisor: Hypervisor,
     /// Its UEFI firmware, if it has any.
     pub uefi: Option<UefiFirmware>,
+    /// Its UEFI firmware with secure boot, if it has any.
+    pub secure_boot: Option<UefiFirmware>,
     /// Its processor.
     pub cpu: Cpu,
     /// Its memory.
@@ -63,7 +72,7 @@ pub async fn probe(qemu: &Path, scratch: &Path) -> Result<Probe, ProbeError> {
     let read = |path: &'static str| std::fs::read_to_string(path).map_err(|source| ProbeError::Kernel { path, source });
     let cpu = parse_cpu(&read("/proc/cpuinfo")?);
     let memory = parse_memory(&read("/proc/meminfo")?).ok_or(ProbeError::NoMemory)?;
-    let uefi = uefi_firmware();
+    let [uefi, secure_boot] = [false, true].map(uefi_firmware);
     let accelerator = match try_out(qemu, Accelerator::Kvm, WORK_WAIT_MAX, scratch).await? {
         Verdict::Works => Accelerator::Kvm,
         verdict @ (Verdict::TooSlow | Verdict::Unusable) => {
@@ -71,11 +80,13 @@ pub async fn probe(qemu: &Path, scratch: &Path) -> Result<Probe, ProbeError> {
             Accelerator::Tcg
         }
     };
-    let hypervisor = hypervisor(qemu, accelerator, uefi.is_some()).await?;
-    Ok(Probe { hypervisor, uefi, cpu, memory })
+    let asked = hypervisor(qemu, accelerator).await?;
+    let hypervisor = Hypervisor { uefi: uefi.is_some(), secure_boot: secure_boot.is_some(), ..asked };
+    Ok(Probe { hypervisor, uefi, secure_boot, cpu, memory })
 }
 
-async fn hypervisor(qemu: &Path, accelerator: Accelerator, uefi: bool) -> Result<Hypervisor, ProbeError> {
+/// All of it that its QEMU tells, which knows nothing of firmware.
+async fn hypervisor(qemu: &Path, accelerator: Accelerator) -> Result<Hypervisor, ProbeError> {
     let run = |source| ProbeError::Run { program: qemu.to_owned(), source };
     let mut child = Command::new(qemu)
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio", "-machine"])
@@ -86,13 +97,13 @@ async fn hypervisor(qemu: &Path, accelerator: Accelerator, uefi: bool) -> Result
         .kill_on_drop(true)
         .spawn()
         .map_err(run)?;
-    let hypervisor = ask(&mut child, accelerator, uefi).await?;
+    let hypervisor = ask(&mut child, accelerator).await?;
     // The questions are answered; how QEMU ends does not matter, only that it does.
     let _ = child.kill().await;
     Ok(hypervisor)
 }
 
-async fn ask(child: &mut Child, accelerator: Accelerator, uefi: bool) -> Result<Hypervisor, ProbeError> {
+async fn ask(child: &mut Child, accelerator: Accelerator) -> Result<Hypervisor, ProbeError> {
     #[derive(Deserialize)]
     struct Version {
         qemu: Triple,
@@ -128,7 +139,8 @@ async fn ask(child: &mut Child, accelerator: Accelerator, uefi: bool) -> Result<
     // QEMU's order changes from run to run; an inventory should not.
     machines.sort();
     cpu_models.sort();
-    Ok(Hypervisor { version: format!("{major}.{minor}.{micro}"), accelerator, machines, cpu_models, uefi })
+    let version = format!("{major}.{minor}.{micro}");
+    Ok(Hypervisor { version, accelerator, machines, cpu_models, uefi: false, secure_boot: false })
 }
 
 async fn answer<T: serde::de::DeserializeOwned>(qmp: &Qmp, command: &'static str) -> Result<T, ProbeError> {
@@ -136,11 +148,11 @@ async fn answer<T: serde::de::DeserializeOwned>(qmp: &Qmp, command: &'static str
     serde_json::from_value(answer).map_err(|source| ProbeError::Answer { command, source })
 }
 
-/// The UEFI firmware of this host, as a distribution installs it.
+/// The UEFI firmware of this host, with secure boot or without, as a distribution installs it.
 #[must_use]
-pub fn uefi_firmware() -> Option<UefiFirmware> {
-    let found =
-        UEFI_CANDIDATES.iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file());
+pub fn uefi_firmware(secure_boot: bool) -> Option<UefiFirmware> {
+    let candidates = if secure_boot { &SECURE_BOOT_CANDIDATES[..] } else { &UEFI_CANDIDATES };
+    let found = candidates.iter().find(|(code, variables)| Path::new(code).is_file() && Path::new(variables).is_file());
     found.map(|(code, variables)| UefiFirmware { code: code.into(), variables_template: variables.into() })
 }
 

@@ -16,7 +16,7 @@ const SHOWN_MAX: usize = 160;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::cli) enum Node {
     Null,
-    Flag,
+    Flag(bool),
     Number,
     Text(String),
     List(Vec<Node>),
@@ -36,7 +36,7 @@ impl Kind {
     pub(super) const fn holds(self, node: &Node) -> bool {
         matches!(
             (self, node),
-            (Self::Flag, Node::Flag)
+            (Self::Flag, Node::Flag(_))
                 | (Self::Text, Node::Text(_))
                 | (Self::List, Node::List(_))
                 | (Self::Object, Node::Object(_))
@@ -52,7 +52,7 @@ impl Kind {
         };
         let found = match found {
             Node::Null => "null",
-            Node::Flag => "true or false",
+            Node::Flag(_) => "true or false",
             Node::Number => "a number",
             Node::Text(_) => "a text",
             Node::List(_) => "a list",
@@ -129,8 +129,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
         Ok(Node::Null)
     }
 
-    fn visit_bool<E: Error>(self, _: bool) -> Result<Node, E> {
-        Ok(Node::Flag)
+    fn visit_bool<E: Error>(self, is_set: bool) -> Result<Node, E> {
+        Ok(Node::Flag(is_set))
     }
 
     fn visit_i64<E: Error>(self, _: i64) -> Result<Node, E> {

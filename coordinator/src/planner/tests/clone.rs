@@ -125,6 +125,49 @@ fn a_host_name_is_told_to_whoever_sets_it() {
 }
 
 #[test]
+fn a_clone_has_secure_boot_as_the_vm_has_where_nothing_else_is_asked() {
+    let mut world = sound();
+    let vm = &mut world.target.replicas[0].vm;
+    (vm.firmware, vm.kernel) = (Firmware::Uefi, None);
+    for (of, wished, is) in [
+        (false, None, false),
+        (true, None, true),
+        (false, Some(true), true),
+        (true, Some(true), true),
+        (true, Some(false), false),
+    ] {
+        world.target.replicas[0].vm.secure_boot = of;
+        wish(&mut world).secure_boot = wished;
+        assert_eq!(world.plan().expect("a plan").vm.secure_boot, is, "{wished:?} of a VM with {of}");
+        // Its host needs the firmware that the clone has, and not that of the VM.
+        world.target.hypervisor.secure_boot = !is;
+        world.target.hypervisor.uefi = is;
+        assert_eq!(world.codes(), [RefusalCode::Firmware].into());
+        (world.target.hypervisor.secure_boot, world.target.hypervisor.uefi) = (true, true);
+    }
+}
+
+#[test]
+fn secure_boot_is_refused_for_each_thing_that_the_vm_lacks() {
+    let mut world = sound();
+    wish(&mut world).secure_boot = Some(true);
+    let refused = |world: &World| {
+        let refusals = world.plan().expect_err("refused");
+        assert!(refusals.iter().all(|refusal| refusal.code == RefusalCode::SecureBootImpossible), "{refusals:?}");
+        refusals.into_iter().map(|refusal| refusal.message).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        refused(&world),
+        ["clone trial is to have secure boot, which needs firmware = \"uefi\"; VM web has not"]
+    );
+    world.target.hypervisor.machines.push("pc-i440fx-7.2".to_owned());
+    world.target.replicas[0].vm.machine = "pc-i440fx-7.2".to_owned();
+    assert_eq!(refused(&world).len(), 2);
+    wish(&mut world).secure_boot = Some(false);
+    assert!(world.plan().is_ok());
+}
+
+#[test]
 fn of_several_replicas_that_with_the_latest_snapshot_is_taken() {
     let mut world = sound();
     let mut older = example::replica();

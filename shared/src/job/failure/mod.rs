@@ -168,7 +168,7 @@ pub enum RefusalCode {
     MachineType,
     /// The target cannot run the CPU model, or lacks features of it.
     CpuModel,
-    /// The target lacks UEFI firmware.
+    /// The target lacks the UEFI firmware that the VM needs.
     Firmware,
     /// The target lacks a boot file.
     BootFile,
@@ -234,6 +234,8 @@ pub enum RefusalCode {
     ReplicationExpired,
     /// The VM lacks what a probe of a rehearsal would reach it by.
     ProbeImpossible,
+    /// The VM lacks what a clone of it would need to have secure boot.
+    SecureBootImpossible,
 }
 
 /// One reason why not, with what to do about it.

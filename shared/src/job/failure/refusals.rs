@@ -99,8 +99,8 @@ catalogue!(RefusalCode {
             "Or choose another target, or move it stopped: `--mode cold`.",
         ];
     Firmware = "STERNA-R020", "firmware",
-        "The target has no UEFI firmware.",
-        causes ["OVMF is not installed there."],
+        "The target has no UEFI firmware, or none with secure boot, which the VM has on.",
+        causes ["OVMF is not installed there, or a build of it without secure boot and its keys."],
         remedies ["Install it (package `ovmf`) and restart the agent, or choose another target."];
     BootFile = "STERNA-R021", "boot_file",
         "The target lacks a kernel or an initial RAM disk that the VM boots from.",
@@ -282,4 +282,11 @@ catalogue!(RefusalCode {
         "The VM lacks what a probe of a rehearsal would reach it by.",
         causes ["A port is asked for of a VM without a network interface, or the guest agent of one without a channel for it."],
         remedies ["Ask for something else, such as `--probe console:login:`, or give the VM what is missing and wait for a cycle."];
+    SecureBootImpossible = "STERNA-R061", "secure_boot_impossible",
+        "The clone is to have secure boot, and the VM lacks what that needs.",
+        causes ["The VM has a BIOS, or a machine type without a system management mode for the firmware: a clone has both of the VM."],
+        remedies [
+            "Leave out `--secure-boot`.",
+            "Or define the VM with `firmware = \"uefi\"` and a machine pc-q35-…, see that its system starts so, and wait for a cycle.",
+        ];
 });

@@ -19,6 +19,7 @@ fn plan() -> Plan {
         cpu: "max".into(),
         machine: "pc-q35-7.2".into(),
         firmware: crate::vm::Firmware::Bios,
+        secure_boot: false,
         kernel: None,
         disks: Vec::new(),
         nics: Vec::new(),

@@ -118,7 +118,8 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::VmUnresolved => Self::new(Type::UnavailableResource, Cause::ElementUnavailable, High),
             RefusalCode::Memory => Self::new(Type::Oversubscription, Cause::OutOfMemory, Medium),
             RefusalCode::PoolSpace => Self::new(Type::Oversubscription, Cause::StorageCapacityProblem, Medium),
-            RefusalCode::PoolKind | RefusalCode::PoolNotShared => {
+            RefusalCode::ProbeImpossible => unsupported(Cause::ConfigurationCustomizationError),
+            RefusalCode::PoolKind | RefusalCode::PoolNotShared | RefusalCode::SecureBootImpossible => {
                 unsupported(Cause::ConfigurationCustomizationError).status(Status::NotSupported)
             }
             RefusalCode::NothingToMove => unsupported(Cause::ProceduralError).status(Status::InvalidParameter),
@@ -150,7 +151,6 @@ impl From<RefusalCode> for ErrorClass {
             }
             RefusalCode::PlannedChanged => Self::other("stale plan", Cause::SyncLossOrMismatch, Low),
             RefusalCode::NotMeasured => Self::new(Type::Software, Cause::UnderlyingResourceUnavailable, Low),
-            RefusalCode::ProbeImpossible => unsupported(Cause::ConfigurationCustomizationError),
             RefusalCode::SnapshotDamaged => Self::new(Type::Hardware, Cause::CorruptData, High),
             // The image that the guest runs from.
             RefusalCode::DiskUnreadable => Self::new(Type::Hardware, Cause::IoDeviceError, High),

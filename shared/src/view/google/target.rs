@@ -26,6 +26,8 @@ resource! {
         network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
         /// The labels of the job that makes it.
         labels: BTreeMap<String, String> = "labels",
+        /// Whether its firmware starts only what is signed.
+        secure_boot: Option<bool> = "secureBoot",
         /// What starts it.
         boot_option: ComputeEngineBootOption = "bootOption",
         /// What the system on its disks calls itself, where that was asked for.
@@ -48,6 +50,8 @@ resource! {
         network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
         /// The labels of the job that makes it.
         labels: BTreeMap<String, String> = "labels",
+        /// Whether its firmware starts only what is signed.
+        secure_boot: Option<bool> = "secureBoot",
         /// What starts it.
         boot_option: BootOption = "bootOption",
     }
@@ -64,7 +68,9 @@ resource! {
         machine_type: MachineType = "machineType",
         /// As many interfaces as the replicated VM has, connected to nothing that leaves their host.
         network_interfaces: Vec<NetworkInterface> = "networkInterfaces",
-        /// What starts it: as of the replicated VM.
+        /// Whether its firmware starts only what is signed: as of the replicated VM.
+        secure_boot: Option<bool> = "secureBoot",
+        /// What starts it: likewise.
         boot_option: ComputeEngineBootOption = "bootOption",
     }
 }
@@ -151,6 +157,11 @@ impl From<Firmware> for BootOption {
     }
 }
 
+/// That it is off is what nothing is said of.
+fn secure_boot(vm: &VmSpec) -> Option<bool> {
+    vm.secure_boot.then_some(true)
+}
+
 macro_rules! always_there {
     ($($type:ty),*) => { $(impl Unset for $type { fn is_unset(&self) -> bool { false } })* };
 }
@@ -168,6 +179,7 @@ impl ComputeEngineTargetDetails {
             machine_type: vm.into(),
             network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
             labels: labels.clone(),
+            secure_boot: secure_boot(vm),
             boot_option: vm.firmware.into(),
             hostname: plan.clone.as_ref().and_then(|clone| clone.hostname.clone()),
         }
@@ -185,6 +197,7 @@ impl TargetVmDetails {
             machine_type: vm.into(),
             network_interfaces: vm.nics.iter().map(NetworkInterface::from).collect(),
             labels: labels.clone(),
+            secure_boot: secure_boot(vm),
             boot_option: vm.firmware.into(),
         }
     }
@@ -199,6 +212,7 @@ impl ComputeEngineTargetDefaults {
             zone: host.clone(),
             machine_type: vm.into(),
             network_interfaces: vm.nics.iter().map(|_| NetworkInterface { network: None }).collect(),
+            secure_boot: secure_boot(vm),
             boot_option: vm.firmware.into(),
         }
     }

@@ -130,6 +130,11 @@ fn firmware_and_kernel_are_found_in_their_places() {
     let nodes = json_values(&uefi, "-blockdev");
     assert_eq!((&nodes[0]["filename"], &nodes[0]["read-only"]), (&json!("/fw/code"), &json!(true)));
     assert_eq!((&nodes[2]["filename"], &nodes[2]["read-only"]), (&json!("/pool/vars"), &json!(false)));
+    assert_eq!(values(&uefi, "-global"), Vec::<&str>::new());
+    let secure = line(&vm("", "firmware = \"uefi\"\nsecure_boot = true"));
+    assert!(values(&secure, "-machine")[0].ends_with(",smm=on"));
+    let globals = ["driver=cfi.pflash01,property=secure,value=on", "ICH9-LPC.disable_s3=1"];
+    assert_eq!(values(&secure, "-global"), globals);
     let kernel = line(&vm("", "kernel = { image = \"vmlinuz\", initrd = \"initrd\", append = \"a=1,b quiet\" }"));
     assert_eq!(values(&kernel, "-kernel"), ["/boot/vmlinuz"]);
     assert_eq!(values(&kernel, "-initrd"), ["/boot/initrd"]);
