@@ -165,9 +165,9 @@ pub async fn expect_incremental(fleet: &Fleet, at: &str, more: &[&str]) -> anyho
 pub async fn expect_recorded(fleet: &Fleet, at: &str, source: &str) -> anyhow::Result<()> {
     let job = cycle(fleet, "web", "bravo", &[]).await.with_context(|| at.to_owned())?;
     let id = job["job"].as_str().context("an id")?;
-    let log = std::fs::read_to_string(fleet.agent(source)?.log())?;
-    let by_changes = log.contains(&format!("the point in time is taken job={id} changes=true"));
-    ensure!(by_changes, "{at}: everything was compared: {job:#}");
+    let process = fleet.agent(source)?.process().context("the source's agent does not run")?;
+    let line = process.wait_for_line(&format!("the point in time is taken job={id}"), LEFT_WAIT).await?;
+    ensure!(line.contains("changes=true"), "{at}: everything was compared: {job:#}");
     told(fleet, at, &job).await
 }
 

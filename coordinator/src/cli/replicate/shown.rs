@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn cycles_have_the_numbers_that_they_had_from_the_first_on() {
         let host = "beta".parse().expect("a name");
-        let view = ReplicaView::of(&host, Some(&example::replica()), None, example::later(60)).expect("a view");
+        let view = ReplicaView::of(&host, Some(&example::replica()), None, None, example::later(60)).expect("a view");
         let run = |number, state| Run {
             job: example::job(number),
             turn: example::now(),
