@@ -99,7 +99,7 @@ mod tests {
     fn what_is_no_log_and_what_is_small_is_left_alone() {
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::create_dir(folder.path().join("vm")).expect("made");
-        for (name, length) in [("console.log", 4096), ("vars.fd", LOG_BYTES_MAX as usize + 4096)] {
+        for (name, length) in [("console.log", 4 << 10), ("vars.fd", 17 << 20)] {
             let path = folder.path().join("vm").join(name);
             std::fs::write(&path, vec![b'x'; length]).expect("written");
             bound_all(folder.path());

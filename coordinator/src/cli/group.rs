@@ -146,7 +146,7 @@ pub(super) async fn run(command: &GroupCommand, client: &Client, output: Output)
             }
             tell(&outcomes, output)
         }
-        GroupCommand::Cutover(args) => cut_over(args, client, output).await,
+        GroupCommand::Cutover(args) => Box::pin(cut_over(args, client, output)).await,
         GroupCommand::Finalize { group, yes, detach } => finalize(group, *yes, *detach, client, output).await,
     }
 }
