@@ -20,7 +20,12 @@ use sterna_agent::link::{Files, Tls};
 use sterna_agent::service::Service;
 use sterna_agent::teller::Teller;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{info, warn};
+
+/// The longest that one turn of the agent's loop may take before it counts as hung.
+const TURN_MAX: Duration = Duration::from_secs(600);
 
 /// The agent of a hypervisor host: keeps its VMs, and moves them to and from other hosts.
 #[derive(Debug, Parser)]
@@ -140,8 +145,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     tokio::spawn(Arc::clone(&host).refresh_pools());
     tokio::spawn(sterna_agent::guest::console::keep_bounded(host.runtimes()));
     info!(host = %host.id(), "ready");
-    // Said by the service's own loop, so that systemd sees one that hangs.
-    let beat = || drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog]));
+    let (turned, turns) = watch::channel(Instant::now());
+    tokio::spawn(watchdog(turns));
+    let beat = || {
+        turned.send_replace(Instant::now());
+    };
     service.run(stop(), beat).await;
     host.flush().await;
     info!("stopping; guests run on");
@@ -171,6 +179,18 @@ async fn reload(host: Arc<Host>) {
         match host.tls.reload() {
             Ok(()) => info!("certificates read anew"),
             Err(error) => warn!(error = &error as &dyn std::error::Error, "the certificates stay as they were"),
+        }
+    }
+}
+
+/// Tells systemd that the agent's loop still turns, where it wants to know. One turn may take as long as removing large images does.
+async fn watchdog(turns: watch::Receiver<Instant>) {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return };
+    let mut ticks = tokio::time::interval(limit / 3);
+    loop {
+        ticks.tick().await;
+        if turns.borrow().elapsed() < TURN_MAX {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
         }
     }
 }

@@ -22,6 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use sterna_shared::bus::{AgentReply, AgentRequest, Command};
 use sterna_shared::host::{HEARTBEAT_INTERVAL_SECONDS, Inventory};
 use sterna_shared::id::{Epoch, JobId, VmId};
@@ -183,13 +184,13 @@ impl Service {
         Ok(service)
     }
 
-    /// Runs until `stop` ends, and calls `beat` at least every [`HEARTBEAT_INTERVAL_SECONDS`] while it lives. Guests run on; jobs
-    /// in hand are taken up by the next agent.
+    /// Runs until `stop` ends, and calls `beat` at each turn. Guests run on; jobs in hand are taken up by the next agent.
     pub async fn run(mut self, stop: impl Future<Output = ()>, beat: impl Fn()) {
         tokio::pin!(stop);
         let mut ticks = interval(Duration::from_secs(HEARTBEAT_INTERVAL_SECONDS));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            beat();
             let event = tokio::select! {
                 () = &mut stop => Event::Over,
                 inbound = self.inbound.recv() => inbound.map_or(Event::Over, Event::Inbound),
@@ -248,7 +249,6 @@ impl Service {
                     self.bus.publish_inventory(&self.inventory()).await;
                 }
                 Event::Tick => {
-                    beat();
                     self.tend_kept().await;
                     self.tend_planned().await;
                     self.tend_replicas();
@@ -264,17 +264,26 @@ impl Service {
         let jobs = self.host.journal.jobs()?;
         let in_the_making = |job: &&JobRecord| job.stage != Stage::Over && job.role == Role::Cloner;
         let in_the_making: BTreeSet<VmId> = jobs.iter().filter(in_the_making).map(|job| job.plan.vm.id).collect();
-        for record in self.host.journal.vms()? {
+        // Beside each other: where many do not answer the agent is there no later.
+        let host = &self.host;
+        let looked = join_all(self.host.journal.vms()?.into_iter().map(|record| async move {
+            let attached = match host.runtime(record.spec.id) {
+                Ok(runtime) => Ok(launcher::attach(&runtime, ATTACH_WAIT).await),
+                Err(error) => Err(error),
+            };
+            (record, attached)
+        }));
+        for (record, attached) in looked.await {
             let vm = record.spec.id;
-            let runtime = match self.host.runtime(vm) {
-                Ok(runtime) => runtime,
+            let attached = match attached {
+                Ok(attached) => attached,
                 Err(error) => {
                     error!(%vm, %error, "a VM is not kept yet");
                     self.cannot_reach(record);
                     continue;
                 }
             };
-            let guest = match launcher::attach(&runtime, ATTACH_WAIT).await {
+            let guest = match attached {
                 Ok(guest) => guest,
                 // What may not run, or is being made of a replica, goes in any case.
                 Err(AttachError::Unreachable { process, .. })

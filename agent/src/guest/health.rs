@@ -200,7 +200,7 @@ async fn gets(way: &Way, path: &str) -> Result<(), Miss> {
     match status(&line) {
         _ if line.is_empty() => Err(Miss::Refused),
         Some(..STATUS_FAULTY) => Ok(()),
-        _ => Err(Miss::Answer { line: shown(&line).chars().take(SHOWN_CHARACTERS_MAX).collect() }),
+        _ => Err(Miss::Answer { line: shown(&line) }),
     }
 }
 
@@ -242,16 +242,20 @@ async fn last_words(log: &Path) -> Option<String> {
     file.seek(SeekFrom::End(-length.min(LAST_WORDS_BYTES_MAX))).await.ok()?;
     let mut bytes = Vec::new();
     file.take(LAST_WORDS_BYTES_MAX.unsigned_abs()).read_to_end(&mut bytes).await.ok()?;
-    let text = shown(&String::from_utf8_lossy(&bytes));
+    let text = visible(&String::from_utf8_lossy(&bytes));
     (!text.is_empty()).then_some(text)
 }
 
+/// As much of an answer as an error repeats, in the form of [`visible`].
+pub(super) fn shown(text: &str) -> String {
+    visible(text).chars().take(SHOWN_CHARACTERS_MAX).collect()
+}
+
 /// A guest's text in one line: lines apart by a stroke, and nothing that a terminal obeys.
-fn shown(text: &str) -> String {
+fn visible(text: &str) -> String {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let visible =
-        |line: &str| line.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect();
-    lines.map(visible).collect::<Vec<String>>().join(" | ")
+    let plain = |line: &str| line.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect();
+    lines.map(plain).collect::<Vec<String>>().join(" | ")
 }
 
 #[cfg(test)]
@@ -310,6 +314,6 @@ mod tests {
 
     #[test]
     fn what_a_guest_says_is_one_line_that_no_terminal_obeys() {
-        assert_eq!(shown("\r\n  panic\u{1b}[2J \r\n\r\nend"), "panic\u{fffd}[2J | end");
+        assert_eq!(visible("\r\n  panic\u{1b}[2J \r\n\r\nend"), "panic\u{fffd}[2J | end");
     }
 }

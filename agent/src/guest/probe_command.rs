@@ -1,19 +1,25 @@
 //! A command of this host's operators that says whether a guest is healthy, by its exit code.
 //!
 //! It is given a way to one port of the guest, and knows what to ask there: Sterna need not speak what a service speaks. It is
-//! tried until it succeeds, so that none of its tries may outlive what it is tried for: whatever it has started ends with it.
+//! tried until it succeeds, so that a try that is given up ends with whatever it has started.
 
 use std::io;
 use std::net::SocketAddrV4;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 use sterna_shared::id::VmName;
 use tokio::io::AsyncReadExt as _;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::time::timeout;
 
-/// The most of what it complains about that is read, in bytes.
-const OUTPUT_BYTES_MAX: u64 = 64 << 10;
+use super::health::shown;
+
+/// The most of the end of what it says that is kept, in bytes.
+const SAID_BYTES_MAX: usize = 4 << 10;
+/// How long its last words may take after it has ended.
+const LAST_WORDS_WAIT: Duration = Duration::from_millis(200);
 
 /// Why a command does not say that a guest is healthy.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +39,7 @@ pub enum ProbeCommandError {
     #[error("the command ended with {status}: {}", last_line.as_deref().unwrap_or("it said nothing"))]
     Failed {
         /// How.
-        status: std::process::ExitStatus,
+        status: ExitStatus,
         /// The last line that it wrote to its standard error.
         last_line: Option<String>,
     },
@@ -64,14 +70,38 @@ pub async fn run(command: &[String], vm: &VmName, way: SocketAddrV4) -> Result<(
         .spawn()
         .map_err(failed)?;
     let mut run = Run(child);
-    let mut said = Vec::new();
-    if let Some(stderr) = run.0.stderr.take() {
-        stderr.take(OUTPUT_BYTES_MAX).read_to_end(&mut said).await.map_err(failed)?;
+    let mut said = Said::default();
+    if let Some(mut stderr) = run.0.stderr.take() {
+        tokio::select! {
+            status = run.0.wait() => {
+                // The last of it may be on its way; what the command has left running may never let go of it.
+                let _ = timeout(LAST_WORDS_WAIT, said.hear(&mut stderr)).await;
+                return said.verdict(status.map_err(failed)?);
+            }
+            heard = said.hear(&mut stderr) => heard.map_err(failed)?,
+        }
     }
-    let status = run.0.wait().await.map_err(failed)?;
-    let last_line =
-        String::from_utf8_lossy(&said).lines().map(str::trim).rfind(|line| !line.is_empty()).map(str::to_owned);
-    status.success().then_some(()).ok_or(ProbeCommandError::Failed { status, last_line })
+    said.verdict(run.0.wait().await.map_err(failed)?)
+}
+
+/// The end of what a command says.
+#[derive(Default)]
+struct Said(Vec<u8>);
+
+impl Said {
+    /// Hears it to its end. What was heard stays if this is dropped.
+    async fn hear(&mut self, stderr: &mut ChildStderr) -> io::Result<()> {
+        while stderr.read_buf(&mut self.0).await? > 0 {
+            self.0.drain(..self.0.len().saturating_sub(SAID_BYTES_MAX));
+        }
+        Ok(())
+    }
+
+    fn verdict(&self, status: ExitStatus) -> Result<(), ProbeCommandError> {
+        let text = String::from_utf8_lossy(&self.0);
+        let last_line = text.lines().rfind(|line| !line.trim().is_empty()).map(shown);
+        status.success().then_some(()).ok_or(ProbeCommandError::Failed { status, last_line })
+    }
 }
 
 /// A run that ends, with all that it has started, when nobody waits for it any more.
@@ -88,8 +118,6 @@ impl Drop for Run {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const WAY: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 40_123);
@@ -116,6 +144,14 @@ mod tests {
         assert_eq!(failed, "the command ended with exit status: 3: orders are locked");
         let silent = ran("kill -9 $$").await.expect_err("not").to_string();
         assert!(silent.contains("signal: 9") && silent.ends_with("it said nothing"), "{silent}");
+        let long = ran("head -c 200000 /dev/zero | tr '\\0' x >&2; exec 2>&-; true").await;
+        assert!(long.is_ok(), "however much it says: {long:?}");
+        let escapes = ran("printf 'a\\033[2Jb%0500d' 1 >&2; exit 1").await.expect_err("not").to_string();
+        assert!(escapes.contains("a\u{fffd}[2Jb000") && escapes.len() < 250, "{escapes}");
+        let leaves = ran("sleep 600 & echo $! >&2; exit 7").await.expect_err("not").to_string();
+        let pid = leaves.rsplit(' ').next().expect("its id");
+        std::process::Command::new("kill").arg(pid).status().expect("ended");
+        assert!(leaves.starts_with("the command ended with exit status: 7"), "{leaves}");
         let missing = run(&["/no/such/program".to_owned()], &web(), WAY).await.expect_err("not there").to_string();
         assert!(missing.starts_with("/no/such/program cannot be run: No such file"), "{missing}");
     }

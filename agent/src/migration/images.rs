@@ -99,7 +99,9 @@ pub async fn make_defined(host: &Host, spec: &VmSpec) -> Result<(), ImageError> 
             return Err(error.into());
         }
     }
-    if let Err(error) = ensure_variable_store(host, spec) {
+    // What an earlier VM of that id has left may have no keys, and firmware without keys starts anything.
+    let store = if spec.secure_boot { renew_variable_store } else { ensure_variable_store };
+    if let Err(error) = store(host, spec) {
         remove(host, spec.id, &made).await;
         return Err(error);
     }

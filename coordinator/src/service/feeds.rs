@@ -21,6 +21,10 @@ impl State {
 
     /// Tells how replications stand, as far as there is anything new.
     pub(super) fn tell_replicas(&mut self, now: Now, out: &mut Vec<Action>) {
+        // They stand as they did when what is read now was told.
+        if self.replaying {
+            return;
+        }
         let views = self.replicas(now);
         for document in self.replica_feed.tell(&self.name, &views, now.at, now.clock) {
             push_document(document, out);

@@ -244,14 +244,13 @@ impl State {
             RequestedState::Kill => EventBody::Killed,
             RequestedState::Service => EventBody::Held,
         };
+        // What its target keeps for when it goes on is wanted no more. Before its end is told: after that nobody would say so again.
+        if let (RequestedState::Terminate | RequestedState::Kill, true) = (wanted, status.has_begun()) {
+            messages.extend(to_parties(plan, &kind("cancel"), || Command::Cancel { job }));
+        }
         self.say(job, body, now, out, &mut messages);
-        match wanted {
-            RequestedState::Start => self.begin_next(token, now, out, &mut messages),
-            // What its target keeps for when it goes on is wanted no more.
-            RequestedState::Terminate | RequestedState::Kill if status.has_begun() => {
-                messages.extend(to_parties(plan, &kind("cancel"), || Command::Cancel { job }));
-            }
-            _ => {}
+        if wanted == RequestedState::Start {
+            self.begin_next(token, now, out, &mut messages);
         }
         messages
     }

@@ -130,7 +130,10 @@ impl Performer {
 
     async fn publish(&self, messages: Vec<Message>) -> Result<(), BusError> {
         for message in messages {
-            self.leads()?;
+            // What an event that is kept entails is said too: without its commands nobody would carry it out.
+            if let Message::Event(_) = &message {
+                self.leads()?;
+            }
             let (subject, id, body) = match &message {
                 Message::Event(event) => {
                     let (subject, reporter) = match &event.reporter {

@@ -22,6 +22,8 @@ impl State {
     pub(super) fn replicas(&self, now: Now) -> Vec<ReplicaView> {
         // Few of the jobs are, and many places are asked about.
         let replications: Vec<&JobStatus> = self.replications().collect();
+        let live = self.jobs.values().map(|job| &job.status).filter(|status| !status.state.is_final());
+        let cutovers: Vec<&JobStatus> = live.filter(|status| status.plan.kind == JobKind::Cutover).collect();
         let at = |member: &Member| {
             let host = member.inventory.host.clone();
             member.inventory.replicas.iter().map(move |replica| (replica.vm.id, host.clone())).collect::<Vec<_>>()
@@ -38,7 +40,7 @@ impl State {
             let job = all().find(|status| !status.state.is_final()).or_else(|| all().next());
             let is_here = |(member, vm): (&Member, &VmReport)| vm.owned && member.inventory.host == host;
             let is_there = self.fleet.vm(vm).is_some_and(is_here);
-            let cutover = CutoverStanding::of(vm, &host, self.jobs.values().map(|job| &job.status), is_there);
+            let cutover = CutoverStanding::of(vm, &host, cutovers.iter().copied(), is_there);
             let view = ReplicaView::of(&host, replica, job, cutover, now.at)?;
             Some(if self.is_up_to_date(vm, &host) { view.up_to_date() } else { view })
         };

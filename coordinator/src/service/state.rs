@@ -464,7 +464,8 @@ impl State {
             let mut messages = super::request::to_parties(&status.plan, "cancel", || Command::Cancel { job });
             if let Some(event) = self.own_event(job, EventBody::Failed { failure }, now) {
                 self.told(&event, now, out);
-                messages.insert(0, Message::Event(Box::new(event)));
+                // Last: a leader that falls out in between leaves a job that the next one cancels again.
+                messages.push(Message::Event(Box::new(event)));
             }
             out.push(Action::Publish { messages, answer: None });
         }

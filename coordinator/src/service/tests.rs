@@ -111,7 +111,9 @@ impl World {
         for event in std::mem::take(&mut self.events) {
             self.events.push(event.clone());
             self.apply(Event::Told(Box::new(event)));
+            let fed = self.fed;
             self.apply(Event::Tick);
+            assert_eq!(self.fed, fed, "nothing is told of how replications stood");
         }
         self.apply(Event::Replayed);
         self.apply(Event::Tick);

@@ -322,6 +322,12 @@ impl JobStatus {
             return Err(Ignored::NotItsOwn(host.clone()));
         }
         let seen = self.seen.entry(seen_as(&event.reporter)).or_default();
+        // An agent that has forgotten an earlier attempt, of long ago, counts from the beginning.
+        if let EventBody::Accepted { plan } = &event.body
+            && plan.attempt > self.plan.attempt
+        {
+            *seen = 0;
+        }
         if event.sequence <= *seen {
             return Err(Ignored::Repeated { sequence: event.sequence });
         }

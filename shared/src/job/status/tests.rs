@@ -202,6 +202,18 @@ fn an_attempt_that_was_put_away_is_not_taken_up_by_a_word_that_comes_late() {
 }
 
 #[test]
+fn an_agent_that_has_forgotten_an_earlier_attempt_is_heard_of_the_next() {
+    let suspended = EventBody::Suspended { figures: StepFigures::default() };
+    let mut status = folded(&[event("alpha", 1, accepted(plan())), event("alpha", 7, suspended)]);
+    assert_eq!(status.apply(&by_coordinator(1, EventBody::Resumed)), Ok(()));
+    let next = event("alpha", 1, accepted(Plan { attempt: 1, ..plan() }));
+    assert_eq!(status.apply(&next), Ok(()));
+    assert_eq!(status.apply(&next), Err(Ignored::Repeated { sequence: 1 }));
+    let step = EventBody::StepStarted { step: StepKind::Prepare };
+    assert_eq!(status.apply(&event("alpha", 2, step)), Ok(()));
+}
+
+#[test]
 fn an_unresolved_handover_waits_for_an_operator_and_can_still_complete() {
     let mut events: Vec<Event> = story().into_iter().take(9).collect();
     events.push(event("alpha", 10, EventBody::Unresolved { reason: "bravo is silent".into() }));
