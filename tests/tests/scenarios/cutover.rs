@@ -10,7 +10,7 @@ use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, processes, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::{cycle, expect_recorded, of_one_instant, replica, snapshots, told};
+use sterna_tests::replicas::{cycle, expect_recorded, of_one_instant, replica, snapshots};
 use sterna_tests::scenario::{Watched, eventually, on_fleet, vm};
 
 const WAIT: Duration = Duration::from_secs(180);
@@ -318,8 +318,6 @@ async fn cuts(fleet: &mut Fleet, fault: &str, moments: &[&str]) -> anyhow::Resul
         if completed {
             let back = fleet.sterna(&[&["cutover", "revert", "web"][..], &BLACKOUT].concat()).await?;
             report(&at, &back)?;
-            // Of the raw disk nothing was recorded on the way there and back.
-            told(fleet, &at, &cycle(fleet, "web", "bravo", &[]).await?).await?;
         } else {
             expect_recorded(fleet, &at, "alpha").await?;
         }
