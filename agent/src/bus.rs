@@ -48,7 +48,7 @@ const INBOUND_QUEUE: usize = 64;
 /// Events read from the journal at a time.
 const PUBLISH_BATCH: usize = 64;
 /// A command that cannot be taken now is sent again after this long.
-const COMMAND_RETRY: Duration = Duration::from_secs(2);
+const COMMAND_RETRY: Duration = Duration::from_millis(500);
 
 /// What came in over the broker.
 #[derive(Debug)]

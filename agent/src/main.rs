@@ -17,6 +17,7 @@ use sterna_agent::hypervisor::qemu::QEMU;
 use sterna_agent::hypervisor::qemu::probe::probe;
 use sterna_agent::journal::Journal;
 use sterna_agent::link::{Files, Tls};
+use sterna_agent::memory::holder;
 use sterna_agent::service::Service;
 use sterna_agent::teller::Teller;
 use tokio::signal::unix::{SignalKind, signal};
@@ -49,6 +50,9 @@ enum Subcommands {
     },
     /// Read the configuration and say what is wrong with it.
     CheckConfig,
+    /// What an agent starts beside a live move: see `memory/holder.rs`.
+    #[command(name = holder::COMMAND, hide = true)]
+    HoldChannels,
 }
 
 #[derive(Debug, Subcommand)]
@@ -59,6 +63,9 @@ enum JournalCommands {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Subcommands::HoldChannels) = arguments.command {
+        return holder::run();
+    }
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into()))
         .with_writer(std::io::stderr)
@@ -76,7 +83,7 @@ fn main() -> ExitCode {
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     match arguments.command {
-        Some(Subcommands::CheckConfig) => Ok(()),
+        Some(Subcommands::CheckConfig | Subcommands::HoldChannels) => Ok(()),
         Some(Subcommands::Journal { command: JournalCommands::Dump }) => {
             let journal = Journal::open(&journal_path(&config))?;
             serde_json::to_writer_pretty(std::io::stdout().lock(), &journal.dump()?)?;

@@ -91,6 +91,8 @@ pub struct Service {
     reached: mpsc::Receiver<Reached>,
     tell_reached: mpsc::Sender<Reached>,
     jobs: BTreeMap<JobId, Job>,
+    /// Jobs whose plans wait until their VM is free here, and what operators want of them meanwhile.
+    postponed: BTreeMap<JobId, Option<Wish>>,
     known_since: KnownSince,
     prober: Prober,
     probes: ExpectedProbes,
@@ -107,6 +109,14 @@ struct Job {
     sessions: mpsc::Sender<Session>,
     /// Its work is done, and what came of it is being written down: it holds its VM no more.
     ends: bool,
+}
+
+/// Whether a command has been dealt with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    Yes,
+    /// It is wanted again in a moment.
+    Later,
 }
 
 /// How far a job's end is.
@@ -166,6 +176,7 @@ impl Service {
             reached,
             tell_reached,
             jobs: BTreeMap::new(),
+            postponed: BTreeMap::new(),
             known_since: KnownSince::new(),
             prober: Prober::new(Arc::clone(&host.tls)),
             probes: ExpectedProbes::default(),
@@ -204,18 +215,12 @@ impl Service {
             };
             match event {
                 Event::Inbound(Inbound::Command { command, epoch, taken }) => {
-                    // A plan that comes while the VM's last job is written down is sent again in a moment.
-                    if let Command::Run { plan } = &command
-                        && self.jobs.values().any(|job| job.ends && job.context.plan.vm.id == plan.vm.id)
-                    {
-                        let _ = taken.send(false);
-                        continue;
-                    }
                     let outcome = self.take_command(command, epoch).await;
                     if let Err(error) = &outcome {
                         error!(error = error as &dyn std::error::Error, "a command was not taken");
                     }
-                    let _ = taken.send(outcome.is_ok());
+                    // What was not taken is sent again in a moment.
+                    let _ = taken.send(matches!(outcome, Ok(Taken::Yes)));
                 }
                 Event::Inbound(Inbound::Request { request, reply, .. }) => self.answer(request, reply).await,
                 Event::Admission(AdmissionRequest { peer, attach, reply }) => {
@@ -324,27 +329,18 @@ impl Service {
         Ok(())
     }
 
-    async fn take_command(&mut self, command: Command, epoch: Epoch) -> Result<(), JournalError> {
+    async fn take_command(&mut self, command: Command, epoch: Epoch) -> Result<Taken, JournalError> {
         let known = self.host.journal.epoch()?;
         if epoch < known {
             warn!(job = %command.job(), %epoch, %known, "a command of a coordinator that no longer leads is refused");
-            return Ok(());
+            return Ok(Taken::Yes);
         }
         self.host.journal.raise_epoch(epoch).await?;
         match command {
-            Command::Run { plan } => self.take_plan(*plan).await,
-            Command::Cancel { job } => {
-                self.end(job, Wish::Cancel, None).await;
-                Ok(())
-            }
-            Command::Suspend { job, attempt } => {
-                self.end(job, Wish::Suspend, Some(attempt)).await;
-                Ok(())
-            }
-            Command::Kill { job } => {
-                self.end(job, Wish::Kill, None).await;
-                Ok(())
-            }
+            Command::Run { plan } => return self.take_plan(*plan).await,
+            Command::Cancel { job } => self.end(job, Wish::Cancel, None).await,
+            Command::Suspend { job, attempt } => self.end(job, Wish::Suspend, Some(attempt)).await,
+            Command::Kill { job } => self.end(job, Wish::Kill, None).await,
             Command::SetBandwidth { job, bandwidth } => {
                 if let Some(Job { context, .. }) = self.jobs.get(&job) {
                     context.limiter.change(bandwidth);
@@ -358,9 +354,9 @@ impl Service {
                         }
                     });
                 }
-                Ok(())
             }
         }
+        Ok(Taken::Yes)
     }
 
     async fn answer(&mut self, request: AgentRequest, reply: oneshot::Sender<AgentReply>) {

@@ -10,7 +10,10 @@
 //!
 //! The target connects a channel when its first bytes arrive, and no other before the main one: QEMU tells channels apart
 //! by their first bytes (before 8.0 by their order), and waits for them where it stands.
+//!
+//! The source's channels are in the hands of a [`holder`] too: QEMU does not bear it when all of them break at once.
 
+pub mod holder;
 mod pace;
 
 use std::io;
@@ -25,8 +28,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::debug;
+use tracing::{debug, warn};
 
+use self::holder::Holder;
 use self::pace::Pace;
 use crate::buffers::{Pool, widen};
 use crate::link::{LinkError, Receiver, Sender, Session};
@@ -101,9 +105,14 @@ async fn accept(
     pace: Arc<Pace>,
 ) {
     let mut tasks = JoinSet::new();
+    let unheld = |error: io::Error| warn!(%error, "should this agent fall out, the guest's QEMU may hang");
+    let holder = Holder::start().map_err(unheld).ok();
     // QEMU opens the main channel first, and the others once it is connected.
     for (channel, backwards) in (0_u16..).zip(backwards) {
         let Ok((stream, _)) = listener.accept().await else { break };
+        if let Some(Err(error)) = holder.as_ref().map(|holder| holder.hold(&stream)) {
+            unheld(error);
+        }
         let (reader, writer) = stream.into_split();
         tasks.spawn(forward(reader, channel, sender.clone(), Arc::clone(&sent), Arc::clone(&pace)));
         tasks.spawn(backward(backwards, writer));

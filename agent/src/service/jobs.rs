@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, info, warn};
 use uuid::Uuid;
 
-use super::{Ending, Job, Service};
+use super::{Ending, Job, Service, Taken};
 use crate::admission;
 use crate::clock;
 use crate::host::Host;
@@ -37,18 +37,41 @@ const SESSIONS_MAX: usize = 4;
 impl Service {
     /// Journals a plan and begins with it. A plan that is known already changes nothing; one that goes on with a job that
     /// was suspended takes the older one's place.
-    pub(super) async fn take_plan(&mut self, plan: Plan) -> Result<(), JournalError> {
+    pub(super) async fn take_plan(&mut self, plan: Plan) -> Result<Taken, JournalError> {
         let (here, job) = (self.host.id().clone(), plan.job);
-        let goes_on = |known: &JobRecord| {
-            known.stage == Stage::Over && plan.attempt > known.plan.attempt && !self.jobs.contains_key(&job)
-        };
-        if !plan.involves(&here) || self.host.journal.job(job)?.is_some_and(|known| !goes_on(&known)) {
-            return Ok(());
+        let known = self.host.journal.job(job)?;
+        if !plan.involves(&here) || known.as_ref().is_some_and(|known| plan.attempt <= known.plan.attempt) {
+            return Ok(Taken::Yes);
         }
         if self.host.journal.may_be_forgotten(&plan)? {
             warn!(%job, planned_at = %plan.planned_at, "a plan as old as jobs that were forgotten is taken for a repeat");
-            return Ok(());
+            return Ok(Taken::Yes);
         }
+        if self.is_about_to_be_free(plan.vm.id) {
+            self.postponed.entry(job).or_insert_with(|| {
+                info!(%job, "the plan waits until the VM's last job is over here");
+                None
+            });
+            return Ok(Taken::Later);
+        }
+        if known.is_some_and(|known| known.stage != Stage::Over || self.jobs.contains_key(&job)) {
+            return Ok(Taken::Yes);
+        }
+        self.accept(plan).await?;
+        if let Some(wish) = self.postponed.remove(&job).flatten() {
+            self.end(job, wish, None).await;
+        }
+        Ok(Taken::Yes)
+    }
+
+    /// Whether the VM is in a job that is all but over: what came of it is being written down, or the host that leads it has
+    /// told its end already, for all that is known here.
+    fn is_about_to_be_free(&self, vm: VmId) -> bool {
+        self.jobs.values().any(|job| job.context.plan.vm.id == vm && (job.ends || follows(job.role)))
+    }
+
+    async fn accept(&mut self, plan: Plan) -> Result<(), JournalError> {
+        let (here, job) = (self.host.id().clone(), plan.job);
         let role = match (plan.source.id == here, plan.target.id == here) {
             _ if plan.kind == JobKind::Stage => Role::Staging,
             _ if plan.kind == JobKind::DeepCheck => Role::Reader,
@@ -188,6 +211,10 @@ impl Service {
 
     /// Carries out what an operator wants of a job under way. `attempt` is the plan that he means, where it matters.
     pub(super) async fn end(&mut self, job: JobId, wish: Wish, attempt: Option<u32>) {
+        if let Some(wished) = self.postponed.get_mut(&job) {
+            *wished = Some(wish);
+            return;
+        }
         let Some(Job { context, role, .. }) = self.jobs.get(&job) else {
             // What it has left here is wanted no more, unless it is to go on.
             if wish != Wish::Suspend {
@@ -233,6 +260,10 @@ impl Service {
     }
 
     pub(super) async fn admit(&mut self, peer: &HostId, attach: &Attach) -> Admission {
+        if self.postponed.contains_key(&attach.job) {
+            let text = "the VM's last job is not over yet at the target; it is waited for";
+            return Admission::Refuse(Refusal::new(RefusalCode::Busy, text));
+        }
         let record = match self.host.journal.job(attach.job) {
             // What no job is may be a probe.
             Ok(None) => return self.probes.admit(peer, attach).map_or_else(Admission::Refuse, |()| Admission::Admit),
