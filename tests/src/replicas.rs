@@ -23,9 +23,9 @@ const DISK_BYTES: u64 = 64 << 20;
 /// The seed that every witness of a fleet has.
 const SEED: u64 = 7;
 
-/// Makes images slowly, and does all else as the one that is found behind it.
+/// Makes images and merges layers slowly, and does all else as the one that is found behind it.
 const SLOW_QEMU_IMG: &str = r#"#!/bin/sh
-[ "$1" != create ] || sleep 3
+case "$1" in create|commit) sleep 3 ;; esac
 PATH="${PATH#*:}" exec qemu-img "$@"
 "#;
 /// Gives a command that begins a job and does not wait for it; the job's id.
@@ -41,7 +41,7 @@ pub async fn cycle(fleet: &Fleet, vm: &str, target: &str, more: &[&str]) -> anyh
     Ok(job)
 }
 
-/// From now on a host takes some seconds over every image that it makes, so that it can be met while it does: its agent, which is
+/// From now on a host takes some seconds over every image that it makes, and over every layer that it merges, so that it can be met while it does: its agent, which is
 /// started again, finds another `qemu-img`, in the directory that is given back, as long as that is there.
 pub async fn with_slow_images(fleet: &mut Fleet, host: &str) -> anyhow::Result<PathBuf> {
     let programs = fleet.folder().join("slow-programs");

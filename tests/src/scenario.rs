@@ -42,7 +42,7 @@ where
     let mut fleet = Fleet::start(hosts).await.expect("a fleet");
     let outcome = scenario(&mut fleet).await;
     if let Err(error) = &outcome {
-        eprintln!("{}\n{error:#}", fleet.logs());
+        eprintln!("{error:#}\n{}", fleet.logs());
     }
     outcome.expect("the scenario holds");
 }

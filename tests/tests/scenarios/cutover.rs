@@ -10,7 +10,7 @@ use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, processes, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::{cycle, expect_recorded, of_one_instant, replica, snapshots};
+use sterna_tests::replicas::{cycle, detached, expect_recorded, of_one_instant, replica, snapshots, with_slow_images};
 use sterna_tests::scenario::{Watched, eventually, on_fleet, vm};
 
 const WAIT: Duration = Duration::from_secs(180);
@@ -260,6 +260,35 @@ async fn a_cutover_whose_source_falls_out_leaves_guest_and_replica_as_they_were(
 #[tokio::test]
 async fn a_cutover_whose_target_falls_out_leaves_guest_and_replica_as_they_were() {
     on_fleet(async |fleet: &mut Fleet| cuts(fleet, "bravo", &MOMENTS).await).await;
+}
+
+#[tokio::test]
+async fn a_cutover_right_after_a_cycle_waits_until_the_target_has_tidied() {
+    on_fleet(tidying).await;
+}
+
+async fn tidying(fleet: &mut Fleet) -> anyhow::Result<()> {
+    let mut web = Watched::start(fleet, "alpha", &wish()).await?;
+    let one = ["--keep", "last=1"];
+    cycle(fleet, "web", "bravo", &one).await?;
+    let programs = with_slow_images(fleet, "bravo").await?;
+    for cancelled in [true, false] {
+        web.more_records().await?;
+        // It is over, and the target merges three layers yet.
+        cycle(fleet, "web", "bravo", &one).await?;
+        let job = detached(fleet, &[&["cutover", "start", "web", "--detach"][..], &BLACKOUT].concat()).await?;
+        let waits = format!("the plan waits until the VM's last job is over here job={job}");
+        fleet.agent("bravo")?.process().context("the agent runs")?.wait_for_line(&waits, WAIT).await?;
+        if cancelled {
+            fleet.sterna(&["cutover", "cancel", &job]).await?;
+        }
+        let over = ended(fleet, &job, WAIT).await?;
+        ensure!(over["state"] == if cancelled { "terminated" } else { "completed" }, "{over:#}");
+        settled(fleet, if cancelled { "alpha" } else { "bravo" }).await?;
+        web.prove().await?;
+    }
+    ensure!(processes(fleet, "alpha", "qemu")?.is_empty(), "nothing runs at alpha");
+    std::fs::remove_dir_all(programs).context("everybody finds the usual one again")
 }
 
 #[tokio::test]
