@@ -245,6 +245,32 @@ fn a_group_is_cut_over_and_finalized_vm_by_vm() {
 }
 
 #[test]
+fn a_vm_is_put_into_a_group_and_taken_out_of_that_and_no_other() {
+    let (printed, asked) = ran(&["group", "add", "shop", "web"], 0);
+    assert_eq!(asked, [format!(r#"edit {JOB}: [Group {{ group: Some("shop") }}]"#)]);
+    assert!(printed.contains("is in group shop"), "{printed}");
+    ran(&["group", "add", "shop", "other"], 4);
+    for (group, code, wanted) in
+        [("shop", 0, vec![format!("edit {JOB}: [Group {{ group: None }}]")]), ("day", 3, vec![])]
+    {
+        let (others, asked) = coordinator();
+        let answer = move |request| match request {
+            ApiRequest::JobShow { job } if job.to_string() == JOB => {
+                let mut status = replication();
+                status.policy.group = Some("shop".to_owned());
+                shown(&status)
+            }
+            other => others(other),
+        };
+        with_coordinator(answer, |url| {
+            let ended = sterna(&["--server", url, "group", "remove", group, "web"]);
+            assert_eq!(ended.status.code(), Some(code), "{}", text(&ended.stderr));
+        });
+        assert_eq!(*asked.lock().expect("nobody panicked"), wanted, "{group}");
+    }
+}
+
+#[test]
 fn a_replication_is_updated_by_a_file_and_a_mask() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("vm.json");
