@@ -5,6 +5,7 @@ mod clone_jobs;
 mod cutover_jobs;
 mod cycles;
 mod document;
+mod facts;
 mod jobs;
 mod lists;
 mod migrating_vms;
