@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::super::{CutoverForecast, CutoverScore, Host, JobKind, MoveMode, MoveSettings, StepFigures};
+use super::super::{CutoverForecast, CutoverScore, Hands, Host, JobKind, MoveMode, MoveSettings, StepFigures};
 use super::*;
 use crate::id::Generation;
 use crate::replica::CutoverOf;
