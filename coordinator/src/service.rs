@@ -29,6 +29,7 @@ mod replicas;
 mod request;
 mod resolve;
 mod runs;
+mod sent;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -37,7 +38,7 @@ use std::time::Duration;
 
 use sterna_shared::bus::{BODY_LENGTH_MAX, Envelope, HostView, Subject};
 use sterna_shared::id::Epoch;
-use sterna_shared::job::{Event as JobEvent, JobStatus, Progress, Reporter};
+use sterna_shared::job::{Event as JobEvent, JobStatus, Plan, Progress, Reporter};
 use sterna_shared::time::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -204,6 +205,7 @@ impl Service {
         if self.config.retention.events_days > 0 {
             state.remember(kept::<JobStatus>(&self.store, Bucket::Jobs, "job", JOBS_MAX).await?);
         }
+        state.remember_sent(kept::<Plan>(&self.store, Bucket::Plans, "plan", JOBS_MAX).await?);
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
         let mut desk = Desk::new(&self.bus, &self.store, &self.config, epoch, self.standing.clone());

@@ -21,7 +21,8 @@ use async_nats::jetstream::stream::{Config as StreamConfig, DiscardPolicy, Reten
 use async_nats::jetstream::{self, Context};
 use futures_util::{StreamExt, TryStreamExt};
 use sterna_shared::bus::{
-    BUCKET_HOSTS, BUCKET_JOBS, BUCKET_LEADER, BUCKET_VMS, STREAM_COMMANDS, STREAM_EVENTS, Subject, decode, encode,
+    BUCKET_HOSTS, BUCKET_JOBS, BUCKET_LEADER, BUCKET_PLANS, BUCKET_VMS, STREAM_COMMANDS, STREAM_EVENTS, Subject,
+    decode, encode,
 };
 use sterna_shared::id::{Epoch, HostId};
 
@@ -52,6 +53,8 @@ pub enum Bucket {
     Jobs,
     /// Owners and generations.
     Vms,
+    /// Plans on their way to their hosts.
+    Plans,
     /// Inventories.
     Hosts,
     /// Last values of the feed.
@@ -73,6 +76,7 @@ pub struct Store {
     jetstream: Context,
     jobs: kv::Store,
     vms: kv::Store,
+    plans: kv::Store,
     hosts: kv::Store,
     feed: kv::Store,
     leader: kv::Store,
@@ -94,6 +98,7 @@ impl Store {
         Ok(Self {
             jobs: bucket(BUCKET_JOBS).await?,
             vms: bucket(BUCKET_VMS).await?,
+            plans: bucket(BUCKET_PLANS).await?,
             hosts: bucket(BUCKET_HOSTS).await?,
             feed: bucket(BUCKET_FEED).await?,
             leader: bucket(BUCKET_LEADER).await?,
@@ -233,6 +238,7 @@ impl Store {
         match bucket {
             Bucket::Jobs => &self.jobs,
             Bucket::Vms => &self.vms,
+            Bucket::Plans => &self.plans,
             Bucket::Hosts => &self.hosts,
             Bucket::Feed => &self.feed,
         }

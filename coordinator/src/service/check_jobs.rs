@@ -11,7 +11,6 @@
 
 use std::time::Duration;
 
-use sterna_shared::bus::Command;
 use sterna_shared::id::{JobId, Token};
 use sterna_shared::job::{
     CheckReport, EventBody, FailureCode, FailureReport, Finding, JobKind, JobStatus, Plan, RefusalCode, Severity,
@@ -19,7 +18,7 @@ use sterna_shared::job::{
 };
 
 use super::check::{Asker, Check, CheckQuestions};
-use super::request::to_parties;
+use super::sent::run;
 use super::state::{Action, Message, Now, State};
 use crate::planner::Seeds;
 
@@ -65,11 +64,14 @@ impl State {
             let blanked = plan.clone().unwrap_or_else(|| Box::new(Plan { attempt, ..status.plan.clone() }));
             let online = |plan: &Plan| self.fleet.host(&plan.source.id).is_some_and(|source| source.online);
             let readable = plan.as_deref().is_some_and(online) && !finds(RefusalCode::VmUnresolved);
-            self.say(job, EventBody::Planned { plan: blanked.clone() }, now, out, messages);
-            if status.request.kind == JobKind::DeepCheck && readable {
-                let plan = Plan { token: token.clone(), ..*blanked };
-                let kind = format!("run-{attempt}");
-                messages.extend(to_parties(&plan, &kind, || Command::Run { plan: Box::new(plan.clone()) }));
+            let reads = status.request.kind == JobKind::DeepCheck && readable;
+            let sent = Plan { token: token.clone(), ..Plan::clone(&blanked) };
+            if reads {
+                self.keep_sent(&sent, messages);
+            }
+            self.say(job, EventBody::Planned { plan: blanked }, now, out, messages);
+            if reads {
+                messages.extend(run(&sent, sent.parties()));
                 return true;
             }
         }

@@ -201,6 +201,7 @@ impl Desk {
                 Action::EnsureConsumer(host) => Work::EnsureConsumer(host),
                 Action::StoreJob(status) => Work::StoreJob(status),
                 Action::Archive(record) => Work::Archive(record),
+                Action::RemovePlan(job) => Work::RemovePlan(job),
                 Action::RemoveJob(job) => Work::RemoveJob(job),
                 Action::StoreVm { vm, host, generation } => Work::StoreVm { vm, host, generation },
                 Action::Feed(document) => Work::Feed(document),

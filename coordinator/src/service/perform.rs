@@ -23,6 +23,7 @@ pub(super) enum Work {
     Publish { messages: Vec<Message>, answer: Option<Box<(Call, ApiReply)>> },
     StoreJob(Box<JobStatus>),
     Archive(Box<JobRecord>),
+    RemovePlan(JobId),
     RemoveJob(JobId),
     StoreVm { vm: VmId, host: HostId, generation: Generation },
     RemoveVm(VmId),
@@ -103,6 +104,7 @@ impl Performer {
                 }
                 Ok(())
             }
+            Work::RemovePlan(job) => self.writer.remove(Bucket::Plans, &job.to_string()).await,
             Work::RemoveJob(job) => {
                 self.writer.remove(Bucket::Jobs, &job.to_string()).await?;
                 self.store.remove(Bucket::Feed, &format!("job.{job}")).await
@@ -128,13 +130,18 @@ impl Performer {
         }
     }
 
-    async fn publish(&self, messages: Vec<Message>) -> Result<(), BusError> {
+    async fn publish(&mut self, messages: Vec<Message>) -> Result<(), BusError> {
         for message in messages {
             // What an event that is kept entails is said too: without its commands nobody would carry it out.
             if let Message::Event(_) = &message {
                 self.leads()?;
             }
             let (subject, id, body) = match &message {
+                Message::Plan(plan) => {
+                    let body = self.seal("plan", plan)?;
+                    self.writer.write(Bucket::Plans, &plan.job.to_string(), body).await?;
+                    continue;
+                }
                 Message::Event(event) => {
                     let (subject, reporter) = match &event.reporter {
                         Reporter::Coordinator => (Subject::CoordinatorEvent(event.job), "coordinator"),

@@ -19,6 +19,7 @@ use sterna_shared::job::{
 };
 
 use super::request::to_parties;
+use super::sent::run;
 use super::state::{Action, Message, Now, State};
 use crate::planner::{self, Seeds};
 
@@ -150,12 +151,12 @@ impl State {
     }
 
     fn begin(&mut self, plan: Plan, now: Now, out: &mut Vec<Action>, messages: &mut Vec<Message>) {
-        let (job, kind) = (plan.job, format!("run-{}", plan.attempt));
         let blanked = Box::new(JobStatus::planned(plan.clone()).plan);
-        let Some(event) = self.own_event(job, EventBody::Planned { plan: blanked }, now) else { return };
+        let Some(event) = self.own_event(plan.job, EventBody::Planned { plan: blanked }, now) else { return };
+        self.keep_sent(&plan, messages);
         self.told(&event, now, out);
         messages.push(Message::Event(Box::new(event)));
-        messages.extend(to_parties(&plan, &kind, || Command::Run { plan: Box::new(plan.clone()) }));
+        messages.extend(run(&plan, plan.parties()));
     }
 
     /// Something speaks against a job that waits. What passes by itself, or may just not be known yet, is waited for.

@@ -8,7 +8,7 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, Command
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, Token, VmId};
 use sterna_shared::job::{
-    Event as JobEvent, EventBody, Ignored, JobKind, JobRecord, JobState, JobStatus, Notify, Progress, Reporter,
+    Event as JobEvent, EventBody, Ignored, JobKind, JobRecord, JobState, JobStatus, Notify, Plan, Progress, Reporter,
     StepKind,
 };
 use sterna_shared::time::Timestamp;
@@ -99,6 +99,8 @@ pub(super) enum Action {
     Archive(Box<JobRecord>),
     /// Read a page of what jobs have come to, and answer an operator with it.
     ReadArchive { call: CallId, query: Box<ArchiveQuery> },
+    /// Remove a plan that all of its hosts have.
+    RemovePlan(JobId),
     /// Forget a job that has been over for long enough: its status, and what the feed has of it.
     RemoveJob(JobId),
     /// Have an agent remove what cut moves of a VM have left there.
@@ -128,6 +130,8 @@ pub(super) enum Action {
 pub(super) enum Message {
     /// An event: the coordinator's own, or one that an agent had and the stream had not.
     Event(Box<JobEvent>),
+    /// A plan, token and all, that is kept until all of its hosts have it.
+    Plan(Box<Plan>),
     /// A command. `kind` tells it from other commands of the job to that host.
     Command { host: HostId, command: Box<Command>, kind: String },
 }
@@ -144,7 +148,7 @@ pub(super) struct Job {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Reading {
+pub(super) enum Reading {
     UnderWay,
     RetryAt(Duration),
 }
@@ -161,6 +165,8 @@ pub(super) struct State {
     pub(super) gone: Gone,
     /// Jobs as an earlier leader has kept them, until the stream has been read.
     pub(super) kept: BTreeMap<JobId, JobStatus>,
+    /// Plans that were sent, tokens and all, and that not all of their hosts have.
+    pub(super) sent: BTreeMap<JobId, Plan>,
     scheduler: Scheduler,
     /// Since when something speaks against a job that waits, and does not pass.
     pub(super) refused_since: BTreeMap<JobId, Duration>,
@@ -180,7 +186,8 @@ pub(super) struct State {
     /// What was last published of each VM; none of what predecessors did.
     pub(super) vms: BTreeMap<VmId, Option<Document>>,
     pub(super) owners: BTreeMap<VmId, (HostId, Generation)>,
-    journals: BTreeMap<HostId, Reading>,
+    /// Agents' journals that are being read, or have to be.
+    pub(super) journals: BTreeMap<HostId, Reading>,
     pub(super) replaying: bool,
 }
 
@@ -195,6 +202,7 @@ impl State {
             jobs: BTreeMap::new(),
             gone: Gone::default(),
             kept: BTreeMap::new(),
+            sent: BTreeMap::new(),
             scheduler: Scheduler::default(),
             refused_since: BTreeMap::new(),
             checks: BTreeSet::new(),
@@ -388,6 +396,7 @@ impl State {
             }
         }
         if new && !self.replaying {
+            self.arrived(event.job, out);
             self.job_changed(event.job, now, out);
             self.answer_waits(now, out);
             if !was_over {
@@ -425,6 +434,7 @@ impl State {
             // One that was over while nobody led has no record yet; one that has keeps it.
             self.archive(job, out);
         }
+        self.send_again(out);
         let hosts: Vec<HostId> =
             self.fleet.hosts().filter(|member| member.online).map(|member| member.inventory.host.clone()).collect();
         for host in hosts {
@@ -459,6 +469,10 @@ impl State {
         }
         for job in self.scheduler.overdue(now.clock) {
             let Some(status) = self.jobs.get(&job).map(|job| &job.status) else { continue };
+            if self.may_be_taken(status) {
+                self.scheduler.observe(status, now.clock);
+                continue;
+            }
             let failure = not_accepted(status);
             tracing::warn!(%job, "no agent took the job on");
             let mut messages = super::request::to_parties(&status.plan, "cancel", || Command::Cancel { job });

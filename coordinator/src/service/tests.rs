@@ -4,6 +4,7 @@ mod checks;
 mod gone;
 mod lifetime;
 mod replication;
+mod sent;
 mod trust;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use sterna_shared::bus::{AgentReply, AgentRequest, ApiReply, ApiRequest, JobChan
 use sterna_shared::host::{Inventory, VmState};
 use sterna_shared::id::{Epoch, HostId, JobId, Token};
 use sterna_shared::job::{
-    Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, JobStatus, MoveRequest, Policy, Recovery,
+    Event as JobEvent, EventBody, FailureCode, FailureReport, JobState, JobStatus, MoveRequest, Plan, Policy, Recovery,
     Reporter, RequestedState, ReturnCode, Rule, Schedule, Zone,
 };
 use sterna_shared::replica::Replica;
@@ -36,6 +37,8 @@ struct World {
     commanded: Vec<HostId>,
     /// By what the broker tells these commands from others of their job to the host.
     kinds: Vec<String>,
+    /// Plans that are kept until their hosts have them.
+    plans: BTreeMap<JobId, Plan>,
     answers: Vec<ApiReply>,
     /// Replicas that the second host has.
     replicas: Vec<Replica>,
@@ -73,6 +76,7 @@ impl World {
             asked: vec![],
             commanded: vec![],
             kinds: vec![],
+            plans: BTreeMap::new(),
             answers: vec![],
             replicas: vec![],
             cut_over: false,
@@ -108,6 +112,7 @@ impl World {
         let fleet = crate::fleet::Fleet::default();
         self.state = State::new("two".parse().expect("a name"), Epoch(2), "2.11".into(), fleet, None);
         self.state.remember(kept);
+        self.state.remember_sent(self.plans.values().cloned());
         for event in std::mem::take(&mut self.events) {
             self.events.push(event.clone());
             self.apply(Event::Told(Box::new(event)));
@@ -175,6 +180,7 @@ impl World {
                                 self.begun.push(event.job);
                             }
                             Message::Event(_) => {}
+                            Message::Plan(plan) => drop(self.plans.insert(plan.job, *plan)),
                             Message::Command { host, kind, .. } => {
                                 self.commanded.push(host);
                                 self.kinds.push(kind);
@@ -190,6 +196,7 @@ impl World {
                     self.fed += usize::from(document.key.starts_with("replica."));
                     self.feed.insert(document.key, serde_json::from_slice(&document.body).expect("JSON"));
                 }
+                Action::RemovePlan(job) => drop(self.plans.remove(&job)),
                 Action::RemoveVm(vm) => drop(self.feed.remove(&format!("vm.{vm}"))),
                 Action::RemoveFeed(key) => drop(self.feed.remove(&key)),
                 Action::Check { check, questions } => self.asked.push((check, questions)),

@@ -18,6 +18,6 @@ pub use command::Command;
 pub use envelope::{BODY_LENGTH_MAX, DEPTH_MAX, Envelope, EnvelopeError, VERSION, decode, encode};
 pub use settings::{NATS_VERSION_ADVISED, NATS_VERSION_MIN, NatsSettings, version_numbers};
 pub use subject::{
-    BUCKET_HOSTS, BUCKET_JOBS, BUCKET_LEADER, BUCKET_VMS, InvalidSubject, STREAM_ARCHIVE, STREAM_COMMANDS,
-    STREAM_EVENTS, Subject,
+    BUCKET_HOSTS, BUCKET_JOBS, BUCKET_LEADER, BUCKET_PLANS, BUCKET_VMS, InvalidSubject, STREAM_ARCHIVE,
+    STREAM_COMMANDS, STREAM_EVENTS, Subject,
 };

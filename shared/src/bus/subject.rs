@@ -17,6 +17,8 @@ pub const BUCKET_JOBS: &str = "sterna_jobs";
 pub const BUCKET_VMS: &str = "sterna_vms";
 /// The bucket of host inventories.
 pub const BUCKET_HOSTS: &str = "sterna_hosts";
+/// The bucket of plans, tokens and all, that were sent and that not all of their hosts have yet.
+pub const BUCKET_PLANS: &str = "sterna_plans";
 /// The bucket that says which coordinator leads.
 pub const BUCKET_LEADER: &str = "sterna_leader";
 

@@ -156,6 +156,12 @@ impl Plan {
         }
     }
 
+    /// The host that leads: the job is in its hands, and its agent speaks for it. None of a check, which the coordinator makes.
+    #[must_use]
+    pub fn leader(&self) -> Option<&HostId> {
+        self.parties().pop()
+    }
+
     /// Whether this host has a part in it.
     #[must_use]
     pub fn involves(&self, host: &HostId) -> bool {

@@ -68,6 +68,9 @@ pub struct JobStatus {
     pub read: Vec<Finding>,
     /// What watchers should know.
     pub notices: Vec<Notice>,
+    /// The last attempt that each host has said it has the plan of.
+    #[serde(default)]
+    accepted: BTreeMap<String, u32>,
     /// The last sequence number seen of each reporter.
     seen: BTreeMap<String, u64>,
 }
@@ -80,9 +83,9 @@ pub enum Dispatch {
     /// It waits for its time or for a slot at its hosts, is suspended or held, or is a check that the coordinator makes: no
     /// agent has anything to do for it.
     Waiting,
-    /// Its plan was sent to the agents; none has said that it has it.
+    /// Its plan was sent to the agents; the one that leads has not said that it has it.
     Sent,
-    /// An agent has it.
+    /// The agent that leads has it, whether or not others have.
     Taken,
 }
 
@@ -151,6 +154,7 @@ impl JobStatus {
             check: None,
             read: Vec::new(),
             notices: Vec::new(),
+            accepted: BTreeMap::new(),
             seen: BTreeMap::new(),
             plan,
         }
@@ -262,13 +266,22 @@ impl JobStatus {
                 }
             }
             EventBody::Accepted { plan } => {
+                if let Reporter::Host(host) = &event.reporter {
+                    self.accepted.insert(host.to_string(), plan.attempt);
+                }
                 // Told before the job was put away, and heard after it: nobody has that attempt any more.
                 if self.begun && self.dispatch == Dispatch::Waiting && plan.attempt <= self.plan.attempt {
                     return Err(Ignored::OldAttempt(plan.attempt));
                 }
                 self.follow(plan)?;
-                self.enter(StateInput::Accepted, event.at)?;
-                self.dispatch = Dispatch::Taken;
+                // Who follows only waits for the host that leads, which may never have been told.
+                if self.plan.leader() == host_of(event).as_ref() {
+                    self.enter(StateInput::Accepted, event.at)?;
+                    self.dispatch = Dispatch::Taken;
+                } else if self.dispatch == Dispatch::Waiting {
+                    self.state.next(StateInput::Accepted)?;
+                    self.dispatch = Dispatch::Sent;
+                }
             }
             EventBody::StepStarted { step } => {
                 self.enter(StateInput::Progressed, event.at)?;

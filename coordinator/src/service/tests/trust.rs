@@ -1,7 +1,5 @@
 //! What the word of one host is worth: of its own jobs all, of others' nothing.
 
-use sterna_shared::job::Plan;
-
 use super::*;
 
 #[test]

@@ -95,6 +95,13 @@ impl JobStatus {
         self.dispatch != Dispatch::Waiting && !self.state.is_final()
     }
 
+    /// The hosts with a part in it that have not said that they have its plan.
+    #[must_use]
+    pub fn missing(&self) -> Vec<&HostId> {
+        let lacks = |host: &&HostId| self.accepted.get(host.as_str()) != Some(&self.plan.attempt);
+        if self.is_active() { self.plan.parties().into_iter().filter(lacks).collect() } else { Vec::new() }
+    }
+
     /// Whether it waits because nobody may run the VM until the handover is resolved, and not for another word.
     #[must_use]
     pub fn is_unresolved(&self) -> bool {

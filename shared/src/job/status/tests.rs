@@ -202,6 +202,28 @@ fn an_attempt_that_was_put_away_is_not_taken_up_by_a_word_that_comes_late() {
 }
 
 #[test]
+fn a_job_is_taken_once_the_host_that_leads_has_it() {
+    let missing = |status: &JobStatus| status.missing().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let mut status = JobStatus::planned(plan());
+    assert_eq!(missing(&status), ["bravo", "alpha"]);
+    assert_eq!(status.apply(&event("bravo", 1, accepted(plan()))), Ok(()));
+    assert_eq!((status.state, status.dispatch), (JobState::New, Dispatch::Sent));
+    assert_eq!(missing(&status), ["alpha"]);
+    assert_eq!(status.apply(&event("alpha", 1, accepted(plan()))), Ok(()));
+    assert_eq!((status.state, status.dispatch), (JobState::Starting, Dispatch::Taken));
+    assert_eq!(missing(&status), Vec::<String>::new());
+    // Of its next attempt nobody has said anything.
+    let suspended = EventBody::Suspended { figures: StepFigures::default() };
+    assert_eq!(status.apply(&event("alpha", 2, suspended)), Ok(()));
+    assert_eq!(missing(&status), Vec::<String>::new(), "nobody was told");
+    let planned = EventBody::Planned { plan: Box::new(Plan { attempt: 1, ..plan() }) };
+    for (sequence, body) in (1..).zip([EventBody::Resumed, planned]) {
+        assert_eq!(status.apply(&by_coordinator(sequence, body)), Ok(()));
+    }
+    assert_eq!(missing(&status), ["bravo", "alpha"]);
+}
+
+#[test]
 fn an_agent_that_has_forgotten_an_earlier_attempt_is_heard_of_the_next() {
     let suspended = EventBody::Suspended { figures: StepFigures::default() };
     let mut status = folded(&[event("alpha", 1, accepted(plan())), event("alpha", 7, suspended)]);
@@ -271,7 +293,7 @@ fn a_job_that_waits_is_taken_on_by_a_host_that_its_draft_did_not_name() {
     let gamma = Host { id: "gamma".parse().expect("a name"), addresses: vec![] };
     let begun = Plan { target: gamma.clone(), ..plan() };
     assert_eq!(status.apply(&event("gamma", 1, accepted(begun))), Ok(()));
-    assert_eq!((status.dispatch, &status.plan.target), (Dispatch::Taken, &gamma));
+    assert_eq!((status.dispatch, &status.plan.target), (Dispatch::Sent, &gamma));
     assert!(matches!(status.apply(&event("bravo", 1, EventBody::Terminated)), Err(Ignored::NotItsOwn(_))));
 }
 
