@@ -54,8 +54,8 @@ use sterna_shared::vm::VmSpec;
 use connection::Connection;
 pub(crate) use connection::inbox_of;
 pub use error::ClientError;
-pub use google::Replications;
 
+pub use crate::google::Replications;
 use crate::view::JobView;
 
 /// The most servers that settings may name.

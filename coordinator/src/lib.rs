@@ -15,6 +15,7 @@ pub mod config;
 pub mod feed;
 pub mod fence;
 pub mod fleet;
+mod google;
 pub mod lease;
 pub mod notify;
 pub mod pki;

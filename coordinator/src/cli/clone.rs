@@ -4,13 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use sterna_shared::id::{HostId, HostName, JobId, PoolName, VmId, VmName};
-use sterna_shared::job::{
-    JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, Policy, StepKind, StorageWish,
-};
+use sterna_shared::job::{JobKind, JobStatus, MoveRequest, Plan, Policy, StepKind};
 use sterna_shared::replica::{CloneWish, NetworkWish, SeedWish};
 use sterna_shared::units::ByteCount;
 
-use super::clone_body::{CloneBody, parse_request};
 use super::error::{CliError, Exit};
 use super::migrate::submit;
 use super::output::{Format, Output, moment, or_dash, pairs, table};
@@ -19,6 +16,7 @@ use super::rehearse::{self, RehearseArgs};
 use super::vm::{done, yes_or_no};
 use super::{body, job, labels, now};
 use crate::client::Client;
+use crate::google::{CloneBody, parse_request};
 use crate::view::PlanView;
 
 #[derive(Debug, Subcommand)]
@@ -175,53 +173,32 @@ fn read_body(path: &Path) -> Result<CloneBody, CliError> {
 }
 
 fn request(args: &CreateArgs, body: &CloneBody, id: VmId) -> Result<MoveRequest, CliError> {
-    let given = args.name.as_ref().or(body.name.as_ref()).cloned();
+    let body = CloneBody {
+        name: args.name.clone().or_else(|| body.name.clone()),
+        host: args.at.clone().or_else(|| body.host.clone()),
+        secure_boot: args.secure_boot.or(body.secure_boot),
+        network: args.network.clone().or_else(|| body.network.clone()),
+        hostname: args.hostname.clone().or_else(|| body.hostname.clone()),
+        ..body.clone()
+    };
+    let wish = body.wish(&args.vm, id).map_err(unnamed)?;
     let wish = CloneWish {
-        id,
-        name: given.map_or_else(|| name_of(&args.vm, "clone"), Ok)?,
         snapshot: args.made.snapshot,
         pool: args.made.pool.clone(),
-        vcpus: args.made.vcpus.or(body.machine.map(|machine| machine.vcpus)),
-        memory: args.made.memory.or(body.machine.map(|machine| ByteCount::mebibytes(machine.memory_mib))),
-        secure_boot: args.secure_boot.or(body.secure_boot),
-        network: args.network.as_ref().or(body.network.as_ref()).cloned().unwrap_or_default(),
+        vcpus: args.made.vcpus.or(wish.vcpus),
+        memory: args.made.memory.or(wish.memory),
         full: args.full,
         start: args.start,
         skip_os_adaptation: args.made.skip_os_adaptation,
-        hostname: args.hostname.as_ref().or(body.hostname.as_ref()).cloned(),
         seed: args.seed,
-        rehearsal: None,
+        ..wish
     };
-    Ok(request_of(JobKind::Clone, &args.vm, args.at.as_ref().or(body.host.as_ref()), wish))
+    Ok(MoveRequest::making(JobKind::Clone, &args.vm, body.host, wish))
 }
 
-/// The name of what is made of a VM where none is given.
-pub(super) fn name_of(vm: &str, what: &str) -> Result<VmName, CliError> {
-    let name = format!("{vm}-{what}");
-    name.parse().map_err(|error| {
-        CliError::new(Exit::Usage, format!("the clone cannot be called {name}: {error}")).hint("give --name")
-    })
-}
-
-pub(super) fn request_of(kind: JobKind, vm: &str, host: Option<&HostId>, wish: CloneWish) -> MoveRequest {
-    MoveRequest {
-        kind,
-        vm: vm.to_owned(),
-        target: host.cloned(),
-        mode: ModeWish::Auto,
-        storage: StorageWish::All,
-        disks: Vec::new(),
-        storage_only: false,
-        bandwidth: None,
-        blackout_max_ms: None,
-        lanes: None,
-        settings: MoveSettings::default(),
-        planned: None,
-        hold_seconds: None,
-        replication: None,
-        clone: Some(Box::new(wish)),
-        cutover: None,
-    }
+/// That what is made of a VM cannot be called after it.
+pub(super) fn unnamed(what: String) -> CliError {
+    CliError::new(Exit::Usage, what).hint("give --name")
 }
 
 fn parse_network(text: &str) -> Result<NetworkWish, String> {
@@ -405,7 +382,7 @@ mod tests {
         };
         assert_eq!(read(r#"{ "computeEngineTargetDetails": {} }"#), Ok(CloneBody::default()));
         let long = read(&" ".repeat(70_000)).expect_err("too long");
-        assert!(long.message.contains("clone.json: is longer than 65536 bytes"), "{}", long.message);
+        assert!(long.message.contains("clone.json: the body: it is longer than 65536 bytes"), "{}", long.message);
         let wrong = read(r#"{ "a": 1 }"#).expect_err("no field");
         assert_eq!(wrong.exit, Exit::Usage);
         assert!(wrong.message.contains("clone.json: a: there is no such field"), "{}", wrong.message);

@@ -14,7 +14,6 @@
 mod body;
 mod check;
 mod clone;
-mod clone_body;
 mod console;
 mod cutover;
 mod doctor;
@@ -40,7 +39,6 @@ mod replicate;
 mod schedule;
 mod settings;
 mod vm;
-mod vm_body;
 mod watch;
 
 use std::io::{self, IsTerminal, Write};

@@ -7,12 +7,13 @@ use sterna_shared::rehearsal::{HealthProbe, PROBE_DEFAULT_SECONDS, Rehearsal};
 use sterna_shared::replica::{CloneWish, NetworkWish, SeedWish};
 use sterna_shared::vm::IsolatedAddress;
 
-use super::clone::{MadeArgs, name_of, request_of, show_plan};
+use super::clone::{MadeArgs, show_plan, unnamed};
 use super::error::{CliError, Exit};
 use super::migrate::SubmitArgs;
 use super::output::Output;
 use super::schedule::parse_seconds;
 use crate::client::Client;
+use crate::google::name_of;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -54,7 +55,7 @@ fn request(args: &RehearseArgs) -> Result<MoveRequest, CliError> {
     let wish = CloneWish {
         // Each run has an id of its own.
         id: VmId::from_uuid(uuid::Uuid::now_v7()),
-        name: args.name.clone().map_or_else(|| name_of(&args.vm, "rehearsal"), Ok)?,
+        name: args.name.clone().map_or_else(|| name_of(&args.vm, "rehearsal").map_err(unnamed), Ok)?,
         snapshot: args.made.snapshot,
         pool: args.made.pool.clone(),
         vcpus: args.made.vcpus,
@@ -72,7 +73,7 @@ fn request(args: &RehearseArgs) -> Result<MoveRequest, CliError> {
             address: args.address.unwrap_or_default(),
         }),
     };
-    Ok(request_of(JobKind::Rehearse, &args.vm, args.host.as_ref(), wish))
+    Ok(MoveRequest::making(JobKind::Rehearse, &args.vm, args.host.clone(), wish))
 }
 
 fn parse_time(text: &str) -> Result<u32, String> {

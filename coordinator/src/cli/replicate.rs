@@ -28,9 +28,9 @@ use super::labels::Wanted;
 use super::migrate::{parse_placement, submit};
 use super::output::{Format, Output, moment};
 use super::vm::done;
-use super::vm_body::VmBody;
 use super::{body, job, labels, lifetime, schedule};
 use crate::client::Client;
+use crate::google::VmBody;
 
 use google::View;
 pub(super) use pause::{pause, resume};

@@ -1,30 +1,10 @@
-//! Replications and clones as Google's Migrate to VMs has them: what they are computed from, of one moment as near as can be.
+//! What Google's lists and resources are computed from, asked for: of one moment as near as can be.
 
 use sterna_shared::bus::ApiErrorKind;
-use sterna_shared::job::{JobStatus, Progress};
-use sterna_shared::replica::ReplicaView;
 use sterna_shared::time::Timestamp;
-use sterna_shared::view::google::{Known, Rates};
 
 use super::{Client, ClientError};
-
-/// All that the coordinators have told of replications and clones.
-#[derive(Debug, Clone)]
-pub struct Replications {
-    jobs: Vec<JobStatus>,
-    replicas: Vec<ReplicaView>,
-    progress: Vec<(Progress, Rates)>,
-    now: Timestamp,
-}
-
-impl Replications {
-    /// The same for the face to look at.
-    #[must_use]
-    pub fn known(&self) -> Known<'_> {
-        let Self { jobs, replicas, progress, now } = self;
-        Known { jobs, replicas, progress, now: *now }
-    }
-}
+use crate::google::Replications;
 
 impl Client {
     /// What Google's lists and resources are computed from ([`Replications::known`]). `now` is for how long things have been paused.

@@ -100,6 +100,29 @@ pub struct MoveRequest {
 }
 
 impl MoveRequest {
+    /// A wish to make something of the replica of a VM: a clone, or a rehearsal.
+    #[must_use]
+    pub fn making(kind: JobKind, vm: &str, target: Option<HostId>, wish: CloneWish) -> Self {
+        Self {
+            kind,
+            vm: vm.to_owned(),
+            target,
+            mode: ModeWish::Auto,
+            storage: StorageWish::All,
+            disks: Vec::new(),
+            storage_only: false,
+            bandwidth: None,
+            blackout_max_ms: None,
+            lanes: None,
+            settings: MoveSettings::default(),
+            planned: None,
+            hold_seconds: None,
+            replication: None,
+            clone: Some(Box::new(wish)),
+            cutover: None,
+        }
+    }
+
     /// A wish that such a plan can come of: for a job of which only the plan is known.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {

@@ -62,18 +62,18 @@ const OF_POLICY: &[Field] = &[
 
 /// What is changed of a replication.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct VmBody {
+pub(crate) struct VmBody {
     /// `policy.idleDuration`.
-    pub(super) idle_seconds: Option<u32>,
+    pub(crate) idle_seconds: Option<u32>,
     /// `labels`: all that there are afterwards.
-    pub(super) labels: Option<BTreeMap<String, String>>,
+    pub(crate) labels: Option<BTreeMap<String, String>>,
     /// What is left aside, and why.
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 impl VmBody {
     /// Reads a body, of which the fields count that the mask names; where that is empty, all.
-    pub(super) fn of(text: &str, mask: &[String]) -> Result<Self, BodyFault> {
+    pub(crate) fn of(text: &str, mask: &[String]) -> Result<Self, BodyFault> {
         let (with_idle, with_labels) = named(mask)?;
         let root = read(text)?;
         let mut body = Self::default();
@@ -99,7 +99,7 @@ impl VmBody {
     }
 
     /// What that is of a replication with such a policy: nothing where it is so already.
-    pub(super) fn changes(&self, policy: &Policy) -> Vec<JobChange> {
+    pub(crate) fn changes(&self, policy: &Policy) -> Vec<JobChange> {
         let schedule = policy.schedule.clone().unwrap_or_default();
         let idle = self.idle_seconds.filter(|_| schedule.idle_seconds != self.idle_seconds);
         let idle = idle.map(|idle| {

@@ -6,33 +6,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
-use sterna_shared::id::{BridgeName, HostId, HostName, InvalidId, JobId, VmName};
-use sterna_shared::replica::NetworkWish;
+use sterna_shared::id::{BridgeName, HostId, HostName, InvalidId, JobId, VmId, VmName};
+use sterna_shared::replica::{CloneWish, NetworkWish, SeedWish};
+use sterna_shared::units::ByteCount;
 use sterna_shared::view::google::{MachineType, PROJECT};
 
 use super::body::{BodyFault, Field, Fields, Kind, Node, aside, fault, read, taken};
 
 /// What a `CloneJob` asks for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct CloneBody {
+pub(crate) struct CloneBody {
     /// `vmName`.
-    pub(super) name: Option<VmName>,
+    pub(crate) name: Option<VmName>,
     /// `zone`: the host with the replica, where the clone is made.
-    pub(super) host: Option<HostId>,
+    pub(crate) host: Option<HostId>,
     /// `machineType`.
-    pub(super) machine: Option<MachineType>,
+    pub(crate) machine: Option<MachineType>,
     /// `secureBoot`.
-    pub(super) secure_boot: Option<bool>,
+    pub(crate) secure_boot: Option<bool>,
     /// `networkInterfaces`; none where there are none.
-    pub(super) network: Option<NetworkWish>,
+    pub(crate) network: Option<NetworkWish>,
     /// `labels`.
-    pub(super) labels: BTreeMap<String, String>,
+    pub(crate) labels: BTreeMap<String, String>,
     /// `hostname`.
-    pub(super) hostname: Option<HostName>,
+    pub(crate) hostname: Option<HostName>,
     /// `requestId`: the job's id.
-    pub(super) request: Option<JobId>,
+    pub(crate) request: Option<JobId>,
     /// What is left aside, and why.
-    pub(super) warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 const NEWER: &str = "computeEngineTargetDetails";
@@ -165,8 +166,42 @@ impl CloneBody {
     }
 }
 
+impl CloneBody {
+    /// The VM that it asks for, with that id, of that one; isolated, and called after it, where nothing is said of that.
+    ///
+    /// # Errors
+    /// That it cannot be called after it.
+    pub(crate) fn wish(&self, vm: &str, id: VmId) -> Result<CloneWish, String> {
+        Ok(CloneWish {
+            id,
+            name: self.name.clone().map_or_else(|| name_of(vm, "clone"), Ok)?,
+            snapshot: None,
+            pool: None,
+            vcpus: self.machine.map(|machine| machine.vcpus),
+            memory: self.machine.map(|machine| ByteCount::mebibytes(machine.memory_mib)),
+            secure_boot: self.secure_boot,
+            network: self.network.clone().unwrap_or_default(),
+            full: false,
+            start: false,
+            skip_os_adaptation: false,
+            hostname: self.hostname.clone(),
+            seed: SeedWish::Auto,
+            rehearsal: None,
+        })
+    }
+}
+
+/// The name of what is made of a VM where none is given.
+///
+/// # Errors
+/// That it is too long, or else no name.
+pub(crate) fn name_of(vm: &str, what: &str) -> Result<VmName, String> {
+    let name = format!("{vm}-{what}");
+    name.parse().map_err(|error| format!("the clone cannot be called {name}: {error}"))
+}
+
 /// The id of a job as Google's `requestId` has to be: a UUID, and not all zeroes.
-pub(super) fn parse_request(text: &str) -> Result<JobId, String> {
+pub(crate) fn parse_request(text: &str) -> Result<JobId, String> {
     let job: JobId = text.parse().map_err(|error: InvalidId| error.to_string())?;
     if job.uuid().is_nil() {
         Err("a UUID of zeroes tells no two requests apart; give another".to_owned())
@@ -178,7 +213,7 @@ pub(super) fn parse_request(text: &str) -> Result<JobId, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::body::shown;
+    use crate::google::body::shown;
 
     fn read(body: &serde_json::Value) -> CloneBody {
         body.to_string().parse().expect("a body")
@@ -324,7 +359,7 @@ mod tests {
     fn depth_has_a_bound_and_a_place() {
         let nested =
             |depth: usize| format!("{{ \"{NEWER}\": {{ \"metadata\": {}{} }} }}", "{\"a\":".repeat(depth), "1");
-        let text = nested(100_000 / 5);
+        let text = nested(60_000 / 5);
         fails(&text, &format!("{NEWER}.metadata{}", ".a".repeat(14)), "more than 16 values lie in each other");
         let lists = format!("{{ \"{NEWER}\": {{ \"networkTags\": {} }} }}", "[".repeat(60_000));
         fails(&lists, &format!("{NEWER}.networkTags{}", "[0]".repeat(14)), "more than 16 values");

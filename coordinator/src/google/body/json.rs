@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use super::{BodyFault, fault};
+use super::{BODY_LENGTH_MAX, BodyFault, fault};
 
 /// How deep values may lie in each other. What Google has is less deep.
 const DEPTH_MAX: usize = 16;
@@ -14,7 +14,7 @@ const SHOWN_MAX: usize = 160;
 
 /// A value. Of a number it is enough that it is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::cli) enum Node {
+pub(in crate::google) enum Node {
     Null,
     Flag(bool),
     Number,
@@ -25,7 +25,7 @@ pub(in crate::cli) enum Node {
 
 /// What kind of value a field has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::cli) enum Kind {
+pub(in crate::google) enum Kind {
     Flag,
     Text,
     List,
@@ -66,7 +66,10 @@ impl Kind {
 ///
 /// # Errors
 /// What is wrong with the text, and the field where it is.
-pub(in crate::cli) fn read(text: &str) -> Result<Node, BodyFault> {
+pub(in crate::google) fn read(text: &str) -> Result<Node, BodyFault> {
+    if text.len() > BODY_LENGTH_MAX {
+        return Err(fault("", format!("it is longer than {BODY_LENGTH_MAX} bytes; no resource is")));
+    }
     let place = RefCell::new(None);
     let mut reader = serde_json::Deserializer::from_str(text);
     let seed = Seed { path: "", depth: 0, place: &place };
@@ -80,7 +83,7 @@ pub(super) fn path(of: &str, name: &str) -> String {
 }
 
 /// A path for people: what of it is no plain text is escaped, and what is too long is cut.
-pub(in crate::cli) fn shown(path: &str) -> String {
+pub(in crate::google) fn shown(path: &str) -> String {
     let mut shown: String = path.escape_debug().take(SHOWN_MAX).collect();
     if path.escape_debug().nth(SHOWN_MAX).is_some() {
         shown.push('…');
