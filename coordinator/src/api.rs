@@ -1,8 +1,14 @@
-//! The operators' API at its edge: which endpoints there are, and requests and replies as bytes.
+//! The operators' API at its edge: which endpoints there are, and requests and replies as bytes. Both are MessagePack in an envelope;
+//! on the endpoints of Google's methods they may also be JSON, for programs that speak nothing else.
 
-use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, ApiRequest, Envelope, EnvelopeError, Subject};
-use sterna_shared::id::Epoch;
+use sterna_shared::bus::{
+    ApiError, ApiErrorKind, ApiReply, ApiRequest, BODY_LENGTH_MAX, Envelope, EnvelopeError, Subject,
+};
+use sterna_shared::id::{Epoch, JobId};
 use sterna_shared::job::Refusal;
+use sterna_shared::view::google::Method;
+
+use crate::google;
 
 /// Where requests of one kind are asked: resource and verb.
 pub type Endpoint = (&'static str, &'static str);
@@ -40,6 +46,21 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ("job", "answer"),
     ("job", "edit"),
     ("job", "bandwidth"),
+    ("migratingVms", "get"),
+    ("migratingVms", "list"),
+    ("replicationCycles", "get"),
+    ("replicationCycles", "list"),
+    ("cloneJobs", "create"),
+    ("cloneJobs", "cancel"),
+    ("cloneJobs", "get"),
+    ("cloneJobs", "list"),
+    ("cutoverJobs", "cancel"),
+    ("cutoverJobs", "get"),
+    ("cutoverJobs", "list"),
+    ("groups", "get"),
+    ("groups", "list"),
+    ("operations", "get"),
+    ("operations", "list"),
     ("system", "show"),
 ];
 
@@ -49,6 +70,13 @@ pub const ENDPOINTS: &[Endpoint] = &[
 /// # Errors
 /// What to answer where it is none, or is asked at the wrong place.
 pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<ApiRequest, ApiError> {
+    if let Some(method) = Method::of(endpoint).filter(|_| is_json(endpoint, body)) {
+        let body = String::from_utf8(body.to_vec()).map_err(|error| {
+            let message = format!("the request of {method} is no text: {error}");
+            fault(ApiErrorKind::Invalid, message, "give the method's request in JSON, in UTF-8")
+        })?;
+        return Ok(ApiRequest::Google { method, body, job: JobId::from_uuid(uuid::Uuid::now_v7()) });
+    }
     let read = Envelope::open(body).and_then(|envelope| envelope.message("api_request"));
     let request: ApiRequest = read.map_err(|error| {
         let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
@@ -70,13 +98,36 @@ pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<ApiRequest, ApiError> {
     ))
 }
 
+/// Whether a request is JSON, and its answer is to be: at an endpoint of Google's methods all that is no envelope. An envelope is a map
+/// of MessagePack, which begins with no character of ASCII; nothing at all is a request without fields.
+#[must_use]
+pub fn is_json(endpoint: Endpoint, body: &[u8]) -> bool {
+    Method::of(endpoint).is_some() && body.first().is_none_or(u8::is_ascii)
+}
+
 /// A reply as it goes out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// The sealed reply.
+    /// The sealed reply, or JSON.
     pub body: Vec<u8>,
     /// The service error's number and text, where it is one.
     pub error: Option<(u16, String)>,
+    /// What of a request in JSON was left aside. In an envelope that is said beside the answer.
+    pub warnings: Vec<String>,
+}
+
+/// Writes the answer to a request that [is JSON](is_json).
+#[must_use]
+pub fn write_json(reply: ApiReply) -> Written {
+    let error = match reply {
+        ApiReply::Google { body, warnings } if body.len() <= BODY_LENGTH_MAX => {
+            return Written { body: body.into_bytes(), error: None, warnings };
+        }
+        ApiReply::Error { error } => error,
+        _ => too_long(),
+    };
+    let body = google::told(&error).to_string().into_bytes();
+    Written { body, error: Some((code(error.kind), error.message)), warnings: Vec::new() }
 }
 
 /// Writes a reply, and the service error that goes into its headers.
@@ -89,10 +140,7 @@ pub fn write(sender: &str, epoch: Epoch, mut reply: ApiReply) -> Result<Written,
     let body = loop {
         match Envelope::seal("api_reply", sender, epoch, &reply) {
             Err(EnvelopeError::TooLong { .. }) if shorten(&mut reply) => {}
-            Err(EnvelopeError::TooLong { .. }) => {
-                let message = "the answer is too long for one message";
-                reply = ApiReply::Error { error: fault(ApiErrorKind::Failed, message, "ask for less at a time") };
-            }
+            Err(EnvelopeError::TooLong { .. }) => reply = ApiReply::Error { error: too_long() },
             sealed => break sealed?,
         }
     };
@@ -100,7 +148,11 @@ pub fn write(sender: &str, epoch: Epoch, mut reply: ApiReply) -> Result<Written,
         ApiReply::Error { error } => Some((code(error.kind), error.message.clone())),
         _ => None,
     };
-    Ok(Written { body, error: header })
+    Ok(Written { body, error: header, warnings: Vec::new() })
+}
+
+fn too_long() -> ApiError {
+    fault(ApiErrorKind::Failed, "the answer is too long for one message", "ask for less at a time")
 }
 
 /// An error with one hint.
@@ -181,6 +233,39 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_envelope_is_json_where_google_s_methods_are_asked() {
+        let method = Method::CloneJobsList;
+        for body in ["", "{}", " {\"parent\": 7}", "hello"] {
+            let request = read(method.tokens(), body.as_bytes()).expect("a request");
+            let ApiRequest::Google { method: read, body: text, job } = request else { panic!("another request") };
+            assert_eq!((read, text.as_str(), job.uuid().is_nil()), (method, body, false));
+            assert!(!is_json(("job", "list"), body.as_bytes()), "no other endpoint takes it");
+        }
+        let broken = read(method.tokens(), b"{\"parent\": \"\xff\"}").expect_err("no text");
+        assert!(broken.message.starts_with("the request of cloneJobs.list is no text: "), "{}", broken.message);
+        let request = ApiRequest::Google { method, body: "{}".into(), job: example::job(1) };
+        let sealed = Envelope::seal("api_request", "x", Epoch(0), &request).expect("sealed");
+        assert!(!is_json(method.tokens(), &sealed));
+        assert_eq!(read(method.tokens(), &sealed), Ok(request));
+    }
+
+    #[test]
+    fn an_answer_in_json_is_the_resource_or_says_why_not() {
+        let reply = ApiReply::Google { body: "{}".into(), warnings: vec!["a".into()] };
+        let expected = Written { body: b"{}".to_vec(), error: None, warnings: vec!["a".into()] };
+        assert_eq!(write_json(reply), expected);
+        let told = |reply| {
+            let Written { body, error, .. } = write_json(reply);
+            let told: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+            (error.map(|(code, _)| code), told["error"]["message"].as_str().unwrap_or_default().to_owned())
+        };
+        let error = fault(ApiErrorKind::NotFound, "there is no such job", "see the list");
+        assert_eq!(told(ApiReply::Error { error }), (Some(404), "there is no such job; see the list".to_owned()));
+        let long = ApiReply::Google { body: "x".repeat(BODY_LENGTH_MAX + 1), warnings: vec![] };
+        assert_eq!(told(long).0, Some(500));
+    }
+
+    #[test]
     fn every_request_has_an_endpoint() {
         let vm = || "web".to_owned();
         for request in [
@@ -221,7 +306,7 @@ mod tests {
         fleet.heard(inventory, example::now(), std::time::Duration::ZERO);
         let (member, report) = fleet.find("web").expect("there");
         let vms = vec![vm_view(member, report); 5000];
-        let Written { body, error } = write("one", Epoch(1), ApiReply::Vms { vms }).expect("written");
+        let Written { body, error, .. } = write("one", Epoch(1), ApiReply::Vms { vms }).expect("written");
         assert!(body.len() <= sterna_shared::bus::BODY_LENGTH_MAX && error.is_none());
         let reply: ApiReply = Envelope::open(&body).and_then(|e| e.message("api_reply")).expect("a reply");
         assert!(matches!(reply, ApiReply::Vms { vms } if vms.len() > 500));

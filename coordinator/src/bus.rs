@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::api::Endpoint;
+use crate::api::{Endpoint, Written};
 use crate::feed::Document;
 
 /// How long a request to the broker itself may take.
@@ -31,6 +31,8 @@ const NOBODY_LISTENS_PAUSE: Duration = Duration::from_millis(100);
 const CALLS_MAX: usize = 256;
 /// The service's name under `$SRV`.
 const SERVICE_NAME: &str = "sterna";
+/// What of a request in JSON was left aside, a header each.
+pub const HEADER_WARNING: &str = "Sterna-Warning";
 
 /// What the NATS client reports, boxed: its error types are many, and here all mean that the broker did not do it.
 pub(crate) type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -298,13 +300,17 @@ impl Call {
         &self.request.message.payload
     }
 
-    /// Answers. An error is told in the service headers too, so that tools that know only NATS see it.
-    pub async fn answer(self, body: Vec<u8>, error: Option<(u16, String)>) {
+    /// Answers. An error is told in the service headers too, so that tools that know only NATS see it; so are warnings.
+    pub async fn answer(self, Written { body, error, warnings }: Written) {
+        // A header is one line.
+        let line = |text: &str| text.replace(['\r', '\n'], " ");
         let mut headers = HeaderMap::new();
         if let Some((code, text)) = error {
-            // A header is one line.
-            headers.insert(NATS_SERVICE_ERROR, text.replace(['\r', '\n'], " ").as_str());
+            headers.insert(NATS_SERVICE_ERROR, line(&text).as_str());
             headers.insert(NATS_SERVICE_ERROR_CODE, code.to_string().as_str());
+        }
+        for warning in warnings {
+            headers.append(HEADER_WARNING, line(&warning).as_str());
         }
         if let Err(error) = self.request.respond_with_headers(Ok(body.into()), headers).await {
             tracing::debug!(%error, "an asker did not wait for the answer");

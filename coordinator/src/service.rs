@@ -18,6 +18,7 @@ mod check_jobs;
 mod desk;
 mod failover;
 mod feeds;
+mod google;
 mod hosts;
 mod keeper;
 mod lifetime;

@@ -313,6 +313,27 @@ async fn a_job_is_planned_sent_followed_and_rebuilt() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_that_speaks_json_is_answered_in_json() {
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let one = broker.coordinator("one");
+    leader(&client, "one").await;
+    let list =
+        client.request("sterna.v1.api.migratingVms.list", r#"{"orderBy": "name"}"#.into()).await.expect("a list");
+    assert_eq!(&list.payload[..], b"{}", "there are none");
+    let warning = list.headers.as_ref().and_then(|headers| headers.get("Sterna-Warning"));
+    assert!(warning.is_some_and(|text| text.as_str().starts_with("orderBy is left aside: ")), "{warning:?}");
+    let all = client.request("sterna.v1.api.cloneJobs.list", "".into()).await.expect("a list");
+    assert_eq!(&all.payload[..], b"{}", "nothing is a request without fields");
+    let wrong = client.request("sterna.v1.api.cloneJobs.get", r#"{"name": "x"}"#.into()).await.expect("an error");
+    let told: serde_json::Value = serde_json::from_slice(&wrong.payload).expect("JSON");
+    assert_eq!(told["error"]["status"], "INVALID_ARGUMENT");
+    let code = wrong.headers.as_ref().and_then(|headers| headers.get("Nats-Service-Error-Code"));
+    assert_eq!(code.map(|code| code.as_str()), Some("400"));
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_stream_is_rebuilt_from_the_agents() {
     let broker = Broker::start().await;
     let client = broker.client().await;

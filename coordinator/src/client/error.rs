@@ -138,6 +138,7 @@ impl ClientError {
             ApiReply::Jobs { .. } => "jobs",
             ApiReply::Job { .. } => "job",
             ApiReply::History { .. } => "history",
+            ApiReply::Google { .. } => "google",
             ApiReply::System { .. } => "system",
             ApiReply::Error { .. } => "error",
         };

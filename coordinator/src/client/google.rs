@@ -1,7 +1,9 @@
-//! What Google's lists and resources are computed from, asked for: of one moment as near as can be.
+//! Google's methods, asked of the coordinators; and what its lists and resources are computed from, of one moment as near as can be.
 
-use sterna_shared::bus::ApiErrorKind;
+use sterna_shared::bus::{ApiErrorKind, ApiReply, ApiRequest};
+use sterna_shared::id::JobId;
 use sterna_shared::time::Timestamp;
+use sterna_shared::view::google::Method;
 
 use super::{Client, ClientError};
 use crate::google::Replications;
@@ -24,5 +26,22 @@ impl Client {
             }
         }
         Ok(told)
+    }
+
+    /// Asks a method of Google's, whose request is JSON: its answer in JSON, and what of the request was left aside. The id is of the
+    /// job that comes of it, if any, where the request has none.
+    ///
+    /// # Errors
+    /// As [`Self::hosts`].
+    pub async fn google(
+        &self,
+        method: Method,
+        request: &str,
+        job: JobId,
+    ) -> Result<(String, Vec<String>), ClientError> {
+        match self.ask(&ApiRequest::Google { method, body: request.to_owned(), job }).await? {
+            ApiReply::Google { body, warnings } => Ok((body, warnings)),
+            other => Err(ClientError::unexpected(&other)),
+        }
     }
 }

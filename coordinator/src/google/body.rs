@@ -99,6 +99,13 @@ impl<'a> Fields<'a> {
         }
     }
 
+    pub(super) fn number(&self, name: &str) -> Option<u32> {
+        match self.get(name)? {
+            Node::Number(number) => *number,
+            _ => None,
+        }
+    }
+
     /// A map of texts; one that is not there is empty.
     pub(super) fn texts(&self, name: &str) -> Result<BTreeMap<String, String>, BodyFault> {
         let Some(Node::Object(members)) = self.get(name) else { return Ok(BTreeMap::new()) };

@@ -38,7 +38,7 @@ pub(crate) struct CloneBody {
 
 const NEWER: &str = "computeEngineTargetDetails";
 const OF_DISKS: &str = "computeEngineDisksTargetDetails";
-const REQUEST: &str = "requestId";
+pub(super) const REQUEST: &str = "requestId";
 /// The deprecated names of the same; the newer of them first.
 const OLDER: [&str; 2] = ["computeEngineVmDetails", "targetDetails"];
 const TOLD: &str = "a job tells it, and nobody asks for it";
@@ -101,38 +101,41 @@ const OF_INTERFACE: &[Field] = &[
 impl FromStr for CloneBody {
     type Err = BodyFault;
     fn from_str(text: &str) -> Result<Self, BodyFault> {
-        let root = read(text)?;
-        let mut body = Self::default();
-        let root = Fields::of(&root, String::new(), &[OF_BODY], &mut body.warnings)?;
-        if root.get(OF_DISKS).is_some() {
-            return Err(fault(OF_DISKS, format!("a clone is a VM; disks without one are not built yet. Give {NEWER}")));
-        }
-        if let Some(text) = root.text(REQUEST) {
-            body.request = Some(parse_request(text).map_err(|what| fault(REQUEST, what))?);
-        }
-        // The newest counts; what a job tells of itself has all of them.
-        let mut details = [NEWER, OLDER[0], OLDER[1]].into_iter().filter(|name| root.get(name).is_some());
-        let Some(chosen) = details.next() else {
-            return Err(fault(NEWER, "it is missing, and says what VM is to be made".to_owned()));
-        };
-        if chosen != NEWER {
-            body.warnings.push(format!("{chosen} is deprecated; give {NEWER}"));
-        }
-        body.warnings.extend(
-            details.map(|older| format!("{older} is left aside: {chosen} counts, of which it is an older form")),
-        );
-        body.describe(root.get(chosen), chosen)?;
-        Ok(body)
+        Self::of(&read(text)?, String::new())
     }
 }
 
 impl CloneBody {
+    /// Reads a body, which is at that place of a request.
+    pub(super) fn of(root: &Node, path: String) -> Result<Self, BodyFault> {
+        let mut body = Self::default();
+        let root = Fields::of(root, path, &[OF_BODY], &mut body.warnings)?;
+        if root.get(OF_DISKS).is_some() {
+            let what = format!("a clone is a VM; disks without one are not built yet. Give {NEWER}");
+            return Err(fault(&root.path(OF_DISKS), what));
+        }
+        body.request = read_request(&root)?;
+        // The newest counts; what a job tells of itself has all of them.
+        let mut details = [NEWER, OLDER[0], OLDER[1]].into_iter().filter(|name| root.get(name).is_some());
+        let Some(chosen) = details.next() else {
+            return Err(fault(&root.path(NEWER), "it is missing, and says what VM is to be made".to_owned()));
+        };
+        if chosen != NEWER {
+            body.warnings.push(format!("{} is deprecated; give {NEWER}", root.path(chosen)));
+        }
+        let aside =
+            |older| format!("{} is left aside: {chosen} counts, of which it is an older form", root.path(older));
+        body.warnings.extend(details.map(aside));
+        body.describe(root.get(chosen), chosen == NEWER, root.path(chosen))?;
+        Ok(body)
+    }
+
     /// Takes in what VM is to be made.
-    fn describe(&mut self, details: Option<&Node>, of: &str) -> Result<(), BodyFault> {
+    fn describe(&mut self, details: Option<&Node>, is_newer: bool, path: String) -> Result<(), BodyFault> {
         let Some(details) = details else { return Ok(()) };
-        let (name, project) = if of == NEWER { ("vmName", "project") } else { ("name", "targetProject") };
+        let (name, project) = if is_newer { ("vmName", "project") } else { ("name", "targetProject") };
         let named = [taken(name, Kind::Text), taken(project, Kind::Text)];
-        let fields = Fields::of(details, of.to_owned(), &[&named[..], OF_VM], &mut self.warnings)?;
+        let fields = Fields::of(details, path, &[&named[..], OF_VM], &mut self.warnings)?;
         if fields.text(project).is_some_and(|text| text != PROJECT) {
             self.warnings.push(format!("{} is left aside: there is one project, {PROJECT}", fields.path(project)));
         }
@@ -198,6 +201,12 @@ impl CloneBody {
 pub(crate) fn name_of(vm: &str, what: &str) -> Result<VmName, String> {
     let name = format!("{vm}-{what}");
     name.parse().map_err(|error| format!("the clone cannot be called {name}: {error}"))
+}
+
+/// The `requestId` of an object that may have one.
+pub(super) fn read_request(fields: &Fields<'_>) -> Result<Option<JobId>, BodyFault> {
+    let Some(text) = fields.text(REQUEST) else { return Ok(None) };
+    parse_request(text).map(Some).map_err(|what| fault(&fields.path(REQUEST), what))
 }
 
 /// The id of a job as Google's `requestId` has to be: a UUID, and not all zeroes.

@@ -5,9 +5,11 @@ use std::collections::BTreeSet;
 
 use serde_json::{Map, Value, json};
 use sterna_shared::bus::Subject;
+use sterna_shared::view::google::Method;
 
 use super::{examples, expect_kept, messages, path_of};
 use crate::api::ENDPOINTS;
+use crate::bus::HEADER_WARNING;
 use crate::feed::Document;
 
 /// Draft 2020-12, in the manner in which AsyncAPI names formats other than its own.
@@ -17,6 +19,9 @@ const JSON: &str = "application/json";
 const MESSAGE_PACK: &str = "application/vnd.msgpack";
 /// The channel of the answers.
 const REPLY: &str = "api.reply";
+/// The answers to Google's methods that are JSON by themselves.
+const RESOURCE: &str = "api.reply.resource";
+const STATUS: &str = "api.reply.status";
 
 fn document() -> Value {
     let mut parts = Parts::default();
@@ -105,12 +110,28 @@ impl Parts {
             let body = tagged("api-reply", &[kind.as_str()]);
             self.messages.insert(name, enveloped(&format!("The answer {kind}"), "api_reply", &body));
         }
+        for (name, title, about) in [
+            (
+                RESOURCE,
+                "What a method of Google's returns",
+                "A resource, a list of some, or an operation: docs/clone-job.md.",
+            ),
+            (
+                STATUS,
+                "Why a method of Google's returns nothing",
+                "An `error` with `code`, `message`, `status` and `details`.",
+            ),
+        ] {
+            messages.insert(name.to_owned(), reference("components/messages", name));
+            self.messages.insert(name.to_owned(), plain(title, about));
+        }
         self.channels.insert(
             REPLY.to_owned(),
             json!({
                 "address": null,
-                "description": "The reply subject of the request, below the asker's inbox. An answer that is an error also \
-                    has the headers Nats-Service-Error and Nats-Service-Error-Code.",
+                "description": format!("The reply subject of the request, below the asker's inbox. An answer that is an error \
+                    also has the headers Nats-Service-Error and Nats-Service-Error-Code; of what was left aside of a request \
+                    in JSON there is a header {HEADER_WARNING} each. What is asked in JSON is answered in JSON."),
                 "messages": messages,
             }),
         );
@@ -124,12 +145,24 @@ impl Parts {
         let kinds: Vec<&str> = kinds.iter().map(String::as_str).collect();
         let answers: BTreeSet<&str> =
             asked.iter().flat_map(|(_, answers)| *answers).copied().chain(["error"]).collect();
-        let answers: Vec<Value> = answers.iter().map(|kind| in_channel(REPLY, &format!("{REPLY}.{kind}"))).collect();
+        let mut answers: Vec<Value> =
+            answers.iter().map(|kind| in_channel(REPLY, &format!("{REPLY}.{kind}"))).collect();
+        let mut messages = Map::new();
+        messages.insert(name.clone(), reference("components/messages", &name));
+        let mut taken = vec![in_channel(&name, &name)];
+        if let Some(method) = Method::of((resource, verb)) {
+            let json = format!("{name}.json");
+            let about = "The method's request as Google has it, field by field: docs/clone-job.md.";
+            self.messages.insert(json.clone(), plain(&format!("The request of {method}"), about));
+            messages.insert(json.clone(), reference("components/messages", &json));
+            taken.push(in_channel(&name, &json));
+            answers.extend([RESOURCE, STATUS].map(|message| in_channel(REPLY, message)));
+        }
         self.channels.insert(
             name.clone(),
             json!({
                 "address": Subject::Api(resource.to_owned(), verb.to_owned()).to_string(),
-                "messages": { (name.as_str()): reference("components/messages", &name) },
+                "messages": messages,
             }),
         );
         self.operations.insert(
@@ -137,7 +170,7 @@ impl Parts {
             json!({
                 "action": "receive",
                 "channel": reference("channels", &name),
-                "messages": [in_channel(&name, &name)],
+                "messages": taken,
                 "reply": { "channel": reference("channels", REPLY), "messages": answers },
             }),
         );
@@ -165,6 +198,15 @@ fn payload(schema: Value) -> Value {
 /// One of these messages of a schema that has more.
 fn tagged(name: &str, kinds: &[&str]) -> Value {
     json!({ "allOf": [{ "$ref": file_of(name) }, { "properties": { "type": { "enum": kinds } } }] })
+}
+
+/// An object by itself.
+fn plain(title: &str, about: &str) -> Value {
+    json!({
+        "title": title,
+        "contentType": JSON,
+        "payload": payload(json!({ "type": "object", "description": about })),
+    })
 }
 
 fn enveloped(title: &str, kind: &str, body: &Value) -> Value {

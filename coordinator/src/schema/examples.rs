@@ -19,7 +19,7 @@ use sterna_shared::planned::{PlannedView, PlannedVm};
 use sterna_shared::probe::{AddressOutcome, AddressReport, Measured, PathReport, ProbeReport};
 use sterna_shared::replica::{ReplicaView, ReplicationWish, Retention};
 use sterna_shared::units::{Bandwidth, ByteCount};
-use sterna_shared::view::google::Rates;
+use sterna_shared::view::google::{Method, Rates};
 
 use crate::feed::{Document, Limiter, Replicas, host_changed, vm_changed};
 use crate::fleet::{Fleet, vm_view};
@@ -140,7 +140,7 @@ pub(crate) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
     request.disks = vec![place.clone()];
     request.bandwidth = Some(Bandwidth(1 << 20));
     let migrate = |dry_run| ApiRequest::Migrate { request: request.clone(), dry_run, job, policy: Box::default() };
-    vec![
+    let mut all: Vec<(ApiRequest, &'static [&'static str])> = vec![
         (ApiRequest::HostList, &["hosts"]),
         (ApiRequest::HostShow { host: host("alpha") }, &["hosts"]),
         (
@@ -188,7 +188,14 @@ pub(crate) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (ApiRequest::JobEdit { job, changes: changes() }, &["done"]),
         (ApiRequest::JobBandwidth { job, bandwidth: Some(Bandwidth(1 << 20)) }, &["done"]),
         (ApiRequest::SystemShow, &["system"]),
-    ]
+    ];
+    all.extend(Method::ALL.iter().map(|method| (google(*method), &["google"][..])));
+    all
+}
+
+/// A method of Google's, without what it may be asked about.
+fn google(method: Method) -> ApiRequest {
+    ApiRequest::Google { method, body: "{}".into(), job: example::job(4) }
 }
 
 /// A replication in cycles.
@@ -293,6 +300,7 @@ pub(super) fn replies() -> Vec<ApiReply> {
             rates: Rates { two_minutes: Some(1), thirty_minutes: None },
         },
         ApiReply::History { records: statuses().iter().filter_map(JobRecord::of).collect(), next: Some(7) },
+        ApiReply::Google { body: r#"{"cloneJobs":[]}"#.into(), warnings: vec!["orderBy is left aside".into()] },
         ApiReply::System {
             system: SystemView {
                 coordinator: "one".into(),

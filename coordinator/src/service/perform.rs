@@ -172,8 +172,13 @@ impl Performer {
 
 /// Answers an operator.
 pub(super) async fn respond(call: Call, name: &HostId, epoch: Epoch, reply: ApiReply) {
-    match api::write(name.as_str(), epoch, reply) {
-        Ok(api::Written { body, error }) => call.answer(body, error).await,
+    let written = if api::is_json(call.endpoint(), call.body()) {
+        Ok(api::write_json(reply))
+    } else {
+        api::write(name.as_str(), epoch, reply)
+    };
+    match written {
+        Ok(written) => call.answer(written).await,
         Err(error) => tracing::error!(%error, "an answer could not be written"),
     }
 }

@@ -80,6 +80,7 @@ impl State {
             ApiRequest::JobBandwidth { job, bandwidth } => self.bandwidth(job, bandwidth, now, out),
             ApiRequest::JobEdit { job, changes } => self.edit(job, changes, now, out),
             ApiRequest::JobAnswer { job, answer } => self.answered_by_operator(job, answer, token, now, out),
+            ApiRequest::Google { method, body, job } => self.google(method, &body, (job, token), now, out),
             request => self.answer(request, now),
         };
         out.push(match outcome.unwrap_or_else(|error| Outcome::Reply(ApiReply::Error { error })) {
@@ -242,7 +243,7 @@ impl State {
         Ok(Outcome::Forward { host, request, wait })
     }
 
-    fn migrate(
+    pub(super) fn migrate(
         &mut self,
         mut request: MoveRequest,
         dry_run: bool,

@@ -2,6 +2,7 @@
 
 mod checks;
 mod gone;
+mod google;
 mod lifetime;
 mod replication;
 mod sent;

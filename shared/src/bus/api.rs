@@ -12,7 +12,7 @@ use crate::planned::PlannedView;
 use crate::replica::ReplicaView;
 use crate::time::Timestamp;
 use crate::units::Bandwidth;
-use crate::view::google::Rates;
+use crate::view::google::{Method, Rates};
 use crate::vm::VmSpec;
 
 /// What an operator asks of the coordinators.
@@ -217,6 +217,16 @@ pub enum ApiRequest {
         /// The new limit; none lifts it.
         bandwidth: Option<Bandwidth>,
     },
+    /// A method of Google's Migrate to VMs. On its subject the method's request is also taken by itself, as JSON without an envelope,
+    /// and answered so.
+    Google {
+        /// Which.
+        method: Method,
+        /// The method's request, in JSON.
+        body: String,
+        /// The id of the job that comes of it, if any, where the body has no `requestId`.
+        job: JobId,
+    },
     /// The coordinators' own state.
     SystemShow,
 }
@@ -257,6 +267,7 @@ impl ApiRequest {
             Self::JobEdit { .. } => ("job", "edit"),
             Self::JobAnswer { .. } => ("job", "answer"),
             Self::JobBandwidth { .. } => ("job", "bandwidth"),
+            Self::Google { method, .. } => method.tokens(),
             Self::SystemShow => ("system", "show"),
         }
     }
@@ -392,6 +403,13 @@ pub enum ApiReply {
         records: Vec<JobRecord>,
         /// Where the next page begins; none where there is no more. A page may be empty, and not the last.
         next: Option<u64>,
+    },
+    /// What a method of Google's returns.
+    Google {
+        /// In JSON.
+        body: String,
+        /// What of the request was left aside, and why.
+        warnings: Vec<String>,
     },
     /// The coordinators.
     System {

@@ -12,12 +12,12 @@ const DEPTH_MAX: usize = 16;
 /// So many characters of a name are shown that nobody knows.
 const SHOWN_MAX: usize = 160;
 
-/// A value. Of a number it is enough that it is one.
+/// A value. Of a number it is enough to know it where it counts something; of any other, that it is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::google) enum Node {
     Null,
     Flag(bool),
-    Number,
+    Number(Option<u32>),
     Text(String),
     List(Vec<Node>),
     Object(Vec<(String, Node)>),
@@ -27,6 +27,7 @@ pub(in crate::google) enum Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::google) enum Kind {
     Flag,
+    Number,
     Text,
     List,
     Object,
@@ -37,6 +38,7 @@ impl Kind {
         matches!(
             (self, node),
             (Self::Flag, Node::Flag(_))
+                | (Self::Number, Node::Number(Some(_)))
                 | (Self::Text, Node::Text(_))
                 | (Self::List, Node::List(_))
                 | (Self::Object, Node::Object(_))
@@ -46,6 +48,7 @@ impl Kind {
     pub(super) fn wanted(self, found: &Node) -> String {
         let wanted = match self {
             Self::Flag => "true or false",
+            Self::Number => "a whole number from 0 on",
             Self::Text => "a text",
             Self::List => "a list",
             Self::Object => "an object",
@@ -53,7 +56,8 @@ impl Kind {
         let found = match found {
             Node::Null => "null",
             Node::Flag(_) => "true or false",
-            Node::Number => "a number",
+            Node::Number(_) if self == Self::Number => "another number",
+            Node::Number(_) => "a number",
             Node::Text(_) => "a text",
             Node::List(_) => "a list",
             Node::Object(_) => "an object",
@@ -136,16 +140,16 @@ impl<'de> Visitor<'de> for Seed<'_> {
         Ok(Node::Flag(is_set))
     }
 
-    fn visit_i64<E: Error>(self, _: i64) -> Result<Node, E> {
-        Ok(Node::Number)
+    fn visit_i64<E: Error>(self, number: i64) -> Result<Node, E> {
+        Ok(Node::Number(u32::try_from(number).ok()))
     }
 
-    fn visit_u64<E: Error>(self, _: u64) -> Result<Node, E> {
-        Ok(Node::Number)
+    fn visit_u64<E: Error>(self, number: u64) -> Result<Node, E> {
+        Ok(Node::Number(u32::try_from(number).ok()))
     }
 
     fn visit_f64<E: Error>(self, _: f64) -> Result<Node, E> {
-        Ok(Node::Number)
+        Ok(Node::Number(None))
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Node, E> {

@@ -110,19 +110,22 @@ impl<'a> Known<'a> {
     #[must_use]
     pub fn cutover_jobs(&self, page: &Page) -> CutoverJobList {
         let (jobs, next) = page.of(self.of_kind(JobKind::Cutover));
-        let cutover_jobs = jobs.into_iter().map(|job| self.cutover(job)).collect();
+        let replications = self.replications();
+        let cutover_jobs = jobs.into_iter().map(|job| self.cutover(job, &replications)).collect();
         CutoverJobList { cutover_jobs, next_page_token: next.map(|next| next.to_string()) }
     }
 
     /// One cutover job; none where there is no such job.
     #[must_use]
     pub fn cutover_job(&self, job: JobId) -> Option<CutoverJob> {
-        self.of_kind(JobKind::Cutover).find(|status| status.job == job).map(|status| self.cutover(status))
+        self.of_kind(JobKind::Cutover)
+            .find(|status| status.job == job)
+            .map(|status| self.cutover(status, &self.replications()))
     }
 
-    fn cutover(&self, status: &JobStatus) -> CutoverJob {
+    fn cutover(&self, status: &JobStatus, replications: &[&JobStatus]) -> CutoverJob {
         let progress = self.progress.iter().map(|(progress, _)| progress).find(|told| told.job == status.job);
-        let replication = self.replications().into_iter().find(|job| place(job) == place(status));
+        let replication = replications.iter().copied().find(|job| place(job) == place(status));
         // Where the replication is listed no more, the cutover says itself what goes where.
         let name = MigratingVmName::of(replication.unwrap_or(status));
         CutoverJob::of(&name, status, progress)
@@ -164,9 +167,10 @@ impl<'a> Known<'a> {
     /// A page of the clone jobs.
     #[must_use]
     pub fn clone_jobs(&self, page: &Page) -> CloneJobList {
-        let named = self.of_kind(JobKind::Clone).filter(|job| self.named(job).is_some());
+        let replications = self.replications();
+        let named = self.of_kind(JobKind::Clone).filter(|job| self.replicated(job, &replications).is_some());
         let (jobs, next) = page.of(named);
-        let clone_jobs = jobs.into_iter().filter_map(|job| self.named(job)).collect();
+        let clone_jobs = jobs.into_iter().filter_map(|job| self.named(job, &replications)).collect();
         CloneJobList { clone_jobs, next_page_token: next.map(|next| next.to_string()) }
     }
 
@@ -174,18 +178,18 @@ impl<'a> Known<'a> {
     #[must_use]
     pub fn clone_job(&self, job: JobId) -> Option<CloneJob> {
         let is_it = |status: &&JobStatus| status.job == job && status.plan.kind == JobKind::Clone;
-        self.named(self.jobs.iter().find(is_it)?)
+        self.named(self.jobs.iter().find(is_it)?, &self.replications())
     }
 
-    fn named(&self, clone: &JobStatus) -> Option<CloneJob> {
-        Some(CloneJob::of(&self.replicated(clone)?, clone))
+    fn named(&self, clone: &JobStatus, replications: &[&JobStatus]) -> Option<CloneJob> {
+        Some(CloneJob::of(&self.replicated(clone, replications)?, clone))
     }
 
     /// The name of what a clone is one of: that of the replication; where that is listed no more, of the replica; where that is
     /// gone too, the name that the clone was asked for by, at the host where it was made.
-    fn replicated(&self, clone: &JobStatus) -> Option<MigratingVmName> {
+    fn replicated(&self, clone: &JobStatus, replications: &[&JobStatus]) -> Option<MigratingVmName> {
         let (vm, host) = (clone.plan.clone.as_ref()?.replica, &clone.plan.target.id);
-        if let Some(job) = self.replications().into_iter().find(|job| place(job) == (vm, host)) {
+        if let Some(job) = replications.iter().find(|job| place(job) == (vm, host)) {
             return Some(MigratingVmName::of(job));
         }
         let location = host.clone();
@@ -199,27 +203,34 @@ impl<'a> Known<'a> {
     /// All operations of which jobs that are listed tell.
     #[must_use]
     pub fn operations(&self) -> OperationList {
-        let mut operations: Vec<Operation> = self.jobs.iter().flat_map(|job| self.operations_of(job)).collect();
+        let (recurring, replications) = (self.recurring(), self.replications());
+        let of = |job| self.operations_of(job, &recurring, &replications);
+        let mut operations: Vec<Operation> = self.jobs.iter().flat_map(of).collect();
         operations.sort_by_key(|of| std::cmp::Reverse((of.metadata().create_time, of.name.clone())));
         OperationList { operations }
     }
 
     /// The making of a job, and the end of a replication.
-    fn operations_of(&self, status: &JobStatus) -> Vec<Operation> {
+    fn operations_of(
+        &self,
+        status: &JobStatus,
+        recurring: &BTreeSet<JobId>,
+        replications: &[&JobStatus],
+    ) -> Vec<Operation> {
         match status.plan.kind {
             JobKind::Clone => {
-                let made = self.named(status).map(|made| {
+                let made = self.named(status, replications).map(|made| {
                     let (vm, target) = (made.name.vm.clone(), made.name.to_string());
                     Operation::creating(&vm, status, target, OperationResponse::CloneJob(Box::new(made)))
                 });
                 made.into_iter().collect()
             }
             JobKind::Cutover => {
-                let made = self.cutover(status);
+                let made = self.cutover(status, replications);
                 let (vm, target) = (made.name.vm.clone(), made.name.to_string());
                 vec![Operation::creating(&vm, status, target, OperationResponse::CutoverJob(Box::new(made)))]
             }
-            JobKind::Replicate if self.is_replication(status) => {
+            JobKind::Replicate if is_replication(status, recurring) => {
                 let vm = MigratingVmName::of(status);
                 let made = OperationResponse::MigratingVm(Box::new(self.look_at(status, MigratingVm::of)));
                 let made = Operation::creating(&vm, status, vm.to_string(), made);
@@ -229,17 +240,17 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// Whether a job is a replication: one that recurs, or a cycle that is no run of such.
-    fn is_replication(&self, job: &JobStatus) -> bool {
-        let recurs = |id: JobId| self.jobs.iter().any(|job| job.job == id && job.policy.recurs());
-        job.plan.kind == JobKind::Replicate && !job.parent.is_some_and(recurs)
+    /// The jobs that recur. There may be many runs of each, whose parents are looked for among them.
+    fn recurring(&self) -> BTreeSet<JobId> {
+        self.jobs.iter().filter(|job| job.policy.recurs()).map(|job| job.job).collect()
     }
 
     /// Of each VM and host the replication that is not over, or the newest.
     fn replications(&self) -> Vec<&'a JobStatus> {
         let rank = |job: &JobStatus| (!job.state.is_final(), job.submitted_at, job.job);
         let mut found: BTreeMap<(VmId, &HostId), &JobStatus> = BTreeMap::new();
-        for job in self.jobs.iter().filter(|job| self.is_replication(job)) {
+        let recurring = self.recurring();
+        for job in self.jobs.iter().filter(|job| is_replication(job, &recurring)) {
             let known = found.entry(place(job)).or_insert(job);
             if rank(job) > rank(known) {
                 *known = job;
@@ -276,6 +287,11 @@ impl<'a> Known<'a> {
             now: self.now,
         })
     }
+}
+
+/// Whether a job is a replication: one that recurs, or a cycle that is no run of such.
+fn is_replication(job: &JobStatus, recurring: &BTreeSet<JobId>) -> bool {
+    job.plan.kind == JobKind::Replicate && !job.parent.is_some_and(|parent| recurring.contains(&parent))
 }
 
 fn place(job: &JobStatus) -> (VmId, &HostId) {

@@ -1,5 +1,5 @@
 //! The face of Google's Migrate to VMs: the replication of a VM as a `MigratingVm`, its cycles, and its clones as `CloneJob`s; JSON,
-//! read only. (A clone, and a change of a replication, may also be asked for in that form: the command line reads it.)
+//! read only. (A clone, and a change of a replication, may also be asked for in that form: the crate of the coordinators reads it.)
 //!
 //! ```text
 //!   a recurring replication ─▶ MigratingVm                 its state: one table over job, cycles and replica
@@ -18,7 +18,8 @@
 //! | `lists` | all that coordinators tell, as Google's lists |
 //! | `target` | what is made of a replica |
 //! | `error` | what an error is in Google's terms: one row a code |
-//! | `name` | resource names, made and read |
+//! | `name` | resource names, made and read, and what lists are of |
+//! | `method` | the methods that the coordinators answer |
 //! | `values` | enumerations, with names and numbers |
 //! | `averages` | rates over the last minutes |
 //! | `wellknown` | times, durations and long numbers as Google's JSON has them, and what is left out |
@@ -33,6 +34,7 @@ mod cycle;
 mod error;
 mod group;
 mod lists;
+mod method;
 mod migrating_vm;
 mod name;
 mod operation;
@@ -53,9 +55,11 @@ pub use group::Group;
 pub use lists::{
     CloneJobList, CutoverJobList, GroupList, Known, MigratingVmList, OperationList, PAGE_DEFAULT, ReplicationCycleList,
 };
+pub use method::Method;
 pub use migrating_vm::{Expiration, MigratingVm, Replication, ReplicationSync, SchedulePolicy};
 pub use name::{
-    CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, OperationName, PROJECT, ReplicationCycleName,
+    CloneJobName, CutoverJobName, GroupName, InvalidName, MigratingVmName, OperationName, PROJECT, Parent,
+    ReplicationCycleName,
 };
 pub use operation::{AnyMetadata, Operation, OperationMetadata, OperationResponse};
 pub use page::{Page, PageToken};

@@ -25,6 +25,9 @@ use super::wellknown::text;
 /// The project that all is in: Sterna has no others.
 pub const PROJECT: &str = "sterna";
 
+/// What stands before the job of an operation that finalizes a replication.
+const FINALIZE: &str = "finalize-";
+
 /// The longest text that is read as a name, in bytes. No name is as long.
 const NAME_LENGTH_MAX: usize = 1024;
 
@@ -84,6 +87,17 @@ pub struct OperationName {
     pub job: JobId,
     /// Whether it finalizes a replication.
     pub finalizes: bool,
+}
+
+/// What a list is of: all that is in a location, of a source, of a replicated VM; of any where it is left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parent {
+    /// The host that has the replicas.
+    pub location: Option<HostId>,
+    /// The host that has the VMs.
+    pub source: Option<HostId>,
+    /// The VM.
+    pub vm: Option<VmName>,
 }
 
 /// Why a text is not a name.
@@ -191,7 +205,7 @@ impl fmt::Display for ReplicationCycleName {
 
 impl fmt::Display for OperationName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = if self.finalizes { "finalize-" } else { "" };
+        let verb = if self.finalizes { FINALIZE } else { "" };
         write!(f, "projects/{PROJECT}/locations/{}/operations/{verb}{}", self.location, self.job)
     }
 }
@@ -246,6 +260,61 @@ impl FromStr for MigratingVmName {
             vm: vm.parse().map_err(part)?,
         })
     }
+}
+
+impl Parent {
+    /// Reads a location, of which groups and operations are. In the place of each part `-` stands for any.
+    ///
+    /// # Errors
+    /// [`InvalidName`], which says what it should be like.
+    pub fn of_location(text: &str) -> Result<Self, InvalidName> {
+        let what = "location";
+        let [location] = parts(text, what, "projects/sterna/locations/TARGET", "projects/sterna/locations/*")?;
+        Ok(Self { location: any_or(location, what)?, ..Self::default() })
+    }
+
+    /// Reads a source, of which replicated VMs are.
+    ///
+    /// # Errors
+    /// As [`Self::of_location`].
+    pub fn of_source(text: &str) -> Result<Self, InvalidName> {
+        let (what, form) = ("source", "projects/sterna/locations/TARGET/sources/SOURCE");
+        let [location, source] = parts(text, what, form, "projects/sterna/locations/*/sources/*")?;
+        Ok(Self { location: any_or(location, what)?, source: any_or(source, what)?, vm: None })
+    }
+
+    /// Reads a replicated VM, of which cycles, clone jobs and cutover jobs are.
+    ///
+    /// # Errors
+    /// As [`Self::of_location`].
+    pub fn of_vm(text: &str) -> Result<Self, InvalidName> {
+        let what = "replicated VM";
+        let form = "projects/sterna/locations/TARGET/sources/SOURCE/migratingVms/VM";
+        let [location, source, vm] = parts(text, what, form, "projects/sterna/locations/*/sources/*/migratingVms/*")?;
+        Ok(Self { location: any_or(location, what)?, source: any_or(source, what)?, vm: any_or(vm, what)? })
+    }
+
+    /// Whether that is in a location that is meant.
+    #[must_use]
+    pub fn has_location(&self, location: &HostId) -> bool {
+        self.location.as_ref().is_none_or(|meant| meant == location)
+    }
+
+    /// Whether a replicated VM is meant.
+    #[must_use]
+    pub fn has(&self, name: &MigratingVmName) -> bool {
+        self.has_location(&name.location)
+            && self.source.as_ref().is_none_or(|meant| *meant == name.source)
+            && self.vm.as_ref().is_none_or(|meant| *meant == name.vm)
+    }
+}
+
+/// A part of a name in which `-` stands for any, of what has such a part.
+fn any_or<T: FromStr<Err = InvalidId>>(part: &str, what: &'static str) -> Result<Option<T>, InvalidName> {
+    if part == "-" {
+        return Ok(None);
+    }
+    part.parse().map(Some).map_err(|fault| InvalidName::Part { what, fault })
 }
 
 /// A name that is that of a replicated VM, and two parts more.
@@ -308,6 +377,17 @@ impl FromStr for GroupName {
     }
 }
 
+impl FromStr for OperationName {
+    type Err = InvalidName;
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let (what, form) = ("operation", "projects/sterna/locations/TARGET/operations/JOB");
+        let [location, operation] = parts(text, what, form, "projects/sterna/locations/*/operations/*")?;
+        let part = |fault| InvalidName::Part { what, fault };
+        let (job, finalizes) = operation.strip_prefix(FINALIZE).map_or((operation, false), |job| (job, true));
+        Ok(Self { location: location.parse().map_err(part)?, job: job.parse().map_err(part)?, finalizes })
+    }
+}
+
 fn unescape(text: &str) -> Option<String> {
     let mut bytes = Vec::new();
     let mut rest = text.bytes();
@@ -319,4 +399,54 @@ fn unescape(text: &str) -> Option<String> {
 
 fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: &str = "0197c0de-0000-7000-8000-000000000101";
+
+    #[test]
+    fn an_operation_is_found_by_its_name() {
+        for (operation, finalizes) in [(JOB.to_owned(), false), (format!("finalize-{JOB}"), true)] {
+            let text = format!("projects/sterna/locations/beta/operations/{operation}");
+            let name: OperationName = text.parse().expect("a name");
+            assert_eq!((name.to_string(), name.finalizes), (text, finalizes));
+        }
+        for wrong in ["", "beta/operations/", "beta/operations/start-7", "beta/operations/finalize-", "-/operations/x"]
+        {
+            assert!(format!("projects/sterna/locations/{wrong}").parse::<OperationName>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_parent_means_what_it_names_and_any_where_it_has_a_dash() {
+        let name: MigratingVmName =
+            "projects/sterna/locations/beta/sources/alpha/migratingVms/web".parse().expect("one");
+        for (location, source, vm, has) in [
+            ("beta", "alpha", "web", true),
+            ("-", "-", "-", true),
+            ("beta", "-", "web", true),
+            ("gamma", "-", "-", false),
+            ("-", "gamma", "-", false),
+            ("-", "-", "db", false),
+        ] {
+            let text = format!("projects/sterna/locations/{location}/sources/{source}");
+            let whole = Parent::of_vm(&format!("{text}/migratingVms/{vm}")).expect("a parent");
+            assert_eq!(whole.has(&name), has, "{whole:?}");
+            let source = Parent::of_source(&text).expect("a parent");
+            assert_eq!((&source.location, &source.source, source.vm), (&whole.location, &whole.source, None));
+            let location = Parent::of_location(&format!("projects/sterna/locations/{location}")).expect("a parent");
+            assert_eq!((location.location, location.source), (whole.location, None));
+        }
+        for wrong in
+            ["", "-", "projects/-/locations/beta", "projects/sterna/locations/..", "projects/sterna/locations/"]
+        {
+            let fault = Parent::of_location(wrong).expect_err(wrong).to_string();
+            assert!(fault.contains("location"), "{fault}");
+        }
+        assert!(Parent::of_source("projects/sterna/locations/beta").is_err());
+        assert!(Parent::of_vm("projects/sterna/locations/beta/sources/alpha").is_err());
+    }
 }
