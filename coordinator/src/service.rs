@@ -49,7 +49,6 @@ use crate::config::Config;
 use crate::fleet::{Fleet, HOSTS_MAX};
 use crate::store::{Bucket, Store};
 use desk::Desk;
-use list::JOBS_MAX;
 use state::{Event, Now, State};
 
 /// How often the service looks at its clock, and tells the watchdog that it lives.
@@ -203,10 +202,11 @@ impl Service {
         let fence = self.config.fence.clone();
         let mut state = State::new(self.config.name.clone(), epoch, self.bus.nats_version(), fleet, fence);
         // Without a limit the stream has all of every job, and nothing else need be read.
-        if self.config.retention.events_days > 0 {
-            state.remember(kept::<JobStatus>(&self.store, Bucket::Jobs, "job", JOBS_MAX).await?);
+        let events_days = self.config.retention.events_days;
+        if events_days > 0 {
+            state.remember(kept::<JobStatus>(&self.store, Bucket::Jobs, "job").await?, events_days);
         }
-        state.remember_sent(kept::<Plan>(&self.store, Bucket::Plans, "plan", JOBS_MAX).await?);
+        state.remember_sent(kept::<Plan>(&self.store, Bucket::Plans, "plan").await?);
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
         let mut desk = Desk::new(&self.bus, &self.store, &self.config, epoch, self.standing.clone());
@@ -263,7 +263,7 @@ impl Service {
 /// The hosts that an earlier coordinator knew.
 async fn remembered(store: &Store) -> Result<Fleet, BusError> {
     let mut fleet = Fleet::default();
-    for view in kept::<HostView>(store, Bucket::Hosts, "host", HOSTS_MAX).await? {
+    for view in kept::<HostView>(store, Bucket::Hosts, "host").await?.into_iter().take(HOSTS_MAX) {
         fleet.remember(view);
     }
     Ok(fleet)
@@ -274,13 +274,12 @@ async fn kept<T: serde::de::DeserializeOwned>(
     store: &Store,
     bucket: Bucket,
     kind: &'static str,
-    count_max: usize,
 ) -> Result<Vec<T>, BusError> {
     let read = |value: Vec<u8>| {
         let read = Envelope::open(&value).and_then(|envelope| envelope.message::<T>(kind));
         read.map_err(|error| tracing::warn!(%error, kind, "a value that was kept cannot be read and is left out")).ok()
     };
-    Ok(store.values(bucket, count_max).await?.into_iter().filter_map(read).collect())
+    Ok(store.values(bucket).await?.into_iter().filter_map(read).collect())
 }
 
 /// What an earlier coordinator has left of VMs and of replications.

@@ -41,6 +41,8 @@ pub const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 pub const COMMAND_ACK_WAIT: Duration = Duration::from_secs(30);
 /// How often a publication is tried before the coordinator gives its leadership up.
 const PUBLISH_TRIES: usize = 3;
+/// Values of a bucket that are asked for at once.
+const READS_MAX: usize = 64;
 const LEADER_KEY: &str = "leader";
 const DAY: u64 = 24 * 3600;
 
@@ -193,20 +195,15 @@ impl Store {
         }
     }
 
-    /// All values of a bucket, in no order; at most `count_max`.
+    /// All values of a bucket, in no order.
     ///
     /// # Errors
     /// [`BusError::Server`].
-    pub async fn values(&self, bucket: Bucket, count_max: usize) -> Result<Vec<Vec<u8>>, BusError> {
-        let what = "read a bucket";
+    pub async fn values(&self, bucket: Bucket) -> Result<Vec<Vec<u8>>, BusError> {
         let store = self.bucket(bucket);
-        let mut keys = store.keys().await.map_err(server(what))?.take(count_max).boxed();
-        let mut values = Vec::new();
-        while let Some(key) = keys.next().await {
-            let value = store.get(key.map_err(server(what))?).await.map_err(server(what))?;
-            values.extend(value.map(Vec::from));
-        }
-        Ok(values)
+        let read = |key: String| async move { store.get(key).await.map_err(server("read a bucket")) };
+        let values = futures_util::stream::iter(self.keys(bucket).await?).map(read).buffer_unordered(READS_MAX);
+        values.try_filter_map(|value| async move { Ok(value.map(Vec::from)) }).try_collect().await
     }
 
     /// All keys of a bucket, in no order.

@@ -8,9 +8,12 @@ use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, Reporter};
 use sterna_shared::view::google::Averages;
 
 use super::state::{Action, Job, Now, State};
+use crate::fleet::Member;
 
 /// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
 pub(super) const JOBS_MAX: usize = 10_000;
+
+const DAY_SECONDS: f64 = 86_400.0;
 
 /// Jobs that were over, and are not listed any more: what is told of them later makes no new jobs of them. The latest
 /// [`JOBS_MAX`] are known one by one. Ids are of UUID version 7: of older jobs than these, all that are not listed are gone.
@@ -42,9 +45,21 @@ impl Gone {
 }
 
 impl State {
-    /// What an earlier leader has kept of jobs, for those whose first events the stream does not have any more.
-    pub(super) fn remember(&mut self, kept: impl IntoIterator<Item = JobStatus>) {
+    /// What an earlier leader has kept of jobs, for those whose first events the stream does not have any more: it keeps events
+    /// for so many days.
+    pub(super) fn remember(&mut self, kept: impl IntoIterator<Item = JobStatus>, events_days: u32) {
         self.kept = kept.into_iter().map(|status| (status.job, status)).collect();
+        self.kept_live = self.kept.values().filter(|kept| !kept.state.is_final()).map(|kept| kept.job).collect();
+        self.events_days = events_days;
+    }
+
+    /// Whether an event of an agent's journal has left the stream because it is old, and not because it was lost. Agents keep
+    /// theirs for longer, and nothing that is over comes back by them; what a host has in hand does, however old.
+    pub(super) fn is_past(&self, event: &JobEvent, now: Now) -> bool {
+        let kept_seconds = f64::from(self.events_days) * DAY_SECONDS;
+        let is_old = self.events_days > 0 && now.at.seconds_since(event.at) > kept_seconds;
+        let in_hand = |member: &Member| member.inventory.vms.iter().any(|vm| vm.job == Some(event.job));
+        is_old && !self.jobs.contains_key(&event.job) && !self.fleet.hosts().any(in_hand)
     }
 
     /// Lists a job that is not listed yet, as an event begins it, or as it was kept. Whether it could.
@@ -64,13 +79,18 @@ impl State {
         status.map(|status| self.add(status)).is_some()
     }
 
-    /// Everything in the stream was read: jobs of which it has nothing any more go on as they were kept.
-    pub(super) fn list_kept(&mut self) {
+    /// Everything in the stream was read: jobs of which it has nothing any more go on as they were kept, and are gone where
+    /// they were over. Those that have come to their end by what was read, and are kept as if they had not.
+    pub(super) fn list_kept(&mut self) -> Vec<JobId> {
         for status in std::mem::take(&mut self.kept).into_values() {
-            if !status.state.is_final() && !self.jobs.contains_key(&status.job) {
-                self.add(status);
+            match self.jobs.contains_key(&status.job) {
+                true => {}
+                false if status.state.is_final() => self.gone.add(status.job),
+                false => self.add(status),
             }
         }
+        let is_over = |job: &JobId| self.jobs.get(job).is_some_and(|job| job.status.state.is_final());
+        std::mem::take(&mut self.kept_live).into_iter().filter(is_over).collect()
     }
 
     fn add(&mut self, status: JobStatus) {
@@ -118,6 +138,8 @@ impl State {
             let oldest = self.jobs.iter().find(|(_, job)| job.status.state.is_final()).map(|(id, _)| *id);
             if let Some(oldest) = oldest {
                 self.jobs.remove(&oldest);
+                // What is kept of it may be older than its end.
+                self.kept.remove(&oldest);
                 self.gone.add(oldest);
             }
         }

@@ -165,6 +165,10 @@ pub(super) struct State {
     pub(super) gone: Gone,
     /// Jobs as an earlier leader has kept them, until the stream has been read.
     pub(super) kept: BTreeMap<JobId, JobStatus>,
+    /// Those of them that are not over by what was kept.
+    pub(super) kept_live: BTreeSet<JobId>,
+    /// For how many days the stream has events; 0 for ever.
+    pub(super) events_days: u32,
     /// Plans that were sent, tokens and all, and that not all of their hosts have.
     pub(super) sent: BTreeMap<JobId, Plan>,
     scheduler: Scheduler,
@@ -202,6 +206,8 @@ impl State {
             jobs: BTreeMap::new(),
             gone: Gone::default(),
             kept: BTreeMap::new(),
+            kept_live: BTreeSet::new(),
+            events_days: 0,
             sent: BTreeMap::new(),
             scheduler: Scheduler::default(),
             refused_since: BTreeMap::new(),
@@ -342,7 +348,8 @@ impl State {
         let next = skip + events.len() as u64;
         let mut restored = Vec::new();
         for event in events {
-            if event.reporter == Reporter::Host(host.clone()) && self.told(&event, now, out) {
+            let is_its_own = event.reporter == Reporter::Host(host.clone());
+            if is_its_own && !self.is_past(&event, now) && self.told(&event, now, out) {
                 restored.push(Message::Event(Box::new(event)));
             }
         }
@@ -425,10 +432,10 @@ impl State {
 
     fn replayed(&mut self, now: Now, out: &mut Vec<Action>) {
         self.replaying = false;
-        self.list_kept();
+        let ended = self.list_kept();
         let (over, live): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, job)| job.status.state.is_final());
-        let rewritten: Vec<JobId> =
-            live.iter().map(|(id, _)| **id).chain(over.iter().rev().take(REWRITTEN_MAX).map(|(id, _)| **id)).collect();
+        let over = over.iter().rev().take(REWRITTEN_MAX).map(|(id, _)| **id).chain(ended);
+        let rewritten: BTreeSet<JobId> = live.iter().map(|(id, _)| **id).chain(over).collect();
         for job in rewritten {
             self.job_changed(job, now, out);
             // One that was over while nobody led has no record yet; one that has keeps it.

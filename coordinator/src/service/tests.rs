@@ -4,6 +4,7 @@ mod checks;
 mod gone;
 mod google;
 mod lifetime;
+mod listed;
 mod replication;
 mod sent;
 mod trust;
@@ -112,7 +113,7 @@ impl World {
     fn take_over(&mut self, kept: impl IntoIterator<Item = JobStatus>) {
         let fleet = crate::fleet::Fleet::default();
         self.state = State::new("two".parse().expect("a name"), Epoch(2), "2.11".into(), fleet, None);
-        self.state.remember(kept);
+        self.state.remember(kept, 30);
         self.state.remember_sent(self.plans.values().cloned());
         for event in std::mem::take(&mut self.events) {
             self.events.push(event.clone());
