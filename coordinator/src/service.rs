@@ -282,14 +282,16 @@ async fn kept<T: serde::de::DeserializeOwned>(
     Ok(store.values(bucket).await?.into_iter().filter_map(read).collect())
 }
 
-/// What an earlier coordinator has left of VMs and of replications.
+/// What an earlier coordinator has left of jobs, of VMs and of replications.
 async fn left(store: &Store) -> Result<Event, BusError> {
     let (owners, feed) = (store.keys(Bucket::Vms).await?, store.keys(Bucket::Feed).await?);
+    let statuses = store.keys(Bucket::Jobs).await?;
     let of = |kind: &'static str| {
         feed.iter().filter_map(move |key| key.split_once('.').filter(|(found, _)| *found == kind)).map(|(_, vm)| vm)
     };
     let vms = owners.iter().map(String::as_str).chain(of("vm")).filter_map(|vm| vm.parse().ok()).collect();
-    Ok(Event::Kept { vms, replicas: of("replica").filter_map(|vm| vm.parse().ok()).collect() })
+    let jobs = statuses.iter().map(String::as_str).chain(of("job")).filter_map(|job| job.parse().ok()).collect();
+    Ok(Event::Kept { jobs, vms, replicas: of("replica").filter_map(|vm| vm.parse().ok()).collect() })
 }
 
 fn ticks() -> tokio::time::Interval {

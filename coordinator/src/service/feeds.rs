@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 
 use sterna_shared::host::VmReport;
-use sterna_shared::id::VmId;
+use sterna_shared::id::{JobId, VmId};
 
 use super::state::{Action, Now, State, push_document};
 
 impl State {
     /// Takes note of what predecessors have left in the buckets.
-    pub(super) fn kept(&mut self, vms: BTreeSet<VmId>, replicas: BTreeSet<VmId>) {
+    pub(super) fn kept(&mut self, jobs: BTreeSet<JobId>, vms: BTreeSet<VmId>, replicas: BTreeSet<VmId>) {
+        self.left = jobs;
         for vm in vms {
             self.vms.entry(vm).or_insert(None);
         }

@@ -10,9 +10,12 @@ use sterna_shared::view::google::Averages;
 use super::state::{Action, Job, Now, State};
 use crate::fleet::Member;
 
-/// Jobs held in memory; of further ones the oldest that are over are forgotten here. Their events stay.
+/// Jobs held in memory; of further ones the oldest that are over are forgotten, here and in the buckets. Their events stay.
 pub(super) const JOBS_MAX: usize = 10_000;
 
+/// Jobs of which the buckets have something, though they are gone, that one leader removes when it begins. There are that many only
+/// where coordinators led that did not remove them; the next removes more.
+const REMOVED_MAX: usize = 1_000;
 const DAY_SECONDS: f64 = 86_400.0;
 
 /// Jobs that were over, and are not listed any more: what is told of them later makes no new jobs of them. The latest
@@ -37,10 +40,15 @@ impl Gone {
         self.jobs.contains(&job)
     }
 
+    /// Whether a job that is not listed is gone, or so old that it must be.
+    fn has(&self, job: JobId) -> bool {
+        self.contains(job) || self.oldest.is_some_and(|oldest| job <= oldest)
+    }
+
     /// Whether an event is of a job that is gone, for all that its reporter knows.
     pub(super) fn is_meant_by(&self, event: &JobEvent) -> bool {
-        let is_old = self.oldest.is_some_and(|oldest| event.job <= oldest);
-        self.contains(event.job) || (is_old && event.reporter != Reporter::Coordinator)
+        let by_age = event.reporter != Reporter::Coordinator;
+        self.contains(event.job) || (by_age && self.has(event.job))
     }
 }
 
@@ -63,7 +71,7 @@ impl State {
     }
 
     /// Lists a job that is not listed yet, as an event begins it, or as it was kept. Whether it could.
-    pub(super) fn list(&mut self, event: &JobEvent) -> bool {
+    pub(super) fn list(&mut self, event: &JobEvent, out: &mut Vec<Action>) -> bool {
         let kept = match event.body {
             EventBody::Submitted { .. } => None,
             _ => self.kept.remove(&event.job),
@@ -76,25 +84,28 @@ impl State {
             }
             None => JobStatus::from_event(event),
         };
-        status.map(|status| self.add(status)).is_some()
+        status.map(|status| self.add(status, out)).is_some()
     }
 
     /// Everything in the stream was read: jobs of which it has nothing any more go on as they were kept, and are gone where
-    /// they were over. Those that have come to their end by what was read, and are kept as if they had not.
-    pub(super) fn list_kept(&mut self) -> Vec<JobId> {
+    /// they were over, with what the buckets have of them. Those that have come to their end by what was read, and are kept as if they had not.
+    pub(super) fn list_kept(&mut self, out: &mut Vec<Action>) -> Vec<JobId> {
         for status in std::mem::take(&mut self.kept).into_values() {
             match self.jobs.contains_key(&status.job) {
                 true => {}
                 false if status.state.is_final() => self.gone.add(status.job),
-                false => self.add(status),
+                false => self.add(status, out),
             }
         }
+        let of_gone = |job: &JobId| !self.jobs.contains_key(job) && self.gone.has(*job);
+        let removed = std::mem::take(&mut self.left).into_iter().filter(of_gone).take(REMOVED_MAX);
+        out.extend(removed.map(Action::RemoveJob));
         let is_over = |job: &JobId| self.jobs.get(job).is_some_and(|job| job.status.state.is_final());
         std::mem::take(&mut self.kept_live).into_iter().filter(is_over).collect()
     }
 
-    fn add(&mut self, status: JobStatus) {
-        self.forget_the_oldest();
+    fn add(&mut self, status: JobStatus, out: &mut Vec<Action>) {
+        self.forget_the_oldest(out);
         let own_sequence = status.last_seen(&Reporter::Coordinator);
         self.jobs.insert(status.job, Job { status, progress: None, averages: Averages::new(), own_sequence });
     }
@@ -133,7 +144,7 @@ impl State {
     }
 
     /// Makes room for one more.
-    fn forget_the_oldest(&mut self) {
+    fn forget_the_oldest(&mut self, out: &mut Vec<Action>) {
         if self.jobs.len() >= JOBS_MAX {
             let oldest = self.jobs.iter().find(|(_, job)| job.status.state.is_final()).map(|(id, _)| *id);
             if let Some(oldest) = oldest {
@@ -141,6 +152,10 @@ impl State {
                 // What is kept of it may be older than its end.
                 self.kept.remove(&oldest);
                 self.gone.add(oldest);
+                // What is read again was forgotten before, most of it by predecessors.
+                if !self.replaying {
+                    out.push(Action::RemoveJob(oldest));
+                }
             }
         }
     }

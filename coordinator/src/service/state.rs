@@ -52,8 +52,8 @@ pub(super) enum Event {
     Heartbeat(Box<Inventory>),
     /// A job's event came from the stream.
     Told(Box<JobEvent>),
-    /// What the buckets have of VMs and of replications, left by whoever led before.
-    Kept { vms: BTreeSet<VmId>, replicas: BTreeSet<VmId> },
+    /// What the buckets have of jobs, of VMs and of replications, left by whoever led before.
+    Kept { jobs: BTreeSet<JobId>, vms: BTreeSet<VmId>, replicas: BTreeSet<VmId> },
     /// The stream has been read up to where it stood at the start.
     Replayed,
     /// A job made progress.
@@ -167,6 +167,8 @@ pub(super) struct State {
     pub(super) kept: BTreeMap<JobId, JobStatus>,
     /// Those of them that are not over by what was kept.
     pub(super) kept_live: BTreeSet<JobId>,
+    /// Jobs of which the buckets have something, until the stream has been read.
+    pub(super) left: BTreeSet<JobId>,
     /// For how many days the stream has events; 0 for ever.
     pub(super) events_days: u32,
     /// Plans that were sent, tokens and all, and that not all of their hosts have.
@@ -207,6 +209,7 @@ impl State {
             gone: Gone::default(),
             kept: BTreeMap::new(),
             kept_live: BTreeSet::new(),
+            left: BTreeSet::new(),
             events_days: 0,
             sent: BTreeMap::new(),
             scheduler: Scheduler::default(),
@@ -241,7 +244,7 @@ impl State {
                 self.told(&event, now, &mut out);
                 self.tend_queue(now, &mut out);
             }
-            Event::Kept { vms, replicas } => self.kept(vms, replicas),
+            Event::Kept { jobs, vms, replicas } => self.kept(jobs, vms, replicas),
             Event::Replayed => self.replayed(now, &mut out),
             Event::Checked { check, answers } => self.checked(*check, *answers, now, &mut out),
             Event::LetGo { job, host, reply } => self.let_go(job, host, reply, now, &mut out),
@@ -383,7 +386,7 @@ impl State {
             // Its target may only now say that it has taken it on, and a journal tells of it for long afterwards.
             None if self.gone.is_meant_by(event) => return false,
             None => {
-                if !self.list(event) {
+                if !self.list(event, out) {
                     // Its plan is lost here, and not at the agent.
                     if let (Reporter::Host(host), false) = (&event.reporter, self.replaying) {
                         self.read_journal(&host.clone(), out);
@@ -432,7 +435,7 @@ impl State {
 
     fn replayed(&mut self, now: Now, out: &mut Vec<Action>) {
         self.replaying = false;
-        let ended = self.list_kept();
+        let ended = self.list_kept(out);
         let (over, live): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, job)| job.status.state.is_final());
         let over = over.iter().rev().take(REWRITTEN_MAX).map(|(id, _)| **id).chain(ended);
         let rewritten: BTreeSet<JobId> = live.iter().map(|(id, _)| **id).chain(over).collect();

@@ -61,7 +61,7 @@ fn what_predecessors_left_of_a_vm_goes_too_once_all_hosts_were_heard_of() {
     let fleet = crate::fleet::Fleet::default();
     let mut state = State::new("two".parse().expect("a name"), Epoch(2), "2.11".into(), fleet, None);
     let now = Now { at: example::now(), clock: Duration::ZERO };
-    state.apply(Event::Kept { vms: [gone, silent].into(), replicas: [gone].into() }, now);
+    state.apply(Event::Kept { jobs: [].into(), vms: [gone, silent].into(), replicas: [gone].into() }, now);
     state.apply(Event::Replayed, now);
     let removed = |actions: Vec<Action>| {
         let text = |action| match action {

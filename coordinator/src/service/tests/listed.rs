@@ -131,3 +131,22 @@ fn what_was_forgotten_for_its_age_does_not_go_on_as_it_was_kept() {
     assert!(!state.jobs.contains_key(&id(0)));
     assert_eq!(state.jobs.len(), JOBS_MAX);
 }
+
+#[test]
+fn what_is_forgotten_leaves_the_buckets_too() {
+    let removed = |actions: Vec<Action>| {
+        let removed = |action| match action {
+            Action::RemoveJob(job) => Some(job),
+            _ => None,
+        };
+        actions.into_iter().filter_map(removed).collect::<Vec<_>>()
+    };
+    let mut state = taking_over();
+    // A status that nothing is known of may be all that is left of its job.
+    let (vms, replicas, jobs) = ([].into(), [].into(), [id(0), id(7), id(JOBS_MAX + 9)].into());
+    apply(&mut state, Event::Kept { jobs, vms, replicas });
+    assert_eq!(removed(told(&mut state, stories(JOBS_MAX + 2))), []);
+    assert_eq!(removed(apply(&mut state, Event::Replayed)), [id(0)], "and not what nobody has kept");
+    let next = story(JOBS_MAX + 3);
+    assert_eq!(removed(told(&mut state, next)), [id(2)], "there is room for one more");
+}
