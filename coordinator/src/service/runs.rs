@@ -127,18 +127,23 @@ impl State {
             _ => return None,
         };
         let mut policy = Policy { schedule: None, expiration: None, ..status.policy.clone() };
+        if self.turn_waits(status, now) {
+            return None;
+        }
         if status.request.kind == JobKind::Replicate {
-            // Of a VM that stands still a cycle is made where somebody says so.
-            let target = status.request.target.as_ref().filter(|_| status.state == JobState::New);
-            let is_up_to_date = target.is_some_and(|host| self.is_up_to_date(status.plan.vm.id, host));
-            if is_up_to_date || !self.may_replicate(status, now) {
-                return None; // Its turn waits.
-            }
             (policy.delete_on_completion, policy.keep_seconds) = (true, CYCLE_KEEP_SECONDS);
             // Replications belong together without waiting for each other; and who looks for labels finds the replication.
             (policy.group, policy.labels) = (None, BTreeMap::new());
         }
         Some(Submission { request: status.request.clone(), policy, parent: status.job, turn: Some(turn) })
+    }
+
+    /// Whether a turn of a replication has to wait: no cycle may begin, or there is nothing that one would send. Of a VM that stands
+    /// still a cycle is made where somebody says so.
+    fn turn_waits(&self, status: &JobStatus, now: Now) -> bool {
+        let target = status.request.target.as_ref().filter(|_| status.state == JobState::New);
+        let is_up_to_date = || target.is_some_and(|host| self.is_up_to_date(status.plan.vm.id, host));
+        status.request.kind == JobKind::Replicate && (is_up_to_date() || !self.may_replicate(status, now))
     }
 
     /// Whether something is to be submitted because of a job now.
@@ -182,7 +187,14 @@ impl State {
                 let more = status.is_finalizing() || schedule.next(runs.considered, runs.count).is_some();
                 told.push((status.job, EventBody::RunEnded { run, state, failure, more }));
             } else if status.state == JobState::New && !status.is_finalizing() {
+                // Turn by turn nothing is told while all of them have to wait: the one that comes when that is over tells of them
+                // all. The last one is told in any case, since the job ends with it.
+                let waits = || {
+                    let comes_another = schedule.next(now.at, runs.count).is_some();
+                    status.policy.recurs() && comes_another && self.turn_waits(status, now)
+                };
                 match schedule.due(runs.considered, now.at, runs.count) {
+                    Due::Skip { .. } if waits() => {}
                     Due::Skip { turn, missed } => told.push((status.job, EventBody::RunsSkipped { turn, missed })),
                     Due::Nothing if schedule.next(now.at, runs.count).is_none() && runs.current().is_none() => {
                         told.push((status.job, no_more_turns(status)));

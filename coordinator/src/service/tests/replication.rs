@@ -2,7 +2,7 @@
 
 use sterna_shared::bus::{ApiError, ApiErrorKind};
 use sterna_shared::id::VmId;
-use sterna_shared::job::{JobKind, Progress, RefusalCode, StepKind, Volume};
+use sterna_shared::job::{JobKind, Missed, Progress, RefusalCode, StepKind, Volume};
 use sterna_shared::replica::{Consistency, ReplicaState, ReplicaView, Snapshot};
 use sterna_shared::view::google::Rates;
 
@@ -510,4 +510,38 @@ fn the_last_value_of_a_replication_goes_with_it() {
     world.replicas.clear();
     world.wait(2);
     assert!(!world.feed.contains_key(&key));
+}
+
+#[test]
+fn turns_that_wait_for_a_vm_that_is_shut_down_are_told_of_once_and_together() {
+    let mut world = World::new(1, 1);
+    // Not at the time of a turn.
+    world.clock = 43_200;
+    world.wait(1);
+    let schedule = Schedule { missed: Missed::Skip, ..Schedule::repeated(Rule::daily(Duration::ZERO, Zone::Utc)) };
+    let request = MoveRequest { kind: JobKind::Replicate, vm: "vm0".into(), ..example::request() };
+    let policy = Policy { schedule: Some(schedule), ..Policy::default() };
+    let job = world.submit_as(example::job(60), request, policy);
+    world.ask_for(job, RequestedState::Start);
+    world.wait(1);
+    (world.shut_down, world.unchanged_since) = (true, Some(world.begun[0]));
+    world.accept();
+    world.end_cycle();
+    let told =
+        |world: &World| world.events.iter().filter(|event| matches!(event.body, EventBody::RunsSkipped { .. })).count();
+    let days = |world: &mut World, days: u32| {
+        for _ in 0..days {
+            world.clock += 86_400;
+            world.wait(1);
+        }
+    };
+    days(&mut world, 20);
+    assert_eq!((world.begun.len(), told(&world)), (1, 0), "there was nothing to be sent");
+    (world.shut_down, world.unchanged_since) = (false, None);
+    days(&mut world, 1);
+    let notices = &world.state.jobs[&job].status.notices;
+    assert_eq!((world.begun.len(), told(&world), notices.len()), (1, 1, 1), "one word of all of them");
+    assert!(notices[0].text.starts_with("21 turns"), "{notices:?}");
+    days(&mut world, 2);
+    assert_eq!(told(&world), 3, "of a VM that runs each is told");
 }
