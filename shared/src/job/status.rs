@@ -222,7 +222,25 @@ impl JobStatus {
         }
     }
 
+    /// Leaves out what a host tells of an attempt that another has followed since, by another host's word: journals are read one
+    /// after the other where the stream is lost. What was done then counts all the same.
+    fn is_of_this_attempt(&mut self, event: &Event) -> Result<(), Ignored> {
+        let (Reporter::Host(host), false) = (&event.reporter, matches!(event.body, EventBody::Accepted { .. })) else {
+            return Ok(());
+        };
+        match self.accepted.get(host.as_str()) {
+            Some(attempt) if *attempt < self.plan.attempt => {
+                if let EventBody::Suspended { figures } | EventBody::Asked { figures, .. } = &event.body {
+                    self.before = self.before.plus(figures);
+                }
+                Err(Ignored::OldAttempt(*attempt))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn fold(&mut self, event: &Event) -> Result<(), Ignored> {
+        self.is_of_this_attempt(event)?;
         match &event.body {
             EventBody::Ownership { .. } => {}
             EventBody::Submitted { request, policy, parent, .. } => {
@@ -272,6 +290,12 @@ impl JobStatus {
                 // Told before the job was put away, and heard after it: nobody has that attempt any more.
                 if self.begun && self.dispatch == Dispatch::Waiting && plan.attempt <= self.plan.attempt {
                     return Err(Ignored::OldAttempt(plan.attempt));
+                }
+                // That it was to go on was told by nobody who is heard any more, and its agents go on.
+                let at_rest = matches!(self.state, JobState::Suspended | JobState::Service | JobState::QueryPending);
+                if at_rest && self.dispatch == Dispatch::Waiting {
+                    self.enter(StateInput::Resumed, event.at)?;
+                    self.failure = None;
                 }
                 self.follow(plan)?;
                 // Who follows only waits for the host that leads, which may never have been told.

@@ -223,6 +223,35 @@ fn a_job_is_taken_once_the_host_that_leads_has_it() {
     assert_eq!(missing(&status), ["bravo", "alpha"]);
 }
 
+/// Both journals of a job of two attempts, read one after the other in either order; nothing else is left of it.
+#[test]
+fn a_job_of_two_attempts_is_rebuilt_from_its_journals() {
+    let of = |attempt| accepted(Plan { attempt, ..plan() });
+    let figures = StepFigures { bytes_sent: 7, ..StepFigures::default() };
+    let step = StepKind::Prepare;
+    let source = [
+        of(0),
+        EventBody::StepStarted { step },
+        EventBody::Suspended { figures },
+        of(1),
+        EventBody::StepStarted { step },
+    ];
+    let journal = |host: &str, bodies: &[EventBody]| -> Vec<Event> {
+        (1..).zip(bodies).map(|(sequence, body)| event(host, sequence, body.clone())).collect()
+    };
+    let (source, target) = (journal("alpha", &source), journal("bravo", &[of(0), of(1)]));
+    for events in [[target.clone(), source.clone()].concat(), [source, target].concat()] {
+        let mut status = JobStatus::from_event(&events[0]).expect("a job");
+        for event in &events[1..] {
+            let _ = status.apply(event);
+        }
+        assert_eq!((status.plan.attempt, status.state, status.dispatch), (1, JobState::Running, Dispatch::Taken));
+        assert_eq!((status.hands(), status.missing()), (Hands::Agents, vec![]));
+        assert_eq!(status.figures().bytes_sent, 7, "what was done before counts once");
+        assert_eq!(status.current_step().map(|step| step.kind), Some(step));
+    }
+}
+
 #[test]
 fn an_agent_that_has_forgotten_an_earlier_attempt_is_heard_of_the_next() {
     let suspended = EventBody::Suspended { figures: StepFigures::default() };
