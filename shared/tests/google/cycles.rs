@@ -212,7 +212,9 @@ fn a_cycle_that_waits_is_paused_for_as_long_as_it_can_tell() {
     // It goes on with a newer plan. How long it stood still its status no longer tells.
     let mut plan = jobs::cycle_plan(1);
     plan.attempt = 1;
-    bodies.extend([EventBody::Resumed, EventBody::Planned { plan: Box::new(plan) }, begun(StepKind::Prepare)]);
+    let plan = Box::new(plan);
+    bodies.extend([EventBody::Resumed, EventBody::Planned { plan: plan.clone() }, EventBody::Accepted { plan }]);
+    bodies.push(begun(StepKind::Prepare));
     let cycle = value(&ReplicationCycle::of(&jobs::name(), 7, &told(bodies), Pace::default(), at(14)));
     assert_eq!((&cycle["state"], cycle.get("totalPauseDuration")), (&"RUNNING".into(), None));
     assert_eq!(cycle["startTime"], printed(2), "it began when it began");
