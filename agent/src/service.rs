@@ -91,8 +91,8 @@ pub struct Service {
     reached: mpsc::Receiver<Reached>,
     tell_reached: mpsc::Sender<Reached>,
     jobs: BTreeMap<JobId, Job>,
-    /// Jobs whose plans wait until their VM is free here, and what operators want of them meanwhile.
-    postponed: BTreeMap<JobId, Option<Wish>>,
+    /// Jobs whose plans wait until their VM is free here.
+    postponed: BTreeSet<JobId>,
     known_since: KnownSince,
     prober: Prober,
     probes: ExpectedProbes,
@@ -176,7 +176,7 @@ impl Service {
             reached,
             tell_reached,
             jobs: BTreeMap::new(),
-            postponed: BTreeMap::new(),
+            postponed: BTreeSet::new(),
             known_since: KnownSince::new(),
             prober: Prober::new(Arc::clone(&host.tls)),
             probes: ExpectedProbes::default(),
@@ -319,6 +319,8 @@ impl Service {
                 continue;
             }
             info!(job = %record.plan.job, role = ?record.role, "job taken up");
+            // The earlier agent may not have come to it.
+            self.tell_accepted(&record.plan).await;
             if record.role == Role::Staging {
                 self.stage(&record.plan).await?;
                 continue;
@@ -330,14 +332,34 @@ impl Service {
     }
 
     async fn take_command(&mut self, command: Command, epoch: Epoch) -> Result<Taken, JournalError> {
-        let known = self.host.journal.epoch()?;
+        let (known, job) = (self.host.journal.epoch()?, command.job());
+        let postponed = self.postponed.contains(&job);
         if epoch < known {
-            warn!(job = %command.job(), %epoch, %known, "a command of a coordinator that no longer leads is refused");
+            warn!(%job, %epoch, %known, "a command of a coordinator that no longer leads is refused");
+            if matches!(command, Command::Run { .. }) {
+                self.postponed.remove(&job);
+            }
             return Ok(Taken::Yes);
         }
         self.host.journal.raise_epoch(epoch).await?;
+        // What is to end a job comes again once its plan is taken; an earlier attempt of it may be in hand.
+        if postponed && !matches!(command, Command::Run { .. }) && !self.jobs.contains_key(&job) {
+            return Ok(Taken::Later);
+        }
         match command {
-            Command::Run { plan } => return self.take_plan(*plan).await,
+            Command::Run { plan } => {
+                let taken = self.take_plan(*plan).await?;
+                match taken {
+                    Taken::Later if self.postponed.insert(job) => {
+                        info!(%job, "the plan waits until the VM's last job is over here");
+                    }
+                    Taken::Later => {}
+                    Taken::Yes => {
+                        self.postponed.remove(&job);
+                    }
+                }
+                return Ok(taken);
+            }
             Command::Cancel { job } => self.end(job, Wish::Cancel, None).await,
             Command::Suspend { job, attempt } => self.end(job, Wish::Suspend, Some(attempt)).await,
             Command::Kill { job } => self.end(job, Wish::Kill, None).await,
@@ -356,7 +378,7 @@ impl Service {
                 }
             }
         }
-        Ok(Taken::Yes)
+        Ok(if postponed { Taken::Later } else { Taken::Yes })
     }
 
     async fn answer(&mut self, request: AgentRequest, reply: oneshot::Sender<AgentReply>) {

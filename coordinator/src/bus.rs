@@ -29,6 +29,8 @@ const NOBODY_LISTENS_MAX: Duration = Duration::from_secs(5);
 const NOBODY_LISTENS_PAUSE: Duration = Duration::from_millis(100);
 /// API requests that wait to be taken in; further ones wait in the client's own bounded queue.
 const CALLS_MAX: usize = 256;
+/// What the subjects begin with at which members wait for answers.
+const INBOX: &str = "_INBOX";
 /// The service's name under `$SRV`.
 const SERVICE_NAME: &str = "sterna";
 /// What of a request in JSON was left aside, a header each.
@@ -216,6 +218,11 @@ impl Bus {
             let sender = sender.clone();
             tasks.spawn(async move {
                 while let Some(request) = requests.next().await {
+                    // An asker chooses where the answer goes, and ours may go to the broker's own interface, which reads JSON.
+                    if !request.message.reply.as_ref().is_some_and(|reply| reply.starts_with(INBOX)) {
+                        tracing::warn!(subject = %request.message.subject, "a request that is not answered to an inbox is left alone");
+                        continue;
+                    }
                     if sender.send(Call { endpoint, request }).await.is_err() {
                         return;
                     }

@@ -96,11 +96,12 @@ impl Store {
         for config in [commands(replicas), events(replicas, retention.events_days)] {
             jetstream.get_or_create_stream(config).await.map_err(server("make a stream"))?;
         }
-        let bucket = |name| open_bucket(&jetstream, name, replicas);
+        let bucket = |name| open_bucket(&jetstream, name, replicas, Duration::ZERO);
         Ok(Self {
             jobs: bucket(BUCKET_JOBS).await?,
             vms: bucket(BUCKET_VMS).await?,
-            plans: bucket(BUCKET_PLANS).await?,
+            // What is left of plans that were removed goes as well; there is one for each job.
+            plans: open_bucket(&jetstream, BUCKET_PLANS, replicas, COMMAND_AGE_MAX).await?,
             hosts: bucket(BUCKET_HOSTS).await?,
             feed: bucket(BUCKET_FEED).await?,
             leader: bucket(BUCKET_LEADER).await?,
@@ -321,11 +322,18 @@ impl EventReader {
     }
 }
 
-async fn open_bucket(jetstream: &Context, name: &str, replicas: usize) -> Result<kv::Store, BusError> {
+/// Finds or makes a bucket whose values go after `max_age`, or never where that is zero.
+async fn open_bucket(
+    jetstream: &Context,
+    name: &str,
+    replicas: usize,
+    max_age: Duration,
+) -> Result<kv::Store, BusError> {
     if let Ok(store) = jetstream.get_key_value(name).await {
         return Ok(store);
     }
-    let config = kv::Config { bucket: name.to_owned(), history: 1, num_replicas: replicas, ..Default::default() };
+    let config =
+        kv::Config { bucket: name.to_owned(), history: 1, num_replicas: replicas, max_age, ..Default::default() };
     jetstream.create_key_value(config).await.map_err(server("make a bucket"))
 }
 

@@ -78,7 +78,15 @@ impl SourceRelay {
         let backwards = (0..channels).map(|channel| session.memory(channel)).collect::<Result<Vec<_>, _>>()?;
         let mut tasks = JoinSet::new();
         let pace = Arc::new(Pace::default());
-        tasks.spawn(accept(listener, backwards, session.sender(), Arc::clone(&sent), Arc::clone(&pace)));
+        let carried = accept(listener, backwards, session.sender(), Arc::clone(&sent), Arc::clone(&pace));
+        let sender = session.sender();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = carried => {}
+                // Nobody takes any more what QEMU sends: it is to fail, and not to wait.
+                _ = sender.ended() => {}
+            }
+        });
         tasks.spawn(Arc::clone(&pace).keep(session.sender(), channels, Arc::clone(&sent)));
         Ok(Self { sent, pace, _tasks: tasks })
     }

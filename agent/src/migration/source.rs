@@ -367,7 +367,12 @@ impl Source {
         {
             // Over a link that is down QEMU may be stuck in sending, and answer nothing.
             let sent = machine.migration_reached(&[MigrationStatus::Completed], self.blackout.patience());
-            let sent = tokio::time::timeout_at(deadline, sent).await;
+            let conversation = self.conversation.as_ref().ok_or(MoveError::NotConnected)?;
+            let sent = tokio::select! {
+                biased;
+                failed = conversation.failure() => return Err(failed.into()),
+                sent = tokio::time::timeout_at(deadline, sent) => sent,
+            };
             let migration = sent.map_err(|_| self.blackout.exceeded())??;
             self.hypervisor_blackout_ms = migration.downtime_ms;
             self.blackout.part("QEMU has sent all");

@@ -40,27 +40,28 @@ impl Service {
     pub(super) async fn take_plan(&mut self, plan: Plan) -> Result<Taken, JournalError> {
         let (here, job) = (self.host.id().clone(), plan.job);
         let known = self.host.journal.job(job)?;
-        if !plan.involves(&here) || known.as_ref().is_some_and(|known| plan.attempt <= known.plan.attempt) {
+        if !plan.involves(&here) {
+            return Ok(Taken::Yes);
+        }
+        if let Some(known) = known.as_ref().filter(|known| plan.attempt <= known.plan.attempt) {
+            // Whoever asks again may not have heard of it.
+            if plan.attempt == known.plan.attempt && known.stage != Stage::Over {
+                self.tell_accepted(&known.plan).await;
+            }
             return Ok(Taken::Yes);
         }
         if self.host.journal.may_be_forgotten(&plan)? {
             warn!(%job, planned_at = %plan.planned_at, "a plan as old as jobs that were forgotten is taken for a repeat");
             return Ok(Taken::Yes);
         }
-        if self.is_about_to_be_free(plan.vm.id) {
-            self.postponed.entry(job).or_insert_with(|| {
-                info!(%job, "the plan waits until the VM's last job is over here");
-                None
-            });
+        // What is only prepared for does not touch the VM.
+        if plan.kind != JobKind::Stage && self.is_about_to_be_free(plan.vm.id) {
             return Ok(Taken::Later);
         }
         if known.is_some_and(|known| known.stage != Stage::Over || self.jobs.contains_key(&job)) {
             return Ok(Taken::Yes);
         }
         self.accept(plan).await?;
-        if let Some(wish) = self.postponed.remove(&job).flatten() {
-            self.end(job, wish, None).await;
-        }
         Ok(Taken::Yes)
     }
 
@@ -84,7 +85,6 @@ impl Service {
             _ => Role::Target,
         };
         let fault = self.fault_of(&plan, role);
-        let blanked = Plan { token: Token::from_bytes([0; TOKEN_LENGTH]), ..plan.clone() };
         let leads = matches!(role, Role::Source | Role::CycleSource);
         let admitted = leads.then(|| Admitted { session: SessionId(Uuid::new_v4()), incarnation: 0 });
         let mut record = JobRecord { admitted, ..JobRecord::new(plan, role, clock::now()) };
@@ -92,7 +92,7 @@ impl Service {
             (record.stage, record.over_at, record.settled) = (Stage::Over, Some(record.accepted_at), true);
         }
         self.host.journal.put_job(record.clone()).await?;
-        self.tell(job, EventBody::Accepted { plan: Box::new(blanked) }).await;
+        self.tell_accepted(&record.plan).await;
         match fault {
             None if role == Role::Staging => self.stage(&record.plan).await,
             None => {
@@ -115,6 +115,11 @@ impl Service {
             }
             Some(_) => Ok(()),
         }
+    }
+
+    pub(super) async fn tell_accepted(&self, plan: &Plan) {
+        let blanked = Plan { token: Token::from_bytes([0; TOKEN_LENGTH]), ..plan.clone() };
+        self.tell(plan.job, EventBody::Accepted { plan: Box::new(blanked) }).await;
     }
 
     /// What keeps this host from its part in a plan: the world may have changed since it was made.
@@ -211,10 +216,6 @@ impl Service {
 
     /// Carries out what an operator wants of a job under way. `attempt` is the plan that he means, where it matters.
     pub(super) async fn end(&mut self, job: JobId, wish: Wish, attempt: Option<u32>) {
-        if let Some(wished) = self.postponed.get_mut(&job) {
-            *wished = Some(wish);
-            return;
-        }
         let Some(Job { context, role, .. }) = self.jobs.get(&job) else {
             // What it has left here is wanted no more, unless it is to go on.
             if wish != Wish::Suspend {
@@ -260,11 +261,8 @@ impl Service {
     }
 
     pub(super) async fn admit(&mut self, peer: &HostId, attach: &Attach) -> Admission {
-        if self.postponed.contains_key(&attach.job) {
-            let text = "the VM's last job is not over yet at the target; it is waited for";
-            return Admission::Refuse(Refusal::new(RefusalCode::Busy, text));
-        }
         let record = match self.host.journal.job(attach.job) {
+            Ok(None) if self.postponed.contains(&attach.job) => return Admission::Refuse(postponed()),
             // What no job is may be a probe.
             Ok(None) => return self.probes.admit(peer, attach).map_or_else(Admission::Refuse, |()| Admission::Admit),
             Ok(record) => record,
@@ -278,6 +276,8 @@ impl Service {
                 }
                 _ => Admission::Admit,
             },
+            // The record is that of an earlier attempt.
+            Err(_) if self.postponed.contains(&attach.job) => Admission::Refuse(postponed()),
             Err(refusal) => Admission::Refuse(refusal),
         }
     }
@@ -317,6 +317,10 @@ impl Service {
 /// Whether another host leads, and speaks for the job.
 fn follows(role: Role) -> bool {
     matches!(role, Role::Target | Role::Replica)
+}
+
+fn postponed() -> Refusal {
+    Refusal::new(RefusalCode::Busy, "the VM's last job is not over yet at the target; it is waited for")
 }
 
 fn unreadable(error: &JournalError) -> Refusal {

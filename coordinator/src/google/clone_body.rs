@@ -327,7 +327,7 @@ mod tests {
         fails(r#"{ "computeEngineDisksTargetDetails": {} }"#, OF_DISKS, "not built yet");
         fails("{}", NEWER, "is missing");
         let long = format!("{{ \"{}\": 1 }}", "\\u0007x".repeat(5000));
-        fails(&long, &shown(&"\u{7}x".repeat(5000)), "there is no such field");
+        fails(&long, &shown(&"\u{7}x".repeat(5000)), "its name is longer than 256 bytes");
     }
 
     #[test]
@@ -372,5 +372,7 @@ mod tests {
         fails(&text, &format!("{NEWER}.metadata{}", ".a".repeat(14)), "more than 16 values lie in each other");
         let lists = format!("{{ \"{NEWER}\": {{ \"networkTags\": {} }} }}", "[".repeat(60_000));
         fails(&lists, &format!("{NEWER}.networkTags{}", "[0]".repeat(14)), "more than 16 values");
+        let many = format!("{{ \"{NEWER}\": {{ \"networkTags\": [{}0] }} }}", "0,".repeat(1024));
+        fails(&many, &format!("{NEWER}.networkTags"), "more than 1024 values are in it");
     }
 }

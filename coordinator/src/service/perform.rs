@@ -133,7 +133,7 @@ impl Performer {
     async fn publish(&mut self, messages: Vec<Message>) -> Result<(), BusError> {
         for message in messages {
             // What an event that is kept entails is said too: without its commands nobody would carry it out.
-            if let Message::Event(_) = &message {
+            if let Message::Event(_) | Message::Plan(_) = &message {
                 self.leads()?;
             }
             let (subject, id, body) = match &message {
@@ -151,7 +151,8 @@ impl Performer {
                 }
                 Message::Command { host, command, kind } => {
                     let job = Command::job(command);
-                    let id = format!("{job}-{host}-{kind}");
+                    // A host may have refused it of a predecessor.
+                    let id = format!("{job}-{host}-{kind}-{}", self.epoch);
                     (Subject::Command(host.clone(), job), id, self.seal("command", command)?)
                 }
             };

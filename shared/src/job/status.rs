@@ -189,8 +189,8 @@ impl JobStatus {
         }
         let seen = self.seen.entry(seen_as(&event.reporter)).or_default();
         // An agent that has forgotten an earlier attempt, of long ago, counts from the beginning.
-        if let EventBody::Accepted { plan } = &event.body
-            && plan.attempt > self.plan.attempt
+        if let (EventBody::Accepted { plan }, Reporter::Host(host)) = (&event.body, &event.reporter)
+            && self.accepted.get(host.as_str()).map_or(plan.attempt > self.plan.attempt, |known| plan.attempt > *known)
         {
             *seen = 0;
         }
@@ -297,6 +297,7 @@ impl JobStatus {
                     self.enter(StateInput::Resumed, event.at)?;
                     self.failure = None;
                 }
+                let raises = plan.attempt > self.plan.attempt;
                 self.follow(plan)?;
                 // Who follows only waits for the host that leads, which may never have been told.
                 if self.plan.leader() == host_of(event).as_ref() {
@@ -304,6 +305,8 @@ impl JobStatus {
                     self.dispatch = Dispatch::Taken;
                 } else if self.dispatch == Dispatch::Waiting {
                     self.state.next(StateInput::Accepted)?;
+                    self.dispatch = Dispatch::Sent;
+                } else if raises {
                     self.dispatch = Dispatch::Sent;
                 }
             }

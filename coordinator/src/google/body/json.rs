@@ -9,6 +9,10 @@ use super::{BODY_LENGTH_MAX, BodyFault, fault};
 
 /// How deep values may lie in each other. What Google has is less deep.
 const DEPTH_MAX: usize = 16;
+/// How many values there may be in a list or an object, and how long the name of one may be: each is compared with those before it,
+/// and told of by the whole way to it.
+const MEMBERS_MAX: usize = 1024;
+const NAME_MAX: usize = 256;
 /// So many characters of a name are shown that nobody knows.
 const SHOWN_MAX: usize = 160;
 
@@ -116,6 +120,14 @@ impl Seed<'_> {
         self.wrong(self.path);
         Err(E::custom(format!("more than {DEPTH_MAX} values lie in each other")))
     }
+
+    fn check_members<E: Error>(&self, count: usize) -> Result<(), E> {
+        if count <= MEMBERS_MAX {
+            return Ok(());
+        }
+        self.wrong(self.path);
+        Err(E::custom(format!("more than {MEMBERS_MAX} values are in it")))
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Seed<'_> {
@@ -166,6 +178,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 Some(node) => nodes.push(node),
                 None => return Ok(Node::List(nodes)),
             }
+            self.check_members(nodes.len())?;
         }
     }
 
@@ -174,6 +187,10 @@ impl<'de> Visitor<'de> for Seed<'_> {
         let mut members: Vec<(String, Node)> = Vec::new();
         while let Some(name) = map.next_key::<String>().inspect_err(|_| self.wrong(self.path))? {
             let path = path(self.path, &name);
+            if name.len() > NAME_MAX {
+                self.wrong(&path);
+                return Err(A::Error::custom(format!("its name is longer than {NAME_MAX} bytes")));
+            }
             if members.iter().any(|(known, _)| *known == name) {
                 self.wrong(&path);
                 return Err(A::Error::custom("it is there twice"));
@@ -181,6 +198,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
             let seed = Seed { path: &path, depth: self.depth + 1, ..self };
             let value = map.next_value_seed(seed).inspect_err(|_| self.wrong(&path))?;
             members.push((name, value));
+            self.check_members(members.len())?;
         }
         Ok(Node::Object(members))
     }

@@ -257,6 +257,8 @@ fn an_agent_that_has_forgotten_an_earlier_attempt_is_heard_of_the_next() {
     let suspended = EventBody::Suspended { figures: StepFigures::default() };
     let mut status = folded(&[event("alpha", 1, accepted(plan())), event("alpha", 7, suspended)]);
     assert_eq!(status.apply(&by_coordinator(1, EventBody::Resumed)), Ok(()));
+    let planned = EventBody::Planned { plan: Box::new(Plan { attempt: 1, ..plan() }) };
+    assert_eq!(status.apply(&by_coordinator(2, planned)), Ok(()));
     let next = event("alpha", 1, accepted(Plan { attempt: 1, ..plan() }));
     assert_eq!(status.apply(&next), Ok(()));
     assert_eq!(status.apply(&next), Err(Ignored::Repeated { sequence: 1 }));
