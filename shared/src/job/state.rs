@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "snake_case")]
 #[repr(u16)]
 pub enum JobState {
-    /// Planned; the agent that leads does not have it yet.
+    /// Planned; no agent has it yet.
     New = 2,
-    /// The agent that leads has journalled it.
+    /// An agent has journalled it.
     Starting = 3,
     /// A step is under way.
     Running = 4,
@@ -38,7 +38,7 @@ pub enum JobState {
 /// What moves a job from state to state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StateInput {
-    /// The agent that leads journalled the plan.
+    /// An agent journalled the plan.
     Accepted,
     /// A step began, ended, or told something: the job is under way.
     Progressed,

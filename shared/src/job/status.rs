@@ -299,14 +299,11 @@ impl JobStatus {
                 }
                 let raises = plan.attempt > self.plan.attempt;
                 self.follow(plan)?;
+                self.enter(StateInput::Accepted, event.at)?;
                 // Who follows only waits for the host that leads, which may never have been told.
                 if self.plan.leader() == host_of(event).as_ref() {
-                    self.enter(StateInput::Accepted, event.at)?;
                     self.dispatch = Dispatch::Taken;
-                } else if self.dispatch == Dispatch::Waiting {
-                    self.state.next(StateInput::Accepted)?;
-                    self.dispatch = Dispatch::Sent;
-                } else if raises {
+                } else if raises || self.dispatch == Dispatch::Waiting {
                     self.dispatch = Dispatch::Sent;
                 }
             }

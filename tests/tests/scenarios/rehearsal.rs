@@ -13,7 +13,7 @@ use sterna_shared::job::{MoveRequest, Policy, Schedule};
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, step};
 use sterna_tests::operator::Operator;
-use sterna_tests::replicas::{cycle, detached, expect_incremental, expect_nothing_more, replica};
+use sterna_tests::replicas::{cycle, detached, expect_nothing_more, expect_recorded, replica};
 use sterna_tests::scenario::{Watched, eventually, on_fleet};
 use sterna_witness::protocol::DEFAULT_PORT;
 
@@ -83,7 +83,7 @@ async fn rehearsals(fleet: &mut Fleet) -> anyhow::Result<()> {
     unhealthy(fleet, &web_at).await?;
     cut(fleet, &web_at).await?;
     again_and_again(fleet, &web_at).await?;
-    expect_incremental(fleet, "after all rehearsals", &[]).await?;
+    expect_recorded(fleet, "after all rehearsals", "alpha", &[]).await?;
     web.prove().await
 }
 

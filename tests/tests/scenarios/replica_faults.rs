@@ -18,7 +18,7 @@ use sterna_tests::moves::{begins, ended, processes};
 use sterna_tests::namespace::Link;
 use sterna_tests::operator::Operator;
 use sterna_tests::replicas::{
-    cycle, detached, expect_incremental, expect_nothing_more, replica, snapshots, with_slow_images,
+    cycle, detached, expect_nothing_more, expect_recorded, replica, snapshots, with_slow_images,
 };
 use sterna_tests::scenario::{Watched, eventually, on_fleet};
 
@@ -54,11 +54,11 @@ async fn faults(fleet: &mut Fleet) -> anyhow::Result<()> {
     cycles_without_a_coordinator(fleet, &web).await?;
     clones_without_a_coordinator(fleet).await?;
     thin_clones_that_are_cancelled(fleet).await?;
-    expect_incremental(fleet, "after the clones", &KEEP).await?;
+    expect_recorded(fleet, "after the clones", "alpha", &KEEP).await?;
     jobs_that_never_begin(fleet).await?;
-    expect_incremental(fleet, "after jobs that never began", &KEEP).await?;
+    expect_recorded(fleet, "after jobs that never began", "alpha", &KEEP).await?;
     verifications_that_are_cut(fleet).await?;
-    expect_incremental(fleet, "in the end", &KEEP).await?;
+    expect_recorded(fleet, "in the end", "alpha", &KEEP).await?;
     web.prove().await
 }
 
@@ -84,7 +84,7 @@ async fn cycles_without_a_coordinator(fleet: &mut Fleet, web: &Watched) -> anyho
         ensure!(newest == before + 1, "{at}: one cycle makes one snapshot");
         let untouched = replica(fleet, "web").await?.context("there is a replica")?;
         expect_nothing_more(fleet, &at, &untouched).await?;
-        expect_incremental(fleet, &at, &KEEP).await?;
+        expect_recorded(fleet, &at, "alpha", &KEEP).await?;
         eprintln!("{at}: completed, {} ms", began.elapsed().as_millis());
     }
     Ok(())

@@ -10,7 +10,7 @@ use serde_json::Value;
 use sterna_tests::fleet::{Fleet, WitnessWish};
 use sterna_tests::moves::{begins, ended, state_becomes, step};
 use sterna_tests::namespace::Link;
-use sterna_tests::replicas::{detached, expect_incremental, of_one_instant, replica, snapshots};
+use sterna_tests::replicas::{detached, expect_recorded, of_one_instant, replica, snapshots};
 use sterna_tests::scenario::{Watched, eventually, on_fleet};
 
 const WAIT: Duration = Duration::from_secs(120);
@@ -73,7 +73,7 @@ async fn suspended(fleet: &mut Fleet) -> anyhow::Result<()> {
         ensure!(!first || resumed >= CROSSED_MIB / 2 * MIB, "what it had sent was there: {over:#}");
         newest_is_right(fleet, &before).await.context("of the cycle that was suspended")?;
         let before = web.acknowledged();
-        expect_incremental(fleet, "after a cycle that was suspended", &KEEP).await?;
+        expect_recorded(fleet, "after a cycle that was suspended", "alpha", &KEEP).await?;
         newest_is_right(fleet, &before).await.context("of the next cycle")?;
     }
     web.prove().await

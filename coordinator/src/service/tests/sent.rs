@@ -85,7 +85,7 @@ fn a_job_is_not_given_up_while_its_source_may_have_it() {
     silent_source(&mut world, 40);
     world.tell_as("beta", job, 1, accepted.clone());
     silent_source(&mut world, 100);
-    assert_eq!(world.state_of(job), JobState::New);
+    assert_eq!(world.state_of(job), JobState::Starting);
     let host: HostId = "alpha".parse().expect("a name");
     world.wait(1);
     let page = Ok(AgentReply::Events { events: vec![], more: false });

@@ -207,7 +207,7 @@ fn a_job_is_taken_once_the_host_that_leads_has_it() {
     let mut status = JobStatus::planned(plan());
     assert_eq!(missing(&status), ["bravo", "alpha"]);
     assert_eq!(status.apply(&event("bravo", 1, accepted(plan()))), Ok(()));
-    assert_eq!((status.state, status.dispatch), (JobState::New, Dispatch::Sent));
+    assert_eq!((status.state, status.dispatch), (JobState::Starting, Dispatch::Sent));
     assert_eq!(missing(&status), ["alpha"]);
     assert_eq!(status.apply(&event("alpha", 1, accepted(plan()))), Ok(()));
     assert_eq!((status.state, status.dispatch), (JobState::Starting, Dispatch::Taken));
