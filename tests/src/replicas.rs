@@ -154,17 +154,11 @@ pub async fn expect_nothing_more(fleet: &Fleet, at: &str, untouched: &Value) -> 
 /// A cycle of `web`, which is at `source`, goes by what was recorded since the latest snapshot, however much that is.
 pub async fn expect_recorded(fleet: &Fleet, at: &str, source: &str, more: &[&str]) -> anyhow::Result<()> {
     let job = cycle(fleet, "web", "bravo", more).await.with_context(|| at.to_owned())?;
-    was_recorded(fleet, at, source, &job).await?;
-    told(fleet, at, &job).await
-}
-
-/// A cycle that is over went by what was recorded.
-pub async fn was_recorded(fleet: &Fleet, at: &str, source: &str, job: &Value) -> anyhow::Result<()> {
     let id = job["job"].as_str().context("an id")?;
     let process = fleet.agent(source)?.process().context("the source's agent does not run")?;
     let line = process.wait_for_line(&format!("the point in time is taken job={id}"), LEFT_WAIT).await?;
     ensure!(line.contains("changes=true"), "{at}: everything was compared: {job:#}");
-    Ok(())
+    told(fleet, at, &job).await
 }
 
 /// Waits until the snapshot of a cycle that is over is told.
