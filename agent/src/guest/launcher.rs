@@ -155,11 +155,15 @@ pub async fn attach(runtime: &RuntimeDirectory, wait: Duration) -> Result<Option
 /// The process that the pid file names, if it lives and was told to write that very file.
 fn recorded(runtime: &RuntimeDirectory) -> Option<Process> {
     let file = runtime.pid_file();
-    let pid = std::fs::read_to_string(&file).ok()?.trim().parse().ok()?;
+    let pid = pid_in(&file)?;
     let process = Process::of_pid(pid)?;
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let file = file.to_str()?.as_bytes();
     arguments.split(|byte| *byte == 0).any(|argument| argument == file).then_some(process)
+}
+
+fn pid_in(file: &Path) -> Option<u32> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 fn command(launch: &Launch, log: &File) -> io::Result<Command> {
@@ -192,6 +196,10 @@ fn scope(unit: &str) -> String {
 async fn monitor(process: &Process, runtime: &RuntimeDirectory, wait: Duration) -> Result<Machine, LaunchError> {
     let deadline = Instant::now() + wait;
     let pid = process.identity().pid;
+    // A storage daemon may lose some of what it is sent by who connects before its loop runs; it writes this file just before.
+    while pid_in(&runtime.pid_file()) != Some(pid) && Instant::now() < deadline {
+        sleep(CONNECT_INTERVAL).await;
+    }
     loop {
         match Machine::connect(&runtime.qmp_socket(), deadline.saturating_duration_since(Instant::now())).await {
             Ok(machine) if machine.qmp().peer_pid() == Some(pid) => return Ok(machine),
