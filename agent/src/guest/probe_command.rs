@@ -118,6 +118,8 @@ impl Drop for Run {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::kill_process;
+
     use super::*;
 
     const WAY: SocketAddrV4 = SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 40_123);
@@ -149,8 +151,8 @@ mod tests {
         let escapes = ran("printf 'a\\033[2Jb%0500d' 1 >&2; exit 1").await.expect_err("not").to_string();
         assert!(escapes.contains("a\u{fffd}[2Jb000") && escapes.len() < 250, "{escapes}");
         let leaves = ran("sleep 600 & echo $! >&2; exit 7").await.expect_err("not").to_string();
-        let pid = leaves.rsplit(' ').next().expect("its id");
-        std::process::Command::new("kill").arg(pid).status().expect("ended");
+        let pid = leaves.rsplit(' ').next().and_then(|id| Pid::from_raw(id.parse().ok()?)).expect("its id");
+        kill_process(pid, Signal::KILL).expect("it was left running");
         assert!(leaves.starts_with("the command ended with exit status: 7"), "{leaves}");
         let missing = run(&["/no/such/program".to_owned()], &web(), WAY).await.expect_err("not there").to_string();
         assert!(missing.starts_with("/no/such/program cannot be run: No such file"), "{missing}");
