@@ -272,6 +272,8 @@ impl Ordeal {
         guest.hosts_online(fleet, SETTLE_WAIT).await?;
         let source = guest.settled_at(fleet, SETTLE_WAIT).await.context("before the fault")?;
         let target = guest.other(&source);
+        // Of the last move it may have the record yet.
+        guest.gone_from(fleet, target, SETTLE_WAIT).await.context("before the fault")?;
         let mut ticks = Ticks::listen(&fleet.client, guest.address, DEFAULT_PORT)?;
         ticks.wait_for(TICKS_BEFORE, SETTLE_WAIT).await?;
 

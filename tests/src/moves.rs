@@ -158,6 +158,20 @@ impl Guest {
         }
     }
 
+    /// Waits until a host says of nothing of the guest that it runs, or was to run, there.
+    pub async fn gone_from(&self, fleet: &Fleet, host: &str, wait: Duration) -> anyhow::Result<()> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let shown = fleet.sterna(&["host", "show", host]).await?;
+            let vms = shown["inventory"]["vms"].as_array().context("a host tells which VMs it has")?;
+            if vms.iter().all(|vm| vm["spec"]["name"] != self.name) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{host} still has the guest after {wait:?}: {vms:#?}");
+            sleep(LOOK).await;
+        }
+    }
+
     /// Waits until only the host `at` has anything of the guest, and gives back what is too much if that takes too long.
     pub async fn left_behind(&self, fleet: &Fleet, at: &str, wait: Duration) -> anyhow::Result<Vec<String>> {
         self.too_much(fleet, at, wait, false).await
