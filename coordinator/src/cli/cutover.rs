@@ -5,9 +5,7 @@
 
 use clap::{Args, Subcommand};
 use sterna_shared::id::{HostId, JobId};
-use sterna_shared::job::{
-    DiskMove, DiskPlacement, JobKind, JobState, JobStatus, ModeWish, MoveRequest, MoveSettings, Plan, StorageWish,
-};
+use sterna_shared::job::{DiskMove, DiskPlacement, JobKind, JobState, JobStatus, ModeWish, MoveRequest, Plan};
 use sterna_shared::replica::{CutoverWish, REVERT_MAX_SECONDS};
 use sterna_shared::units::Bandwidth;
 
@@ -192,22 +190,9 @@ fn no_cutover(vm: &str) -> CliError {
 
 fn wish(vm: &str, limits: &LimitArgs) -> MoveRequest {
     MoveRequest {
-        kind: JobKind::Move,
-        vm: vm.to_owned(),
-        target: None,
-        mode: ModeWish::Auto,
-        storage: StorageWish::All,
-        disks: Vec::new(),
-        storage_only: false,
         bandwidth: limits.bandwidth,
         blackout_max_ms: limits.max_blackout,
-        lanes: None,
-        settings: MoveSettings::default(),
-        planned: None,
-        hold_seconds: None,
-        replication: None,
-        clone: None,
-        cutover: None,
+        ..MoveRequest::plain(JobKind::Move, vm, None)
     }
 }
 

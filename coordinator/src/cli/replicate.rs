@@ -14,9 +14,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use sterna_shared::bus::JobChange;
 use sterna_shared::id::{HostId, JobId};
-use sterna_shared::job::{
-    DiskPlacement, Expiration, JobKind, JobStatus, ModeWish, MoveRequest, MoveSettings, Policy, Schedule, StorageWish,
-};
+use sterna_shared::job::{DiskPlacement, Expiration, JobKind, JobStatus, MoveRequest, Policy, Schedule};
 use sterna_shared::replica::{
     IDLE_DEFAULT_SECONDS, IDLE_MAX_SECONDS, Replica, ReplicaView, ReplicationWish, Retention,
 };
@@ -305,24 +303,7 @@ fn verification(args: &VerifyArgs) -> MoveRequest {
 }
 
 fn wish(kind: JobKind, vm: &str, host: Option<&HostId>, bandwidth: Option<Bandwidth>) -> MoveRequest {
-    MoveRequest {
-        kind,
-        vm: vm.to_owned(),
-        target: host.cloned(),
-        mode: ModeWish::Auto,
-        storage: StorageWish::All,
-        disks: Vec::new(),
-        storage_only: false,
-        bandwidth,
-        blackout_max_ms: None,
-        lanes: None,
-        settings: MoveSettings::default(),
-        planned: None,
-        hold_seconds: None,
-        replication: None,
-        clone: None,
-        cutover: None,
-    }
+    MoveRequest { bandwidth, ..MoveRequest::plain(kind, vm, host.cloned()) }
 }
 
 fn policy(args: &AddArgs, owner: &str) -> Policy {

@@ -4,7 +4,7 @@ use sterna_shared::host::{
     Accelerator, Certificate, Cpu, Hypervisor, Inventory, Limits, LimitsChange, PartialReport, Pool, VmReport, VmState,
 };
 use sterna_shared::id::{Epoch, Generation, JobId, PlannedVmId, TOKEN_LENGTH, Token};
-use sterna_shared::job::{JobKind, ModeWish, MoveRequest, MoveSettings, StorageWish};
+use sterna_shared::job::{JobKind, MoveRequest};
 use sterna_shared::planned::PlannedVm;
 use sterna_shared::replica::{CloneWish, Consistency, NetworkWish, Replica, SeedWish, Snapshot};
 use sterna_shared::time::Timestamp;
@@ -191,22 +191,5 @@ pub(crate) fn inventory(host: &str) -> Inventory {
 }
 
 pub(crate) fn request() -> MoveRequest {
-    MoveRequest {
-        kind: JobKind::Move,
-        vm: "web".into(),
-        target: Some("beta".parse().expect("a name")),
-        mode: ModeWish::Auto,
-        storage: StorageWish::All,
-        disks: vec![],
-        storage_only: false,
-        bandwidth: None,
-        blackout_max_ms: None,
-        lanes: None,
-        settings: MoveSettings::default(),
-        planned: None,
-        hold_seconds: None,
-        replication: None,
-        clone: None,
-        cutover: None,
-    }
+    MoveRequest::plain(JobKind::Move, "web", Some("beta".parse().expect("a name")))
 }

@@ -100,9 +100,9 @@ pub struct MoveRequest {
 }
 
 impl MoveRequest {
-    /// A wish to make something of the replica of a VM: a clone, or a rehearsal.
+    /// A wish that says no more than this: the rest is as it is where nobody says anything.
     #[must_use]
-    pub fn making(kind: JobKind, vm: &str, target: Option<HostId>, wish: CloneWish) -> Self {
+    pub fn plain(kind: JobKind, vm: &str, target: Option<HostId>) -> Self {
         Self {
             kind,
             vm: vm.to_owned(),
@@ -118,9 +118,15 @@ impl MoveRequest {
             planned: None,
             hold_seconds: None,
             replication: None,
-            clone: Some(Box::new(wish)),
+            clone: None,
             cutover: None,
         }
+    }
+
+    /// A wish to make something of the replica of a VM: a clone, or a rehearsal.
+    #[must_use]
+    pub fn making(kind: JobKind, vm: &str, target: Option<HostId>, wish: CloneWish) -> Self {
+        Self { clone: Some(Box::new(wish)), ..Self::plain(kind, vm, target) }
     }
 
     /// A wish that such a plan can come of: for a job of which only the plan is known.
