@@ -48,21 +48,32 @@ pub const ENDPOINTS: &[Endpoint] = &[
     ("job", "bandwidth"),
     ("migratingVms", "get"),
     ("migratingVms", "list"),
+    ("migratingVms", "patch"),
+    ("migratingVms", "pauseMigration"),
+    ("migratingVms", "resumeMigration"),
+    ("migratingVms", "extendMigration"),
+    ("migratingVms", "finalizeMigration"),
     ("replicationCycles", "get"),
     ("replicationCycles", "list"),
     ("cloneJobs", "create"),
     ("cloneJobs", "cancel"),
     ("cloneJobs", "get"),
     ("cloneJobs", "list"),
+    ("cutoverJobs", "create"),
     ("cutoverJobs", "cancel"),
     ("cutoverJobs", "get"),
     ("cutoverJobs", "list"),
     ("groups", "get"),
     ("groups", "list"),
+    ("groups", "addGroupMigration"),
+    ("groups", "removeGroupMigration"),
     ("operations", "get"),
     ("operations", "list"),
     ("system", "show"),
 ];
+
+/// The longest request, in bytes. What it asks for goes into events and statuses, which have to go into one message.
+const REQUEST_LENGTH_MAX: usize = BODY_LENGTH_MAX / 4;
 
 /// Reads a request that was asked at an endpoint. Operators may be permitted some endpoints and not others, by the broker, so that what is
 /// asked elsewhere than it belongs is refused.
@@ -70,6 +81,10 @@ pub const ENDPOINTS: &[Endpoint] = &[
 /// # Errors
 /// What to answer where it is none, or is asked at the wrong place.
 pub fn read(endpoint: Endpoint, body: &[u8]) -> Result<ApiRequest, ApiError> {
+    if body.len() > REQUEST_LENGTH_MAX {
+        let message = format!("the request has {} bytes; {REQUEST_LENGTH_MAX} are the most", body.len());
+        return Err(fault(ApiErrorKind::Invalid, message, "ask for less at once"));
+    }
     if let Some(method) = Method::of(endpoint).filter(|_| is_json(endpoint, body)) {
         let body = String::from_utf8(body.to_vec()).map_err(|error| {
             let message = format!("the request of {method} is no text: {error}");
@@ -132,7 +147,7 @@ pub fn write_json(reply: ApiReply) -> Written {
 
 /// Writes a reply, and the service error that goes into its headers.
 ///
-/// A list that is too long for one message is cut from its end, the oldest or last.
+/// Of a list that is too long for one message as much is told as has room, and that there is more.
 ///
 /// # Errors
 /// [`EnvelopeError`] where not even the error about it can be written.
@@ -165,24 +180,16 @@ pub(crate) fn refused(message: impl Into<String>, refusals: Vec<Refusal>) -> Api
     ApiError { kind: ApiErrorKind::Refused, message: message.into(), hints: vec![], refusals }
 }
 
+/// Leaves the second half of a list out, and says so; where that is no list, or of one, it cannot.
 fn shorten(reply: &mut ApiReply) -> bool {
-    fn halve<T>(list: &mut Vec<T>) -> bool {
-        let long = list.len() > 1;
-        list.truncate(list.len() / 2);
-        long
-    }
-    match reply {
-        ApiReply::Jobs { jobs, progress } => {
-            let is_shorter = halve(jobs);
-            progress.retain(|progress| jobs.iter().any(|status| status.job == progress.job));
-            is_shorter
-        }
-        ApiReply::Hosts { hosts } => halve(hosts),
-        ApiReply::Vms { vms } => halve(vms),
-        ApiReply::Planned { planned } => halve(planned),
-        ApiReply::Replicas { replicas } => halve(replicas),
-        _ => false,
-    }
+    let mut list = match std::mem::replace(reply, ApiReply::Done) {
+        ApiReply::Part { list } => list,
+        whole => Box::new(whole),
+    };
+    let count = list.listed().unwrap_or(0);
+    list.keep(0..count / 2);
+    *reply = ApiReply::Part { list };
+    count > 1
 }
 
 /// The numbers of HTTP, which NATS services use too.
@@ -309,6 +316,7 @@ mod tests {
         let Written { body, error, .. } = write("one", Epoch(1), ApiReply::Vms { vms }).expect("written");
         assert!(body.len() <= sterna_shared::bus::BODY_LENGTH_MAX && error.is_none());
         let reply: ApiReply = Envelope::open(&body).and_then(|e| e.message("api_reply")).expect("a reply");
-        assert!(matches!(reply, ApiReply::Vms { vms } if vms.len() > 500));
+        let ApiReply::Part { list } = reply else { panic!("it does not say that there is more") };
+        assert!(list.listed().is_some_and(|count| count > 500));
     }
 }

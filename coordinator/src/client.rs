@@ -60,6 +60,8 @@ use crate::view::JobView;
 
 /// The most servers that settings may name.
 const SERVERS_MAX: usize = 16;
+/// How often a list that has changed while its parts were asked for is asked for anew.
+const LIST_TRIES: usize = 8;
 
 /// A connection to the fleet. It reconnects by itself; cheap to clone.
 #[derive(Debug, Clone)]
@@ -200,12 +202,38 @@ impl Client {
         }
     }
 
+    /// Asks for a list, and for the rest of it where one answer has no room for all.
+    async fn list(&self, request: ApiRequest) -> Result<ApiReply, ClientError> {
+        for _ in 0..LIST_TRIES {
+            let mut list = match self.ask(&request).await? {
+                ApiReply::Part { list } => *list,
+                whole => return Ok(whole),
+            };
+            // Its last is asked for again: where that is another by now, the list has changed, and something may be missing.
+            while let Some(known) = list.listed().and_then(|count| count.checked_sub(1)) {
+                let skip = u32::try_from(known).unwrap_or(u32::MAX);
+                let (rest, is_part) = match self.ask(&ApiRequest::Rest { of: Box::new(request.clone()), skip }).await? {
+                    ApiReply::Part { list } => (*list, true),
+                    rest => (rest, false),
+                };
+                let is_more = rest.listed() > Some(1);
+                if !list.go_on(rest) || (is_part && !is_more) {
+                    break;
+                }
+                if !is_part {
+                    return Ok(list);
+                }
+            }
+        }
+        Err(ClientError::Changing)
+    }
+
     /// All hosts.
     ///
     /// # Errors
     /// As [`Self::ask`], and where the answer is of another kind; so it is with each method below.
     pub async fn hosts(&self) -> Result<Vec<HostView>, ClientError> {
-        answer!(self.ask(&ApiRequest::HostList).await?, ApiReply::Hosts { hosts } => hosts)
+        answer!(self.list(ApiRequest::HostList).await?, ApiReply::Hosts { hosts } => hosts)
     }
 
     /// One host.
@@ -241,7 +269,7 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn vms(&self) -> Result<Vec<VmView>, ClientError> {
-        answer!(self.ask(&ApiRequest::VmList).await?, ApiReply::Vms { vms } => vms)
+        answer!(self.list(ApiRequest::VmList).await?, ApiReply::Vms { vms } => vms)
     }
 
     /// One VM, by its name or id.
@@ -351,7 +379,7 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn planned_vms(&self) -> Result<Vec<PlannedView>, ClientError> {
-        answer!(self.ask(&ApiRequest::PlanList).await?, ApiReply::Planned { planned } => planned)
+        answer!(self.list(ApiRequest::PlanList).await?, ApiReply::Planned { planned } => planned)
     }
 
     /// Drops a planned VM: what it holds is free again.
@@ -368,7 +396,7 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn replicas(&self) -> Result<Vec<ReplicaView>, ClientError> {
-        answer!(self.ask(&ApiRequest::ReplicaList).await?, ApiReply::Replicas { replicas } => replicas)
+        answer!(self.list(ApiRequest::ReplicaList).await?, ApiReply::Replicas { replicas } => replicas)
     }
 
     /// Has a host forget the replica of a VM, and remove its files; the VM's own host what replication has put up there.
@@ -411,7 +439,7 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn jobs(&self) -> Result<Vec<JobStatus>, ClientError> {
-        answer!(self.ask(&ApiRequest::JobList).await?, ApiReply::Jobs { jobs, .. } => jobs)
+        answer!(self.list(ApiRequest::JobList).await?, ApiReply::Jobs { jobs, .. } => jobs)
     }
 
     /// All jobs, newest first, with how far each is. Rates are told of one job only: see [`Self::job`].
@@ -419,7 +447,7 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn jobs_and_progress(&self) -> Result<Vec<Job>, ClientError> {
-        let reply = self.ask(&ApiRequest::JobList).await?;
+        let reply = self.list(ApiRequest::JobList).await?;
         answer!(reply, ApiReply::Jobs { jobs, progress } => with_progress(jobs, progress))
     }
 
@@ -428,7 +456,7 @@ impl Client {
     /// # Errors
     /// As [`Self::hosts`].
     pub async fn group(&self, group: &str) -> Result<Vec<Job>, ClientError> {
-        let reply = self.ask(&ApiRequest::JobGroup { group: group.to_owned() }).await?;
+        let reply = self.list(ApiRequest::JobGroup { group: group.to_owned() }).await?;
         answer!(reply, ApiReply::Jobs { jobs, progress } => with_progress(jobs, progress))
     }
 

@@ -10,6 +10,7 @@
 mod answer;
 mod body;
 mod clone_body;
+mod filter;
 mod request;
 mod vm_body;
 
@@ -18,10 +19,10 @@ use sterna_shared::replica::ReplicaView;
 use sterna_shared::time::Timestamp;
 use sterna_shared::view::google::{Known, Rates};
 
-pub(crate) use answer::{Wanted, not_found, read, reply, told};
+pub(crate) use answer::{Wanted, done, not_found, read, reply, told};
 pub(crate) use body::{BODY_LENGTH_MAX, BodyFault};
 pub(crate) use clone_body::{CloneBody, name_of, parse_request};
-pub(crate) use request::Create;
+pub(crate) use request::{Change, Create, CreateCutover};
 pub(crate) use vm_body::VmBody;
 
 /// All that the coordinators have told of replications and clones.

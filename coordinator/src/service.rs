@@ -113,7 +113,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>, beat: impl 
 
 async fn open(config: &Config) -> Result<(Bus, Store), BusError> {
     let bus = Bus::connect(&config.nats, config.name.as_str()).await?;
-    let store = Box::pin(Store::open(&bus, config.retention)).await?;
+    let store = Store::open(&bus, config.retention).await?;
     Ok((bus, store))
 }
 
@@ -201,11 +201,10 @@ impl Service {
         let fleet = self.fleet.clone();
         let fence = self.config.fence.clone();
         let mut state = State::new(self.config.name.clone(), epoch, self.bus.nats_version(), fleet, fence);
-        // Without a limit the stream has all of every job, and nothing else need be read.
-        let events_days = self.config.retention.events_days;
-        if events_days > 0 {
-            state.remember(kept::<JobStatus>(&self.store, Bucket::Jobs, "job").await?, events_days);
-        }
+        // A broker that was restarted may have come back with nothing.
+        self.store.make().await?;
+        let kept_jobs = kept::<JobStatus>(&self.store, Bucket::Jobs, "job").await?;
+        state.remember(kept_jobs, self.config.retention.events_days);
         state.remember_sent(kept::<Plan>(&self.store, Bucket::Plans, "plan").await?);
         let mut events = self.store.events().await?;
         let mut progress = self.bus.listen(Subject::PROGRESS).await?;
@@ -223,7 +222,7 @@ impl Service {
                 tracing::info!(%epoch, jobs = state.jobs.len(), "rebuilt; the API is open");
             }
             let until = match *self.standing.borrow_and_update() {
-                Some((leads, until)) if leads == epoch => until,
+                Some((leads, until)) if leads == epoch && Instant::now() < until => until,
                 _ => break Ok(()),
             };
             let event = tokio::select! {

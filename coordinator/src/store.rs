@@ -83,6 +83,7 @@ pub struct Store {
     feed: kv::Store,
     leader: kv::Store,
     archive: Option<Archive>,
+    retention: Retention,
 }
 
 impl Store {
@@ -91,7 +92,19 @@ impl Store {
     /// # Errors
     /// [`BusError::Server`] where JetStream does not answer or does not permit it.
     pub async fn open(bus: &Bus, retention: Retention) -> Result<Self, BusError> {
-        let jetstream = jetstream::new(bus.client().clone());
+        Box::pin(Self::made(jetstream::new(bus.client().clone()), retention)).await
+    }
+
+    /// Makes those streams and buckets again that the broker has lost.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub async fn make(&self) -> Result<(), BusError> {
+        // By their names they are the same.
+        Box::pin(Self::made(self.jetstream.clone(), self.retention)).await.map(|_| ())
+    }
+
+    async fn made(jetstream: jetstream::Context, retention: Retention) -> Result<Self, BusError> {
         let replicas = usize::from(retention.replicas);
         for config in [commands(replicas), events(replicas, retention.events_days)] {
             jetstream.get_or_create_stream(config).await.map_err(server("make a stream"))?;
@@ -106,6 +119,7 @@ impl Store {
             feed: bucket(BUCKET_FEED).await?,
             leader: bucket(BUCKET_LEADER).await?,
             archive: Archive::open(&jetstream, retention).await?,
+            retention,
             jetstream,
         })
     }

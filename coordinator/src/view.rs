@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use sterna_shared::id::{DiskName, Generation, HostId, JobId, PlannedVmId, PoolName, VmId, VmName};
 use sterna_shared::job::{
-    CheckReport, CutoverForecast, CutoverScore, DiskMove, FailureReport, JobKind, JobState, JobStatus, MoveMode,
-    Notice, Plan, Progress, StepKind, StepState, StepStatus, Volume,
+    CheckReport, CutoverForecast, CutoverScore, DiskMove, FailureReport, JobKind, JobRecord, JobState, JobStatus,
+    MoveMode, Notice, Plan, Progress, StepKind, StepState, StepStatus, Volume,
 };
 use sterna_shared::time::Timestamp;
 use sterna_shared::units::Bandwidth;
@@ -232,6 +232,24 @@ pub struct DiskMoveView {
 }
 
 impl JobView {
+    /// The same once it is over, by what is kept of it.
+    #[must_use]
+    pub fn ended(self, record: JobRecord) -> Self {
+        let is_done = record.state == JobState::Completed;
+        Self {
+            state: record.state,
+            state_number: record.state.number(),
+            percent: if is_done { 100.0 } else { self.percent },
+            progress: None,
+            failure: record.failure,
+            blackout_ms: record.blackout_us.map(milliseconds).or(self.blackout_ms),
+            finished_at: Some(record.finished_at),
+            changed_at: record.finished_at,
+            question: None,
+            ..self
+        }
+    }
+
     /// The view of a status, with the latest progress where there is one. Progress of a job that is over is left out.
     #[must_use]
     pub fn new(status: &JobStatus, progress: Option<&Progress>) -> Self {

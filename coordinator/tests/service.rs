@@ -363,6 +363,31 @@ async fn an_empty_stream_is_rebuilt_from_the_agents() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_has_lost_everything_is_led_on_again() {
+    let broker = Broker::start().await;
+    let client = broker.client().await;
+    let mut tasks = JoinSet::new();
+    let journal =
+        vec![event(1, EventBody::Accepted { plan: planned() }), event(2, EventBody::Completed { blackout_us: 7 })];
+    play_agent(&mut tasks, &client, inventory("alpha", true), journal);
+    let one = broker.coordinator("one");
+    completed(&client, job()).await;
+    let streams = jetstream::new(client.clone());
+    for lost in ["STERNA_EVT", "STERNA_CMD", "KV_sterna_jobs", "KV_sterna_leader", "KV_sterna_feed"] {
+        streams.delete_stream(lost).await.expect("deleted");
+    }
+    let made_again = async {
+        while streams.get_stream("STERNA_EVT").await.is_err() || streams.get_stream("KV_sterna_leader").await.is_err() {
+            tokio::time::sleep(TURN).await;
+        }
+    };
+    tokio::time::timeout(WAIT_MAX, made_again).await.expect("they are there again");
+    leader(&client, "one").await;
+    assert_eq!(completed(&client, job()).await.blackout_us, Some(7), "by what agents have in their journals");
+    one.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_two_coordinators_one_leads_and_the_other_takes_over() {
     let broker = Broker::start().await;
     let client = broker.client().await;

@@ -25,7 +25,7 @@ use crate::job::CutoverForecast;
 use crate::rehearsal::Rehearsal;
 use crate::time::Timestamp;
 use crate::units::ByteCount;
-use crate::vm::{DiskSpec, VmSpec};
+use crate::vm::{DiskSpec, Firmware, VmSpec};
 
 pub use seed::{SEED_SIZE, SeedWish};
 pub use standing::{CutoverStanding, ReplicaState, Standing};
@@ -168,6 +168,9 @@ pub struct CloneWish {
     /// Its memory likewise.
     #[serde(default)]
     pub memory: Option<ByteCount>,
+    /// What it has to boot by, which is what the replicated VM has, or it is not made.
+    #[serde(default)]
+    pub firmware: Option<Firmware>,
     /// Whether its UEFI firmware starts only what is signed; as that of the replicated VM where it is left out.
     #[serde(default)]
     pub secure_boot: Option<bool>,

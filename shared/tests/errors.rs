@@ -92,6 +92,7 @@ const PINNED: &[(&str, &str, u16, u16, u16, u32)] = &[
     ("STERNA-R056", "replication_expired", 9, 53, 2, 1),
     ("STERNA-R060", "probe_impossible", 10, 8, 2, 1),
     ("STERNA-R061", "secure_boot_impossible", 10, 8, 2, 7),
+    ("STERNA-R062", "boot_option_impossible", 10, 8, 2, 7),
 ];
 
 fn all() -> Vec<(&'static ErrorEntry, ErrorClass)> {

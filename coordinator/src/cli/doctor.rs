@@ -219,7 +219,10 @@ fn of_host(host: &HostView, system: &SystemView) -> Vec<Check> {
     checks.push(clock(&named("clock"), inventory.at.seconds_since(host.heard_at).abs(), "the coordinator's"));
 
     let certificate = &inventory.certificate;
-    let issue = format!("sterna pki issue host {} --force, then restart its agent", inventory.host);
+    let issue = format!(
+        "sterna pki issue host {} --address ADDRESS --dir DIRECTORY --force, copy both files, then restart its agent",
+        inventory.host
+    );
     let days = certificate.not_after.seconds_since(system.now) / 86_400.0;
     checks.push(if days <= 0.0 {
         Check::new(Verdict::Fail, named("certificate"), format!("expired at {}", moment(certificate.not_after)), issue)

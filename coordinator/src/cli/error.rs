@@ -168,6 +168,7 @@ impl From<ClientError> for CliError {
             ClientError::Version { .. }
             | ClientError::Envelope { .. }
             | ClientError::Service { .. }
+            | ClientError::Changing
             | ClientError::Unexpected { .. }
             | ClientError::Api { .. } => Exit::Failed,
         };
@@ -187,6 +188,7 @@ impl From<ClientError> for CliError {
             ClientError::Envelope { .. } | ClientError::Unexpected { .. } => {
                 flat.hint("are command and coordinator of one version? sterna doctor tells")
             }
+            ClientError::Changing => flat.hint("ask again in a moment"),
             _ => flat,
         }
     }

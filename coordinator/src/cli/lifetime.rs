@@ -33,23 +33,6 @@ pub(super) fn expiry(view: &ReplicaView) -> String {
     }
 }
 
-/// What has expired does not go on because somebody says so.
-pub(super) fn expired(vm: &str) -> CliError {
-    let mut error = CliError::new(Exit::Refused, format!("the replication of {vm} does not go on"));
-    error.refusals.push(Refusal {
-        code: RefusalCode::ReplicationExpired,
-        message: format!("the replication of VM {vm} has expired"),
-        remedy: format!("push its expiry back: `sterna replicate extend {vm}`"),
-    });
-    error
-}
-
-/// Nothing is copied to the host that the VM itself is at.
-pub(super) fn cut_over(vm: &str, view: &ReplicaView) -> CliError {
-    let message = format!("the replication of {vm} does not go on: the VM is cut over to {}", view.host);
-    CliError::new(Exit::Refused, message).hint(format!("revert it first: sterna cutover revert {vm}"))
-}
-
 /// An instant, or a span of time from now on.
 pub(super) fn parse_expiry(text: &str) -> Result<Timestamp, String> {
     let after =

@@ -60,6 +60,7 @@ fn request(args: &RehearseArgs) -> Result<MoveRequest, CliError> {
         pool: args.made.pool.clone(),
         vcpus: args.made.vcpus,
         memory: args.made.memory,
+        firmware: None,
         secure_boot: None,
         network: NetworkWish::Isolated,
         full: false,

@@ -357,6 +357,10 @@ async fn update(vm: &str, from: &Path, mask: &[String], client: &Client, output:
         output.remark(&format!("warning: {warning}"));
     }
     let status = kept_by(vm, client).await?;
+    if let Some(name) = wanted.name.as_ref().filter(|name| name.vm != status.plan.vm.name) {
+        let message = format!("the body is of VM {}, and VM {vm} is to be changed", name.vm);
+        return Err(CliError::new(Exit::Usage, message).hint("leave its name out, or name that VM"));
+    }
     let changes = wanted.changes(&status.policy);
     if changes.is_empty() {
         return done(Ok(()), format!("{vm}: its replication is so already"), output);

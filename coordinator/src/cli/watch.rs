@@ -6,14 +6,15 @@
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use sterna_shared::job::{JobKind, JobState, StepKind};
+use sterna_shared::id::JobId;
+use sterna_shared::job::{JobKind, JobRecord, JobState, StepKind};
 use sterna_shared::units::{Bandwidth, ByteCount};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::error::{CliError, Exit};
 use super::output::Output;
 use super::{check, job};
-use crate::client::Client;
+use crate::client::{Client, HistoryQuery};
 use crate::view::{JobView, ProgressView, Question, VolumeView};
 
 /// How often the job is asked for.
@@ -38,6 +39,12 @@ pub(super) async fn run(first: JobView, client: &Client, output: Output) -> Resu
 /// Follows a job, one of several, and says nothing meanwhile; gives back how it was when that ended.
 pub(super) async fn quietly(first: JobView, client: &Client, output: Output) -> Result<(JobView, Exit), CliError> {
     Watch::new(output, true).follow(first, client).await
+}
+
+/// What is kept of a job that is over.
+async fn record_of(job: JobId, client: &Client) -> Result<Option<JobRecord>, CliError> {
+    let query = HistoryQuery { job: Some(job), ..HistoryQuery::default() };
+    Ok(client.history(&query).await?.records.into_iter().next())
 }
 
 /// What is on the screen, and what was told already.
@@ -91,6 +98,14 @@ impl Watch {
                 Err(error) if error.exit == Exit::Unreachable && heard_at.elapsed() < SILENCE_MAX => {
                     self.silent(&error);
                 }
+                // It is over, and was to leave the list then: what it came to is kept elsewhere.
+                Err(error) if error.exit == Exit::NotFound => match record_of(job, client).await? {
+                    Some(record) => (view, heard_at) = (view.ended(record), Instant::now()),
+                    None => {
+                        self.clear();
+                        return Err(error.hint("it has left the list; sterna job history has jobs that are over"));
+                    }
+                },
                 Err(error) => {
                     self.clear();
                     return Err(error.hint(format!("the job goes on; watch again: sterna job watch {job}")));

@@ -104,6 +104,9 @@ pub enum ClientError {
         /// Their answer, with every reason and what to do.
         error: ApiError,
     },
+    /// A list that comes in parts was another each time.
+    #[error("the list changes faster than its parts can be asked for")]
+    Changing,
     /// There is nothing of that name.
     #[error("no {what} is called {name}")]
     NotFound {
@@ -136,6 +139,7 @@ impl ClientError {
             ApiReply::JobStarted { .. } => "job started",
             ApiReply::StateRequested { .. } => "state requested",
             ApiReply::Jobs { .. } => "jobs",
+            ApiReply::Part { .. } => "part",
             ApiReply::Job { .. } => "job",
             ApiReply::History { .. } => "history",
             ApiReply::Google { .. } => "google",

@@ -9,12 +9,14 @@ use sterna_shared::bus::{ApiError, ApiErrorKind, ApiReply, BODY_LENGTH_MAX};
 use sterna_shared::id::JobId;
 use sterna_shared::job::Refusal;
 use sterna_shared::view::google::{
-    CloneJobName, CutoverJobName, ERROR_DOMAIN, ErrorDetail, ErrorInfo, GroupName, Known, Method, OperationName,
-    PAGE_DEFAULT, Page, Parent, ReplicationCycle, ReplicationCycleName,
+    CloneJobName, CutoverJobName, ERROR_DOMAIN, ErrorDetail, ErrorInfo, GroupName, Known, Method, MigratingVmName,
+    OperationName, PAGE_DEFAULT, Page, Parent, ReplicationCycle, ReplicationCycleName,
 };
 
 use super::body::{BodyFault, shown};
-use super::request::{Create, List, Of, read_name, read_vm};
+use super::request::{
+    Change, Create, CreateCutover, List, Of, read_member, read_migration, read_name, read_patch, read_vm,
+};
 use crate::api::fault;
 
 /// The longest list in one answer, in bytes: room is left for what is around it. What is left is on the next page.
@@ -22,11 +24,83 @@ const LIST_LENGTH_MAX: usize = BODY_LENGTH_MAX - (64 << 10);
 /// The resources of a page where nobody says how many, as with Google; of jobs it has fewer ([`PAGE_DEFAULT`]).
 const RESOURCES_DEFAULT: usize = 500;
 
-const OF_SOURCE: Of = Of { field: "parent", parse: Parent::of_source, size: RESOURCES_DEFAULT, has_views: true };
-const OF_VM: Of = Of { field: "parent", parse: Parent::of_vm, size: RESOURCES_DEFAULT, has_views: false };
-const JOBS: Of = Of { size: PAGE_DEFAULT, ..OF_VM };
-const OF_LOCATION: Of = Of { parse: Parent::of_location, ..OF_VM };
-const OPERATIONS: Of = Of { field: "name", ..OF_LOCATION };
+// The fields of each, which are Google's; docs/clone-job.md has them.
+const OF_MIGRATING_VM: &[&str] = &[
+    "computeEngineTargetDefaults",
+    "computeEngineDisksTargetDefaults",
+    "vmwareSourceVmDetails",
+    "awsSourceVmDetails",
+    "azureSourceVmDetails",
+    "name",
+    "sourceVmId",
+    "displayName",
+    "description",
+    "policy",
+    "createTime",
+    "updateTime",
+    "lastSync",
+    "state",
+    "stateTime",
+    "currentSyncInfo",
+    "lastReplicationCycle",
+    "group",
+    "labels",
+    "recentCloneJobs",
+    "error",
+    "recentCutoverJobs",
+    "cutoverForecast",
+    "expiration",
+];
+const OF_CYCLE: &[&str] = &[
+    "name",
+    "cycleNumber",
+    "startTime",
+    "endTime",
+    "totalPauseDuration",
+    "progressPercent",
+    "steps",
+    "state",
+    "error",
+    "warnings",
+];
+const OF_CLONE_JOB: &[&str] = &[
+    "createTime",
+    "endTime",
+    "name",
+    "targetDetails",
+    "state",
+    "stateTime",
+    "error",
+    "steps",
+    "computeEngineVmDetails",
+    "computeEngineTargetDetails",
+    "computeEngineDisksTargetDetails",
+];
+const OF_CUTOVER_JOB: &[&str] = &[
+    "createTime",
+    "endTime",
+    "name",
+    "targetDetails",
+    "state",
+    "stateTime",
+    "progressPercent",
+    "error",
+    "stateMessage",
+    "steps",
+    "computeEngineVmDetails",
+    "computeEngineTargetDetails",
+    "computeEngineDisksTargetDetails",
+];
+const OF_GROUP: &[&str] = &["name", "createTime", "updateTime", "description", "displayName", "migrationTargetType"];
+const OF_OPERATION: &[&str] = &["name", "metadata", "done", "error", "response"];
+
+const CYCLES: Of =
+    Of { field: "parent", parse: Parent::of_vm, size: RESOURCES_DEFAULT, has_views: false, fields: OF_CYCLE };
+const MIGRATING_VMS: Of = Of { parse: Parent::of_source, has_views: true, fields: OF_MIGRATING_VM, ..CYCLES };
+const CLONE_JOBS: Of = Of { size: PAGE_DEFAULT, fields: OF_CLONE_JOB, ..CYCLES };
+const CUTOVER_JOBS: Of = Of { fields: OF_CUTOVER_JOB, ..CLONE_JOBS };
+const GROUPS: Of = Of { parse: Parent::of_location, fields: OF_GROUP, ..CYCLES };
+const OPERATIONS: Of = Of { field: "name", fields: OF_OPERATION, ..GROUPS };
 
 /// What a request comes to.
 #[derive(Debug)]
@@ -35,6 +109,10 @@ pub(crate) enum Wanted {
     Told(ApiReply),
     /// A clone.
     Clone(Box<Create>),
+    /// A cutover.
+    Cutover(CreateCutover),
+    /// That something becomes of a replication.
+    Change(MigratingVmName, Change),
     /// That a job is cancelled, which is then answered so.
     Cancel(JobId, ApiReply),
 }
@@ -46,6 +124,7 @@ pub(crate) enum Wanted {
 pub(crate) fn read(known: &Known<'_>, method: Method, body: &str) -> Result<Wanted, ApiError> {
     let wrong = |wrong: BodyFault| unreadable(method, &wrong);
     let list = |of| List::read(body, of).map_err(wrong);
+    let of_vm = |field, change| read_migration(body, field).map(|name| Wanted::Change(name, change)).map_err(wrong);
     let told = match method {
         Method::MigratingVmsGet => {
             let (name, is_basic) = read_vm(body).map_err(wrong)?;
@@ -54,19 +133,27 @@ pub(crate) fn read(known: &Known<'_>, method: Method, body: &str) -> Result<Want
             one(method, &name, found.migrating_vms, |vm| &vm.name)
         }
         Method::MigratingVmsList => {
-            let list = list(OF_SOURCE)?;
+            let list = list(MIGRATING_VMS)?;
             let all = known.migrating_vms(list.within.vm.as_ref().map(|vm| vm.as_str()));
             let all = if list.basic { all.basic() } else { all };
             let within = all.migrating_vms.into_iter().filter(|vm| list.within.has(&vm.name));
             page(method, &list, within, |vm| vm.name.to_string())
         }
+        Method::MigratingVmsPatch => {
+            let (name, body) = read_patch(body).map_err(wrong)?;
+            return Ok(Wanted::Change(name, Change::Patch(Box::new(body))));
+        }
+        Method::MigratingVmsPause => return of_vm("migratingVm", Change::Pause),
+        Method::MigratingVmsResume => return of_vm("migratingVm", Change::Resume),
+        Method::MigratingVmsExtend => return of_vm("migratingVm", Change::Extend),
+        Method::MigratingVmsFinalize => return of_vm("migratingVm", Change::Finalize),
         Method::ReplicationCyclesGet => {
             let name: ReplicationCycleName = read_name(body).map_err(wrong)?;
             let cycles = known.replication_cycles(name.vm.vm.as_str()).replication_cycles;
             one(method, &name, cycles, |cycle| &cycle.name)
         }
         Method::ReplicationCyclesList => {
-            let list = list(OF_VM)?;
+            let list = list(CYCLES)?;
             let within = cycles(known, &list.within).into_iter().filter(|cycle| list.within.has(&cycle.name.vm));
             page(method, &list, within, |cycle| cycle.name.to_string())
         }
@@ -76,29 +163,30 @@ pub(crate) fn read(known: &Known<'_>, method: Method, body: &str) -> Result<Want
         Method::CloneJobsCancel => {
             let name: CloneJobName = read_name(body).map_err(wrong)?;
             find(method, &name, known.clone_job(name.job), |job| &job.name)?;
-            return Ok(Wanted::Cancel(name.job, cancelled("CancelCloneJobResponse")));
+            return Ok(Wanted::Cancel(name.job, done("CancelCloneJobResponse", &json!({}), Vec::new())));
         }
         Method::CloneJobsGet => {
             let name: CloneJobName = read_name(body).map_err(wrong)?;
             one(method, &name, known.clone_job(name.job), |job| &job.name)
         }
         Method::CloneJobsList => {
-            let list = list(JOBS)?;
+            let list = list(CLONE_JOBS)?;
             let all = known.clone_jobs(&Page::latest(usize::MAX)).clone_jobs;
             let within = all.into_iter().filter(|job| list.within.has(&job.name.vm));
             page(method, &list, within, |job| job.name.to_string())
         }
+        Method::CutoverJobsCreate => return CreateCutover::read(body).map(Wanted::Cutover).map_err(wrong),
         Method::CutoverJobsCancel => {
             let name: CutoverJobName = read_name(body).map_err(wrong)?;
             find(method, &name, known.cutover_job(name.job), |job| &job.name)?;
-            return Ok(Wanted::Cancel(name.job, cancelled("CancelCutoverJobResponse")));
+            return Ok(Wanted::Cancel(name.job, done("CancelCutoverJobResponse", &json!({}), Vec::new())));
         }
         Method::CutoverJobsGet => {
             let name: CutoverJobName = read_name(body).map_err(wrong)?;
             one(method, &name, known.cutover_job(name.job), |job| &job.name)
         }
         Method::CutoverJobsList => {
-            let list = list(JOBS)?;
+            let list = list(CUTOVER_JOBS)?;
             let all = known.cutover_jobs(&Page::latest(usize::MAX)).cutover_jobs;
             let within = all.into_iter().filter(|job| list.within.has(&job.name.vm));
             page(method, &list, within, |job| job.name.to_string())
@@ -108,10 +196,18 @@ pub(crate) fn read(known: &Known<'_>, method: Method, body: &str) -> Result<Want
             one(method, &name, known.groups(Some(&name.group)).groups, |group| &group.name)
         }
         Method::GroupsList => {
-            let list = list(OF_LOCATION)?;
+            let list = list(GROUPS)?;
             let within = known.groups(None).groups.into_iter();
             let within = within.filter(|group| list.within.has_location(&group.name.location));
             page(method, &list, within, |group| group.name.to_string())
+        }
+        Method::GroupsAdd => {
+            let (group, vm) = read_member(body).map_err(wrong)?;
+            return Ok(Wanted::Change(vm, Change::Join(group.group)));
+        }
+        Method::GroupsRemove => {
+            let (group, vm) = read_member(body).map_err(wrong)?;
+            return Ok(Wanted::Change(vm, Change::Leave(group.group)));
         }
         Method::OperationsGet => {
             let name: OperationName = read_name(body).map_err(wrong)?;
@@ -169,10 +265,14 @@ fn unwritten(error: &serde_json::Error) -> ApiError {
     fault(ApiErrorKind::Failed, format!("the answer cannot be written: {error}"), "ask for something else")
 }
 
-/// An operation that is over as soon as it is told. It has no name, since nobody need ask for it again.
-fn cancelled(response: &str) -> ApiReply {
-    let response = json!({ "@type": format!("type.googleapis.com/google.cloud.vmmigration.v1.{response}") });
-    ApiReply::Google { body: json!({ "done": true, "response": response }).to_string(), warnings: Vec::new() }
+/// An operation that is over as soon as it is told, with what came of it. It has no name, since nobody need ask for it again.
+pub(crate) fn done(kind: &str, document: &impl Serialize, warnings: Vec<String>) -> ApiReply {
+    let mut response = Map::new();
+    response.insert("@type".into(), format!("type.googleapis.com/google.cloud.vmmigration.v1.{kind}").into());
+    if let Ok(Value::Object(members)) = serde_json::to_value(document) {
+        response.extend(members);
+    }
+    ApiReply::Google { body: json!({ "done": true, "response": response }).to_string(), warnings }
 }
 
 /// The resource of that name.
@@ -219,21 +319,25 @@ fn page<T: Serialize>(
     name: impl Fn(&T) -> String,
 ) -> Result<ApiReply, ApiError> {
     let collection = method.tokens().0;
-    let mut left = all.into_iter().peekable();
+    let told =
+        all.into_iter().map(|one| Ok((name(&one), serde_json::to_value(&one).map_err(|error| unwritten(&error))?)));
+    let told: Vec<(String, Value)> = told.collect::<Result<_, ApiError>>()?;
+    let mut left = told.into_iter();
+    // It may be taken no more since, and stands in the list where it stood.
     if let Some(after) = &list.after
-        && !left.any(|one| name(&one) == *after)
+        && !left.any(|(name, _)| name == *after)
     {
         let message = format!("pageToken: there is no {} any more, with which the page before ended", shown(after));
         return Err(fault(ApiErrorKind::Invalid, message, "begin anew, without a pageToken"));
     }
     let (mut page, mut length, mut last) = (Vec::new(), 0, None);
-    while let Some(one) = left.next_if(|_| page.len() < list.size) {
-        let told = serde_json::to_value(&one).map_err(|error| unwritten(&error))?;
+    let mut left = left.filter(|(_, told)| list.filter.as_ref().is_none_or(|filter| filter.takes(told))).peekable();
+    while let Some((name, told)) = left.next_if(|_| page.len() < list.size) {
         length += told.to_string().len() + 1;
         if length > LIST_LENGTH_MAX && !page.is_empty() {
             return told_page(collection, page, last, list);
         }
-        last = Some(name(&one));
+        last = Some(name);
         page.push(told);
     }
     let last = last.filter(|_| left.peek().is_some());
@@ -259,7 +363,7 @@ mod tests {
         let all = || [("a", 400 << 10), ("b", 400 << 10), ("c", 400 << 10), ("d", 1 << 20), ("e", 7)];
         let all = || all().map(|(name, length)| json!({ "name": name, "text": "x".repeat(length) }));
         let name = |one: &Value| one["name"].as_str().unwrap_or_default().to_owned();
-        let (mut pages, mut list) = (Vec::new(), List::read("", OF_LOCATION).expect("a list"));
+        let (mut pages, mut list) = (Vec::new(), List::read("", GROUPS).expect("a list"));
         loop {
             let ApiReply::Google { body, .. } = page(Method::GroupsList, &list, all(), name).expect("a page") else {
                 panic!("another answer")
@@ -273,5 +377,22 @@ mod tests {
             }
         }
         assert_eq!(pages, ["ab", "c", "d", "e"]);
+    }
+
+    #[test]
+    fn filters_know_the_fields_that_there_are() {
+        let page = include_str!("../../../docs/clone-job.md");
+        for (resource, known) in [
+            ("MigratingVm", OF_MIGRATING_VM),
+            ("ReplicationCycle", OF_CYCLE),
+            ("CloneJob", OF_CLONE_JOB),
+            ("CutoverJob", OF_CUTOVER_JOB),
+            ("Group", OF_GROUP),
+            ("Operation", OF_OPERATION),
+        ] {
+            let row = |line: &'static str| line.strip_prefix(&format!("| `{resource}."))?.split('`').next();
+            let told: std::collections::BTreeSet<&str> = page.lines().filter_map(row).collect();
+            assert_eq!(known.iter().copied().collect::<std::collections::BTreeSet<_>>(), told, "{resource}");
+        }
     }
 }

@@ -10,6 +10,7 @@ use sterna_shared::id::{BridgeName, HostId, HostName, InvalidId, JobId, VmId, Vm
 use sterna_shared::replica::{CloneWish, NetworkWish, SeedWish};
 use sterna_shared::units::ByteCount;
 use sterna_shared::view::google::{MachineType, PROJECT};
+use sterna_shared::vm::Firmware;
 
 use super::body::{BodyFault, Field, Fields, Kind, Node, aside, fault, read, taken};
 
@@ -22,6 +23,8 @@ pub(crate) struct CloneBody {
     pub(crate) host: Option<HostId>,
     /// `machineType`.
     pub(crate) machine: Option<MachineType>,
+    /// `bootOption`.
+    pub(crate) firmware: Option<Firmware>,
     /// `secureBoot`.
     pub(crate) secure_boot: Option<bool>,
     /// `networkInterfaces`; none where there are none.
@@ -59,6 +62,7 @@ const OF_BODY: &[Field] = &[
     aside("steps", Kind::List, TOLD),
 ];
 
+const BOOT: &str = "bootOption";
 const AS_IT_BOOTS: &str = "a clone boots as the VM does";
 const NO_LICENCE: &str = "Sterna sells no licences";
 
@@ -70,6 +74,7 @@ const OF_VM: &[Field] = &[
     taken("labels", Kind::Object),
     taken("hostname", Kind::Text),
     taken("secureBoot", Kind::Flag),
+    taken(BOOT, Kind::Text),
     aside("machineTypeSeries", Kind::Text, "a host has one kind of processors"),
     aside("networkTags", Kind::List, "Sterna has no firewall"),
     aside("serviceAccount", Kind::Text, "a guest has no rights with Sterna"),
@@ -78,7 +83,6 @@ const OF_VM: &[Field] = &[
     aside("appliedLicense", Kind::Object, NO_LICENCE),
     aside("additionalLicenses", Kind::List, NO_LICENCE),
     aside("computeScheduling", Kind::Object, "guests are not preempted"),
-    aside("bootOption", Kind::Text, "a clone has the firmware of the replicated VM"),
     aside("enableVtpm", Kind::Flag, "a specification has no TPM: not built yet"),
     aside("enableIntegrityMonitoring", Kind::Flag, "Sterna does not look into guests"),
     aside("metadata", Kind::Object, "there is no metadata server"),
@@ -143,6 +147,9 @@ impl CloneBody {
         self.host = fields.parsed("zone")?;
         self.machine = fields.parsed("machineType")?;
         self.hostname = fields.parsed("hostname")?;
+        self.firmware = fields
+            .text(BOOT)
+            .map_or(Ok(None), |text| parse_boot(text, is_newer).map_err(|what| fault(&fields.path(BOOT), what)))?;
         self.secure_boot = fields.flag("secureBoot");
         if let Some(Node::List(interfaces)) = fields.get("networkInterfaces") {
             self.network = self.connect(interfaces, &fields.path("networkInterfaces"))?;
@@ -182,6 +189,7 @@ impl CloneBody {
             pool: None,
             vcpus: self.machine.map(|machine| machine.vcpus),
             memory: self.machine.map(|machine| ByteCount::mebibytes(machine.memory_mib)),
+            firmware: self.firmware,
             secure_boot: self.secure_boot,
             network: self.network.clone().unwrap_or_default(),
             full: false,
@@ -191,6 +199,18 @@ impl CloneBody {
             seed: SeedWish::Auto,
             rehearsal: None,
         })
+    }
+}
+
+/// What a `bootOption` says, of which the older form has shorter names; none where it leaves it open.
+fn parse_boot(text: &str, is_newer: bool) -> Result<Option<Firmware>, String> {
+    let prefix = if is_newer { "COMPUTE_ENGINE_BOOT_OPTION_" } else { "" };
+    let unspecified = if is_newer { "COMPUTE_ENGINE_BOOT_OPTION_UNSPECIFIED" } else { "BOOT_OPTION_UNSPECIFIED" };
+    match text.strip_prefix(prefix) {
+        _ if text == unspecified => Ok(None),
+        Some("EFI") => Ok(Some(Firmware::Uefi)),
+        Some("BIOS") => Ok(Some(Firmware::Bios)),
+        _ => Err(format!("there is no such option; give {prefix}EFI or {prefix}BIOS, or leave it out")),
     }
 }
 
@@ -247,6 +267,7 @@ mod tests {
                 "labels": { "for": "tests", "new": "" },
                 "hostname": "shop.example",
                 "secureBoot": true,
+                "bootOption": "COMPUTE_ENGINE_BOOT_OPTION_EFI",
                 "networkInterfaces": [{ "network": "lan" }, { "network": "lan", "subnetwork": null }],
             },
         }));
@@ -259,6 +280,7 @@ mod tests {
                 network: Some(NetworkWish::Bridge("lan".parse().expect("a name"))),
                 labels: [("for", "tests"), ("new", "")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
                 hostname: Some("shop.example".parse().expect("a host name")),
+                firmware: Some(Firmware::Uefi),
                 secure_boot: Some(true),
                 request: Some("0197c0de-0000-7000-8000-000000000101".parse().expect("a UUID")),
                 warnings: vec![],
@@ -276,11 +298,12 @@ mod tests {
     #[test]
     fn what_is_deprecated_is_taken_with_a_warning() {
         let older = serde_json::json!({
-            "name": "trial", "targetProject": "sterna", "zone": "beta", "machineType": "custom-1-512",
+            "name": "trial", "targetProject": "sterna", "zone": "beta", "machineType": "custom-1-512", "bootOption": "BIOS",
         });
         for name in OLDER {
             let body = read(&serde_json::json!({ name: older }));
             assert_eq!(body.name.as_ref().map(VmName::as_str), Some("trial"), "{name}");
+            assert_eq!(body.firmware, Some(Firmware::Bios));
             assert_eq!(body.warnings, [format!("{name} is deprecated; give {NEWER}")]);
         }
         // As a job tells of itself.
@@ -293,7 +316,11 @@ mod tests {
         assert_eq!((all.name.as_ref().map(VmName::as_str), all.host), (Some("newer"), None));
         let named: Vec<&str> =
             all.warnings.iter().filter_map(|text| text.split_once(" is left aside")).map(|of| of.0).collect();
-        assert_eq!(named, ["state", OLDER[0], OLDER[1], "computeEngineTargetDetails.bootOption"]);
+        assert_eq!(named, ["state", OLDER[0], OLDER[1]]);
+        let open = serde_json::json!({ NEWER: { "bootOption": "COMPUTE_ENGINE_BOOT_OPTION_UNSPECIFIED" } });
+        assert_eq!(read(&open).firmware, None);
+        let wrong = r#"{ "computeEngineTargetDetails": { "bootOption": "EFI" } }"#;
+        fails(wrong, "computeEngineTargetDetails.bootOption", "give COMPUTE_ENGINE_BOOT_OPTION_EFI or");
         fails(
             r#"{ "targetDetails": { "vmName": "trial" } }"#,
             "targetDetails.vmName",

@@ -5,18 +5,23 @@ use std::fmt::Display;
 use std::str::FromStr;
 
 use sterna_shared::id::JobId;
-use sterna_shared::view::google::{InvalidName, MigratingVmName, Parent};
+use sterna_shared::view::google::{GroupName, InvalidName, MigratingVmName, Parent};
 
 use super::body::{BodyFault, Field, Fields, Kind, Node, aside, fault, read, taken};
 use super::clone_body::{CloneBody, REQUEST, read_request};
+use super::filter::Filter;
+use super::vm_body::{NAME, VmBody};
 
 /// The longest page of a list, as with Google; who asks for more gets as many.
 const PAGE_MAX: usize = 1000;
 
-const NAME: &str = "name";
 const PARENT: &str = "parent";
 const VIEW: &str = "view";
 const CLONE_JOB: &str = "cloneJob";
+const CUTOVER_JOB: &str = "cutoverJob";
+const MIGRATING_VM: &str = "migratingVm";
+const UPDATE_MASK: &str = "updateMask";
+const GROUP: &str = "group";
 const PAGE_SIZE: &str = "pageSize";
 const PAGE_TOKEN: &str = "pageToken";
 const FILTER: &str = "filter";
@@ -39,6 +44,39 @@ const OF_CREATE: &[Field] = &[
     aside("cloneJobId", Kind::Text, "a clone job is called by its job's id, which requestId says"),
 ];
 
+/// Those of a cutover that is to be made.
+const OF_CUTOVER: &[Field] = &[
+    taken(PARENT, Kind::Text),
+    taken(CUTOVER_JOB, Kind::Object),
+    taken(REQUEST, Kind::Text),
+    aside("cutoverJobId", Kind::Text, "a cutover job is called by its job's id, which requestId says"),
+];
+
+const TOLD: &str = "a job tells it, and nobody asks for it";
+
+/// Those of a cutover job.
+const OF_CUTOVER_JOB: &[Field] = &[
+    aside("name", Kind::Text, TOLD),
+    aside("createTime", Kind::Text, TOLD),
+    aside("endTime", Kind::Text, TOLD),
+    aside("state", Kind::Text, TOLD),
+    aside("stateTime", Kind::Text, TOLD),
+    aside("stateMessage", Kind::Text, TOLD),
+    aside("progressPercent", Kind::Number, TOLD),
+    aside("error", Kind::Object, TOLD),
+    aside("steps", Kind::List, TOLD),
+    aside("computeEngineTargetDetails", Kind::Object, TOLD),
+    aside("computeEngineVmDetails", Kind::Object, TOLD),
+    aside("targetDetails", Kind::Object, TOLD),
+    aside("computeEngineDisksTargetDetails", Kind::Object, TOLD),
+];
+
+const ASKED_TWICE: &str = "what is so already is not changed again, however often that is asked";
+
+/// Those of a replicated VM that is to be changed.
+const OF_PATCH: &[Field] =
+    &[taken(UPDATE_MASK, Kind::Text), taken(MIGRATING_VM, Kind::Object), aside(REQUEST, Kind::Text, ASKED_TWICE)];
+
 /// A page of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct List {
@@ -49,6 +87,8 @@ pub(crate) struct List {
     pub(crate) size: usize,
     /// Those after the resource of that name.
     pub(crate) after: Option<String>,
+    /// Those that it takes; all where it is left out.
+    pub(crate) filter: Option<Filter>,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -62,15 +102,41 @@ pub(crate) struct Create {
     pub(crate) request: Option<JobId>,
 }
 
+/// A cutover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CreateCutover {
+    /// Of what.
+    pub(crate) of: MigratingVmName,
+    /// The job's id.
+    pub(crate) request: Option<JobId>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What is to become of a replication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Its policy and its labels, as the body says.
+    Patch(Box<VmBody>),
+    Pause,
+    Resume,
+    Extend,
+    Finalize,
+    /// It is in this group.
+    Join(String),
+    /// It is in that one no more.
+    Leave(String),
+}
+
 /// A request. Nothing at all is one that has no fields.
 fn open(text: &str) -> Result<Node, BodyFault> {
     if text.trim().is_empty() { Ok(Node::Object(Vec::new())) } else { read(text) }
 }
 
+const NO_NAME: &str = "it is missing; give the name of a resource, as lists tell it";
+
 /// A name that has to be there.
 fn name<N: FromStr<Err: Display>>(fields: &Fields<'_>, field: &str) -> Result<N, BodyFault> {
-    let missing = || fault(field, "it is missing; give the name of a resource, as lists tell it".to_owned());
-    fields.parsed(field)?.ok_or_else(missing)
+    fields.parsed(field)?.ok_or_else(|| fault(field, NO_NAME.to_owned()))
 }
 
 /// Whether the view that a request says is the basic one; without a word it is the full one.
@@ -90,6 +156,43 @@ pub(crate) fn read_name<N: FromStr<Err: Display>>(text: &str) -> Result<N, BodyF
     name(&Fields::of(&root, String::new(), &[&[taken(NAME, Kind::Text)]], &mut Vec::new())?, NAME)
 }
 
+/// Reads a request that has the name of a replicated VM, and nothing else that counts.
+pub(crate) fn read_migration(text: &str, field: &'static str) -> Result<MigratingVmName, BodyFault> {
+    let root = open(text)?;
+    name(&Fields::of(&root, String::new(), &[&[taken(field, Kind::Text)]], &mut Vec::new())?, field)
+}
+
+/// Reads what is to be changed of a replicated VM, and of which.
+pub(crate) fn read_patch(text: &str) -> Result<(MigratingVmName, VmBody), BodyFault> {
+    let root = open(text)?;
+    let mut warnings = Vec::new();
+    let fields = Fields::of(&root, String::new(), &[OF_PATCH], &mut warnings)?;
+    let mask = fields.text(UPDATE_MASK).unwrap_or_default();
+    let mask: Vec<String> =
+        mask.split(',').map(str::trim).filter(|path| !path.is_empty()).map(ToOwned::to_owned).collect();
+    let Some(body) = fields.get(MIGRATING_VM) else {
+        return Err(fault(MIGRATING_VM, "it is missing, and says which VM is to be as it says".to_owned()));
+    };
+    let mut body = VmBody::at(body, MIGRATING_VM.to_owned(), &mask)?;
+    let of = body.name.take().ok_or_else(|| fault(&format!("{MIGRATING_VM}.{NAME}"), NO_NAME.to_owned()))?;
+    body.warnings.splice(0..0, warnings);
+    Ok((of, body))
+}
+
+/// Reads which group a replicated VM is to be in, or not, and which VM that is. A group is at the host that has the replica.
+pub(crate) fn read_member(text: &str) -> Result<(GroupName, MigratingVmName), BodyFault> {
+    let root = open(text)?;
+    let of_member = [taken(GROUP, Kind::Text), taken(MIGRATING_VM, Kind::Text)];
+    let fields = Fields::of(&root, String::new(), &[&of_member], &mut Vec::new())?;
+    let (group, vm): (GroupName, MigratingVmName) = (name(&fields, GROUP)?, name(&fields, MIGRATING_VM)?);
+    if group.location != vm.location {
+        let what =
+            format!("it is at {}, and the replica of that VM at {}; give one location", group.location, vm.location);
+        return Err(fault(GROUP, what));
+    }
+    Ok((group, vm))
+}
+
 /// The same of a replicated VM, and whether the basic view of it is meant.
 pub(crate) fn read_vm(text: &str) -> Result<(MigratingVmName, bool), BodyFault> {
     let root = open(text)?;
@@ -105,6 +208,8 @@ pub(crate) struct Of {
     /// So many a page where nothing is said.
     pub(crate) size: usize,
     pub(crate) has_views: bool,
+    /// The fields that one of them has, by which they can be filtered.
+    pub(crate) fields: &'static [&'static str],
 }
 
 impl List {
@@ -114,10 +219,8 @@ impl List {
         let mut warnings = Vec::new();
         let (own, views) = ([taken(of.field, Kind::Text)], if of.has_views { OF_VIEW } else { &[] });
         let fields = Fields::of(&root, String::new(), &[&own[..], OF_LIST, views], &mut warnings)?;
-        if fields.text(FILTER).is_some() {
-            let what = format!("lists are not filtered: not built yet; leave it out, and give {}", of.field);
-            return Err(fault(FILTER, what));
-        }
+        let filter = fields.text(FILTER).map(|text| Filter::parse(text, of.fields)).transpose();
+        let filter = filter.map_err(|what| fault(FILTER, what))?;
         let within = fields.text(of.field).map(of.parse).transpose();
         let within = within.map_err(|error| fault(of.field, error.to_string()))?.unwrap_or_default();
         let size = fields.number(PAGE_SIZE).and_then(|size| usize::try_from(size).ok()).filter(|size| *size > 0);
@@ -126,6 +229,7 @@ impl List {
             basic: is_basic(&fields)?,
             size: size.unwrap_or(of.size).min(PAGE_MAX),
             after: fields.text(PAGE_TOKEN).map(ToOwned::to_owned),
+            filter,
             warnings,
         })
     }
@@ -152,6 +256,19 @@ impl Create {
     }
 }
 
+impl CreateCutover {
+    /// Reads a request for a cutover.
+    pub(crate) fn read(text: &str) -> Result<Self, BodyFault> {
+        let root = open(text)?;
+        let mut warnings = Vec::new();
+        let fields = Fields::of(&root, String::new(), &[OF_CUTOVER], &mut warnings)?;
+        if let Some(job) = fields.get(CUTOVER_JOB) {
+            Fields::of(job, CUTOVER_JOB.to_owned(), &[OF_CUTOVER_JOB], &mut warnings)?;
+        }
+        Ok(Self { of: name(&fields, PARENT)?, request: read_request(&fields)?, warnings })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
@@ -163,7 +280,7 @@ mod tests {
     const JOB: &str = "0197c0de-0000-7000-8000-000000000101";
 
     fn list(body: &Value) -> Result<List, String> {
-        let of = Of { field: PARENT, parse: Parent::of_vm, size: 25, has_views: true };
+        let of = Of { field: PARENT, parse: Parent::of_vm, size: 25, has_views: true, fields: &["name", "state"] };
         List::read(&body.to_string(), of).map_err(|fault| fault.to_string())
     }
 
@@ -175,7 +292,7 @@ mod tests {
     fn a_list_is_of_what_its_parent_says() {
         let all = list(&json!({})).expect("a list");
         assert_eq!((all.within, all.size, all.basic), (Parent::default(), 25, false));
-        let of = Of { field: NAME, parse: Parent::of_location, size: 7, has_views: false };
+        let of = Of { field: NAME, parse: Parent::of_location, size: 7, has_views: false, fields: &[] };
         assert_eq!(List::read("", of).expect("a list").size, 7, "nothing is no fields");
         let some = json!({
             "parent": "projects/sterna/locations/-/sources/alpha/migratingVms/-", "pageSize": 3, "pageToken": "x",
@@ -195,7 +312,10 @@ mod tests {
         for (body, said) in [
             (json!({ "pageSize": -1 }), "pageSize: give a whole number from 0 on, and not another number"),
             (json!({ "pageSize": "3" }), "pageSize: give a whole number from 0 on, and not a text"),
-            (json!({ "filter": "state=ACTIVE" }), "filter: lists are not filtered"),
+            (
+                json!({ "filter": "stat=ACTIVE" }),
+                "filter: at character 1: there is no field stat; there are name, state",
+            ),
             (json!({ "view": "ALL" }), "view: there is no such view; give MIGRATING_VM_VIEW_FULL"),
             (json!({ "parent": "web" }), "parent: \"web\" is not the name of a replicated VM; give one such as"),
             (json!({ "page": 1 }), "page: there is no such field; there are parent, pageSize"),

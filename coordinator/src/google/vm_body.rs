@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use sterna_shared::bus::JobChange;
 use sterna_shared::job::{Policy, Schedule};
 use sterna_shared::replica::IDLE_MAX_SECONDS;
+use sterna_shared::view::google::MigratingVmName;
 
 use super::body::{BodyFault, Field, Fields, Kind, Node, aside, fault, read, taken};
 
+pub(super) const NAME: &str = "name";
 const POLICY: &str = "policy";
 const LABELS: &str = "labels";
 const IDLE: &str = "idleDuration";
@@ -22,6 +24,7 @@ const NO_SUCH_SOURCE: &str = "a source is a host of Sterna's";
 
 /// Those of a replicated VM.
 const OF_VM: &[Field] = &[
+    taken(NAME, Kind::Text),
     taken(POLICY, Kind::Object),
     taken(LABELS, Kind::Object),
     aside("displayName", Kind::Text, "it is the VM's own name; to find it by another, give labels"),
@@ -36,7 +39,6 @@ const OF_VM: &[Field] = &[
     aside("vmwareSourceVmDetails", Kind::Object, NO_SUCH_SOURCE),
     aside("awsSourceVmDetails", Kind::Object, NO_SUCH_SOURCE),
     aside("azureSourceVmDetails", Kind::Object, NO_SUCH_SOURCE),
-    aside("name", Kind::Text, TOLD),
     aside("sourceVmId", Kind::Text, TOLD),
     aside("createTime", Kind::Text, TOLD),
     aside("updateTime", Kind::Text, TOLD),
@@ -63,6 +65,8 @@ const OF_POLICY: &[Field] = &[
 /// What is changed of a replication.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct VmBody {
+    /// `name`: which it is.
+    pub(crate) name: Option<MigratingVmName>,
     /// `policy.idleDuration`.
     pub(crate) idle_seconds: Option<u32>,
     /// `labels`: all that there are afterwards.
@@ -74,13 +78,18 @@ pub(crate) struct VmBody {
 impl VmBody {
     /// Reads a body, of which the fields count that the mask names; where that is empty, all.
     pub(crate) fn of(text: &str, mask: &[String]) -> Result<Self, BodyFault> {
+        Self::at(&read(text)?, String::new(), mask)
+    }
+
+    /// The same of one that is at that place of a request.
+    pub(super) fn at(root: &Node, path: String, mask: &[String]) -> Result<Self, BodyFault> {
         let (with_idle, with_labels) = named(mask)?;
-        let root = read(text)?;
         let mut body = Self::default();
-        let fields = Fields::of(&root, String::new(), &[OF_VM], &mut body.warnings)?;
+        let fields = Fields::of(root, path, &[OF_VM], &mut body.warnings)?;
+        body.name = fields.parsed(NAME)?;
         let nothing = Node::Object(Vec::new());
         let policy = fields.get(POLICY).unwrap_or(&nothing);
-        let policy = Fields::of(policy, POLICY.to_owned(), &[OF_POLICY], &mut body.warnings)?;
+        let policy = Fields::of(policy, fields.path(POLICY), &[OF_POLICY], &mut body.warnings)?;
         let idle = policy.text(IDLE).map(|text| parse_idle(text).map_err(|what| fault(&policy.path(IDLE), what)));
         let (idle, labels) = (idle.transpose()?, fields.texts(LABELS)?);
         if mask.is_empty() {
@@ -135,11 +144,15 @@ fn named(mask: &[String]) -> Result<(bool, bool), BodyFault> {
 }
 
 fn not_changed(path: &str, name: &str, fields: &[Field]) -> BodyFault {
-    let why = fields.iter().find(|field| field.name == name).and_then(|field| field.aside);
-    let what = why.map_or_else(
-        || format!("a replicated VM has no such field; those that can be changed are {POLICY}.{IDLE} and {LABELS}"),
-        |why| format!("the mask names it, and it is not changed so: {why}"),
-    );
+    let field = fields.iter().find(|field| field.name == name);
+    let what = match field.map(|field| field.aside) {
+        Some(why) => {
+            format!("the mask names it, and it is not changed so: {}", why.unwrap_or("it is what the VM is found by"))
+        }
+        None => {
+            format!("a replicated VM has no such field; those that can be changed are {POLICY}.{IDLE} and {LABELS}")
+        }
+    };
     fault(path, what)
 }
 
@@ -189,7 +202,8 @@ mod tests {
         let mut aside: Vec<&str> =
             body.warnings.iter().filter_map(|text| text.split_once(" is left aside: ")).map(|of| of.0).collect();
         aside.sort_unstable();
-        assert_eq!(aside, ["displayName", "name", "policy.skipOsAdaptation", "targetDefaults"]);
+        assert_eq!(aside, ["displayName", "policy.skipOsAdaptation", "targetDefaults"]);
+        assert_eq!(body.name.map(|name| name.vm.to_string()), Some("web".to_owned()));
         let nothing = read(&json!({ "labels": {}, "policy": {} }), &[]).expect("a body");
         assert_eq!(nothing, VmBody::default(), "what is empty is not there");
     }
@@ -217,6 +231,7 @@ mod tests {
             ("policy.skipOsAdaptation", "--skip-os-adaptation"),
             ("labels.team", "sterna replicate label VM KEY=VALUE"),
             ("createTime", "nobody asks for it"),
+            ("name", "what the VM is found by"),
             ("idleDuration", "those that can be changed are policy.idleDuration and labels"),
             ("policy.idle", "those that can be changed are policy.idleDuration and labels"),
             ("", "there is no"),
@@ -238,6 +253,7 @@ mod tests {
             (json!({ "policy": { "idle": "1s" } }), "policy.idle", "there is no such field"),
             (json!({ "labels": { "a": 7 } }), "labels.a", "give a text, and not a number"),
             (json!({ "idleDuration": "600s" }), "idleDuration", "there is no such field"),
+            (json!({ "name": "web" }), "name", "is not the name of a replicated VM"),
         ] {
             let fault = read(&body, &[]).expect_err(field);
             assert!(fault.starts_with(&format!("{field}: ")) && fault.contains(what), "{fault}");

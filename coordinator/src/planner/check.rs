@@ -498,7 +498,7 @@ pub(super) fn certificates_hold(case: &Case, out: &mut Vec<Refusal>) {
         out.push(refusal(
             RefusalCode::CertificateExpired,
             fault,
-            format!("set the clocks right, or issue a new one: `sterna pki issue host {host}`"),
+            format!("set the clocks right, or issue a new one: `sterna pki issue host {host} --address ADDRESS --dir DIRECTORY --force`"),
         ));
     }
 }
@@ -509,7 +509,7 @@ pub(super) fn authority_is_the_same(case: &Case, out: &mut Vec<Refusal>) {
         out.push(refusal(
             RefusalCode::CertificateAuthority,
             format!("{} and {} trust different authorities", source.inventory.host, target.inventory.host),
-            "issue both certificates by one fleet authority (`sterna pki issue host`)",
+            "issue both certificates by one fleet authority (`sterna pki issue host HOST --address ADDRESS --dir DIRECTORY --force`)",
         ));
     }
 }

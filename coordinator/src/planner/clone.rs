@@ -38,6 +38,7 @@ const CHECKS: &[Check] = &[
     snapshot_is_sound,
     id_and_name_are_free,
     specification_is_sound,
+    it_boots_as_it_is_wanted,
     it_can_have_secure_boot,
     memory_suffices,
     pools_can_hold_it,
@@ -116,6 +117,7 @@ pub fn replica_cannot_run(fleet: &Fleet, member: &Member, replica: &Replica, sna
         pool: None,
         vcpus: None,
         memory: None,
+        firmware: None,
         secure_boot: None,
         network: NetworkWish::Same,
         full: false,
@@ -389,6 +391,21 @@ fn specification_is_sound(making: &Making, out: &mut Vec<Refusal>) {
     // What speaks against secure boot has a code of its own.
     for fault in (VmSpec { secure_boot: false, ..making.spec() }).faults() {
         out.push(refusal(RefusalCode::InvalidValue, fault, "give other values with --vcpus, --memory and --seed"));
+    }
+}
+
+fn it_boots_as_it_is_wanted(making: &Making, out: &mut Vec<Refusal>) {
+    let (of, wanted) = (&making.replica.vm, making.wish.firmware);
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != of.firmware) {
+        let name = &making.wish.name;
+        out.push(refusal(
+            RefusalCode::BootOptionImpossible,
+            format!(
+                "clone {name} is to boot by {wanted}, and what is on the disks of VM {} boots by {}",
+                of.name, of.firmware
+            ),
+            "leave bootOption out, or give that of the VM",
+        ));
     }
 }
 

@@ -135,6 +135,7 @@ pub(crate) fn clone_request() -> MoveRequest {
         pool: None,
         vcpus: None,
         memory: None,
+        firmware: None,
         secure_boot: None,
         network: NetworkWish::Isolated,
         full: false,

@@ -141,7 +141,7 @@ pub(crate) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
     request.bandwidth = Some(Bandwidth(1 << 20));
     let migrate = |dry_run| ApiRequest::Migrate { request: request.clone(), dry_run, job, policy: Box::default() };
     let mut all: Vec<(ApiRequest, &'static [&'static str])> = vec![
-        (ApiRequest::HostList, &["hosts"]),
+        (ApiRequest::HostList, &["hosts", "part"]),
         (ApiRequest::HostShow { host: host("alpha") }, &["hosts"]),
         (
             ApiRequest::HostSet {
@@ -152,7 +152,7 @@ pub(crate) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
             &["hosts"],
         ),
         (ApiRequest::VmDefine { host: host("alpha"), spec: Box::new(example::vm("web")) }, &["done"]),
-        (ApiRequest::VmList, &["vms"]),
+        (ApiRequest::VmList, &["vms", "part"]),
         (ApiRequest::VmShow { vm: vm() }, &["vms"]),
         (ApiRequest::VmStart { vm: vm() }, &["done"]),
         (ApiRequest::VmStop { vm: vm(), force: false, timeout_seconds: 60 }, &["done"]),
@@ -164,16 +164,17 @@ pub(crate) fn requests() -> Vec<(ApiRequest, &'static [&'static str])> {
         (migrate(true), &["plan", "job_started"]),
         (migrate(false), &["plan", "job_started"]),
         (ApiRequest::Check { request: request.clone() }, &["checked"]),
-        (ApiRequest::PlanList, &["planned"]),
+        (ApiRequest::PlanList, &["planned", "part"]),
         (ApiRequest::PlanDrop { planned: a_planned_vm().id }, &["done"]),
-        (ApiRequest::ReplicaList, &["replicas"]),
+        (ApiRequest::ReplicaList, &["replicas", "part"]),
         (ApiRequest::ReplicaDrop { vm: vm(), host: host("beta") }, &["done"]),
         (ApiRequest::ReplicaExtend { vm: vm(), by_seconds: Some(86_400) }, &["job"]),
         (ApiRequest::ReplicaFinalize { vm: vm() }, &["job"]),
         (replicate(), &["plan", "job_started"]),
         (clone(), &["plan", "job_started"]),
-        (ApiRequest::JobList, &["jobs"]),
-        (ApiRequest::JobGroup { group: "night".into() }, &["jobs"]),
+        (ApiRequest::JobList, &["jobs", "part"]),
+        (ApiRequest::Rest { of: Box::new(ApiRequest::JobList), skip: 400 }, &["jobs", "part"]),
+        (ApiRequest::JobGroup { group: "night".into() }, &["jobs", "part"]),
         (
             ApiRequest::JobHistory { job: Some(job), vm: Some(vm()), since: Some(example::now()), before: Some(7) },
             &["history"],
@@ -294,6 +295,7 @@ pub(super) fn replies() -> Vec<ApiReply> {
         ApiReply::JobStarted { status: status() },
         ApiReply::StateRequested { code: ReturnCode::Started, reason: None, status: status() },
         ApiReply::Jobs { jobs: statuses(), progress: vec![progress()] },
+        ApiReply::Part { list: Box::new(ApiReply::Jobs { jobs: statuses(), progress: vec![] }) },
         ApiReply::Job {
             status: status(),
             progress: Some(progress()),

@@ -150,7 +150,9 @@ impl State {
                 warn(
                     RefusalCode::CertificateExpiring,
                     format!("the certificate of {host} expires at {until}"),
-                    format!("issue a new one: `sterna pki issue host {host}`"),
+                    format!(
+                        "issue a new one: `sterna pki issue host {host} --address ADDRESS --dir DIRECTORY --force`"
+                    ),
                 );
             }
         }

@@ -26,7 +26,9 @@ pub(super) async fn keep(
             Step::Look => match store.read_lease().await {
                 Ok(held) => lease.observed(now(), held),
                 Err(error) => {
-                    tracing::debug!(%error, "the lease cannot be read");
+                    // A broker that is back without its store has no lease to be read, and nobody else makes one.
+                    let made = store.make().await;
+                    tracing::warn!(%error, remade = made.is_ok(), "the lease cannot be read");
                     lease.unseen(now());
                 }
             },

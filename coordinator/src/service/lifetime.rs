@@ -21,6 +21,7 @@ use sterna_shared::job::{
     EXTENSION_DEFAULT_SECONDS, EXTENSION_MAX_SECONDS, EXTENSIONS_MAX, EventBody, Expiration, JobState, JobStatus,
     Policy, Refusal, RefusalCode,
 };
+use sterna_shared::replica::{ReplicaState, ReplicaView};
 use sterna_shared::view::google::Rates;
 
 use super::request::{Outcome, forwarded, no_job, not_found};
@@ -302,6 +303,27 @@ impl State {
         let mut messages: Vec<Message> = Vec::new();
         self.say(job, EventBody::Completed { blackout_us: 0 }, now, out, &mut messages);
         out.push(Action::Publish { messages, answer: None });
+    }
+}
+
+/// Why a replication does not go on because somebody says so: it has expired, or its VM is at the host that it is copied to.
+pub(super) fn not_resumed(view: &ReplicaView) -> Option<ApiError> {
+    let (vm, host) = (&view.name, &view.host);
+    let message = format!("the replication of {vm} does not go on");
+    match view.state {
+        ReplicaState::Expired => {
+            let why = Refusal {
+                code: RefusalCode::ReplicationExpired,
+                message: format!("the replication of VM {vm} has expired"),
+                remedy: format!("push its expiry back: `sterna replicate extend {vm}`"),
+            };
+            Some(refused(message, vec![why]))
+        }
+        ReplicaState::Cutover => {
+            let message = format!("{message}: the VM is cut over to {host}");
+            Some(fault(ApiErrorKind::Refused, message, format!("revert it first: sterna cutover revert {vm}")))
+        }
+        _ => None,
     }
 }
 

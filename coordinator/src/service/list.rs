@@ -146,7 +146,10 @@ impl State {
     /// Makes room for one more.
     fn forget_the_oldest(&mut self, out: &mut Vec<Action>) {
         if self.jobs.len() >= JOBS_MAX {
-            let oldest = self.jobs.iter().find(|(_, job)| job.status.state.is_final()).map(|(id, _)| *id);
+            // One that failed goes before its recoveries, whichever ids they have: without them it would be run again.
+            let recovers = |status: &JobStatus| self.first_try(status).job != status.job;
+            let mut over = self.jobs.iter().filter(|(_, job)| job.status.state.is_final());
+            let oldest = over.find(|(_, job)| !recovers(&job.status)).map(|(id, _)| *id);
             if let Some(oldest) = oldest {
                 self.jobs.remove(&oldest);
                 // What is kept of it may be older than its end.

@@ -76,6 +76,25 @@ impl State {
         Ok(Outcome::Publish { messages, reply })
     }
 
+    /// The same for somebody who wants it done and no answer of CIM's.
+    pub(super) fn ask_for_state(
+        &mut self,
+        status: &JobStatus,
+        wanted: RequestedState,
+        token: Token,
+        now: Now,
+        out: &mut Vec<Action>,
+    ) -> Result<Vec<Message>, ApiError> {
+        match status.requested(wanted).goal {
+            None => {
+                let hint = format!("see `sterna job show {}`", status.job);
+                Err(fault(ApiErrorKind::Refused, refusal(status, wanted), hint))
+            }
+            Some(goal) if goal == status.state => Ok(Vec::new()),
+            Some(_) => Ok(self.change_state(status.job, wanted, token, now, out)),
+        }
+    }
+
     /// `KillJob`: as a kill is asked for, and with a word on whether the job is listed afterwards.
     pub(super) fn kill(
         &mut self,

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use sterna_shared::bus::{ApiErrorKind, ApiReply, Command, Envelope, HostView, Subject};
+use sterna_shared::bus::{
+    ApiErrorKind, ApiReply, BODY_LENGTH_MAX, Command, Envelope, EnvelopeError, HostView, Subject,
+};
 use sterna_shared::id::{Epoch, Generation, HostId, JobId, VmId};
 use sterna_shared::job::{JobRecord, JobStatus, Reporter};
 use tokio::sync::{mpsc, watch};
@@ -92,12 +94,12 @@ impl Performer {
                 published
             }
             Work::StoreJob(status) => {
-                let body = self.seal("job", &status)?;
+                let Some(body) = self.fitting("job", &status.job.to_string(), &status)? else { return Ok(()) };
                 self.writer.write(Bucket::Jobs, &status.job.to_string(), body).await
             }
             Work::Archive(record) => {
                 let Some(archive) = self.store.archive() else { return Ok(()) };
-                let body = self.seal("job_record", &record)?;
+                let Some(body) = self.fitting("job_record", &record.job.to_string(), &record)? else { return Ok(()) };
                 if let Err(error) = archive.keep(record.job, body).await {
                     // Nothing depends on it; whoever leads next tries again while the job is among the latest.
                     tracing::warn!(job = %record.job, error = &error as &dyn std::error::Error, "no record of the job is kept");
@@ -118,10 +120,19 @@ impl Performer {
                 self.store.remove(Bucket::Feed, &format!("vm.{vm}")).await
             }
             Work::StoreHost(view) => {
-                let body = self.seal("host", &view)?;
-                self.store.put(Bucket::Hosts, view.inventory.host.as_str(), body).await
+                let host = view.inventory.host.as_str();
+                let Some(body) = self.fitting("host", host, &view)? else { return Ok(()) };
+                self.store.put(Bucket::Hosts, host, body).await
             }
             Work::EnsureConsumer(host) => self.store.ensure_consumer(&host).await,
+            Work::Feed(document) if document.body.len() > BODY_LENGTH_MAX => {
+                tracing::error!(
+                    key = document.key,
+                    length = document.body.len(),
+                    "a document is too long for the feed"
+                );
+                Ok(())
+            }
             Work::Feed(document) => {
                 self.bus.publish(&document).await?;
                 self.store.put(Bucket::Feed, &document.key, document.body).await
@@ -147,7 +158,14 @@ impl Performer {
                         Reporter::Coordinator => (Subject::CoordinatorEvent(event.job), "coordinator"),
                         Reporter::Host(host) => (Subject::Event(host.clone(), event.job), host.as_str()),
                     };
-                    (subject, format!("{}-{reporter}-{}", event.job, event.sequence), self.seal("event", event)?)
+                    let id = format!("{}-{reporter}-{}", event.job, event.sequence);
+                    // What an agent has told is in its journal, also where an envelope of ours is a little longer than its own.
+                    let body = match event.reporter {
+                        Reporter::Coordinator => Some(self.seal("event", event)?),
+                        Reporter::Host(_) => self.fitting("event", &id, event)?,
+                    };
+                    let Some(body) = body else { continue };
+                    (subject, id, body)
                 }
                 Message::Command { host, command, kind } => {
                     let job = Command::job(command);
@@ -164,6 +182,18 @@ impl Performer {
             }
         }
         Ok(())
+    }
+
+    /// The same of what others have made as long as it is, and can be left out: none where it is too long, with a word about it.
+    /// Nothing that leads on a fleet may stand or fall by one value of it.
+    fn fitting<T: Serialize>(&self, kind: &'static str, key: &str, message: &T) -> Result<Option<Vec<u8>>, BusError> {
+        match Envelope::seal(kind, self.name.as_str(), self.epoch, message) {
+            Err(error @ EnvelopeError::TooLong { .. }) => {
+                tracing::error!(kind, key, %error, "a value is too long to be kept, and is left out");
+                Ok(None)
+            }
+            sealed => sealed.map(Some).map_err(server("carry a message")),
+        }
     }
 
     fn seal<T: Serialize>(&self, kind: &'static str, message: &T) -> Result<Vec<u8>, BusError> {

@@ -150,6 +150,16 @@ impl State {
                     now: now.at,
                 },
             },
+            ApiRequest::Rest { of, skip } => match self.answer(*of, now)? {
+                Outcome::Reply(mut list) if list.listed().is_some() => {
+                    list.keep(usize::try_from(skip).unwrap_or(usize::MAX)..usize::MAX);
+                    list
+                }
+                _ => {
+                    let message = "the rest of what is no list is asked for";
+                    return Err(fault(ApiErrorKind::Invalid, message, "ask for the rest of a list that came in part"));
+                }
+            },
             request => return self.forward(request),
         };
         Ok(Outcome::Reply(reply))

@@ -3,11 +3,12 @@
 //! A host is declared fenced by an operator (`sterna vm resolve`) or by the configured command; both ways lead through
 //! [`State::resolvable`], and then to the agent that has ceded the VM, which alone takes it back.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sterna_shared::bus::{AgentReply, AgentRequest, ApiError, ApiErrorKind};
 use sterna_shared::host::VmReport;
-use sterna_shared::id::{HostId, JobId, VmId};
+use sterna_shared::id::{Generation, HostId, JobId, VmId};
 use sterna_shared::job::EventBody;
 
 use super::request::{AGENT_WAIT_MAX, AGENT_WORK_WAIT_MAX, reachable};
@@ -65,12 +66,22 @@ impl State {
     /// counts, and only of one that owns the VM in a later generation: such a one is run by nobody else, by the table.
     pub(super) fn supersede(&self, host: &HostId, out: &mut Vec<Action>) {
         let Some(back) = self.fleet.host(host) else { return };
-        for report in back.inventory.vms.iter().filter(|report| report.owned) {
-            let Some((owner, newest)) = self.fleet.vm(report.id()) else { continue };
-            if owner.inventory.host == *host || !owner.online || newest.generation <= report.generation {
-                continue;
+        let owned = |member: &'_ Member| -> Vec<(VmId, Generation)> {
+            let owned = member.inventory.vms.iter().filter(|report| report.owned);
+            owned.map(|report| (report.id(), report.generation)).collect()
+        };
+        let ours: BTreeMap<VmId, Generation> = owned(back).into_iter().collect();
+        // One pass over the fleet: this is done with each heartbeat of each host.
+        let mut newest: BTreeMap<VmId, (Generation, &Member)> = BTreeMap::new();
+        for member in self.fleet.hosts().filter(|member| member.inventory.host != *host) {
+            for (vm, generation) in owned(member) {
+                let known = newest.get(&vm).map_or(Generation::default(), |(known, _)| *known);
+                if ours.get(&vm).is_some_and(|ours| generation > *ours) && generation > known {
+                    newest.insert(vm, (generation, member));
+                }
             }
-            let (vm, generation) = (report.id(), newest.generation);
+        }
+        for (vm, (generation, owner)) in newest.into_iter().filter(|(_, (_, owner))| owner.online) {
             tracing::warn!(%host, %vm, %generation, owner = %owner.inventory.host, "the host takes the VM for its own; it is told");
             let request = Box::new(AgentRequest::VmSuperseded { vm, generation });
             out.push(Action::Forward { call: CALL_NONE, host: host.clone(), request, wait: AGENT_WORK_WAIT_MAX });

@@ -83,6 +83,10 @@ impl State {
         if self.has_no_more_cycles(status, now) {
             return None;
         }
+        // How often it was tried cannot be told any more.
+        if self.first_try(status).parent.is_some_and(|parent| !self.jobs.contains_key(&parent)) {
+            return None;
+        }
         let parent = status.job;
         let policy = Policy { schedule: None, ..status.policy.clone() };
         match &status.policy.recovery {

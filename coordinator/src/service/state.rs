@@ -436,6 +436,10 @@ impl State {
     fn replayed(&mut self, now: Now, out: &mut Vec<Action>) {
         self.replaying = false;
         let ended = self.list_kept(out);
+        // Nobody has told of their ends, so far as is known; rather twice than never.
+        for job in &ended {
+            self.notify(*job, now.at, out);
+        }
         let (over, live): (Vec<_>, Vec<_>) = self.jobs.iter().partition(|(_, job)| job.status.state.is_final());
         let over = over.iter().rev().take(REWRITTEN_MAX).map(|(id, _)| **id).chain(ended);
         let rewritten: BTreeSet<JobId> = live.iter().map(|(id, _)| **id).chain(over).collect();

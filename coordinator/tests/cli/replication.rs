@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use sterna_shared::job::{Expiration, Policy, ReturnCode, Schedule};
+use sterna_shared::job::{Expiration, Policy, Schedule};
 use sterna_shared::replica::{Consistency, CutoverStanding, Replica, ReplicaView, Snapshot};
 use sterna_shared::units::ByteCount;
 
@@ -71,6 +71,11 @@ fn of_db() -> JobStatus {
     status
 }
 
+/// A request of Google's about a VM's replication.
+fn of_vm(vm: &str) -> String {
+    format!(r#"{{"migratingVm":"projects/sterna/locations/beta/sources/alpha/migratingVms/{vm}"}}"#)
+}
+
 /// A coordinator with one replication, and a list of what was asked of it that changes something.
 fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex<Vec<String>>>) {
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -89,14 +94,13 @@ fn coordinator() -> (impl Fn(ApiRequest) -> ApiReply + Send + 'static, Arc<Mutex
                 note(format!("edit {job}: {changes:?}"));
                 ApiReply::Done
             }
-            ApiRequest::JobState { job, requested, .. } if job.to_string() == DB => {
-                note(format!("state {requested} of {job}"));
-                let (code, reason) = (ReturnCode::InvalidTransition, Some("db is held".to_owned()));
-                ApiReply::StateRequested { code, reason, status: Box::new(of_db()) }
-            }
-            ApiRequest::JobState { job, requested, .. } => {
-                note(format!("state {requested} of {job}"));
-                ApiReply::StateRequested { code: ReturnCode::Completed, reason: None, status: Box::new(replication()) }
+            ApiRequest::Google { method, body, .. } => {
+                note(format!("{method} {body}"));
+                if body == of_vm("db") {
+                    let (kind, message) = (ApiErrorKind::Refused, "db is held".to_owned());
+                    return ApiReply::Error { error: ApiError { kind, message, hints: vec![], refusals: vec![] } };
+                }
+                ApiReply::Google { body: r#"{"done":true}"#.to_owned(), warnings: vec![] }
             }
             ApiRequest::JobCancel { job } => {
                 note(format!("cancel {job}"));
@@ -173,45 +177,9 @@ fn replicas_are_listed_and_shown_for_people_and_for_programs() {
 #[test]
 fn a_pause_stops_the_cycle_too_and_is_ended_by_a_resume() {
     let (_, asked) = ran(&["replicate", "pause", "web"], 0);
-    assert_eq!(asked, [format!("state 3 of {JOB}"), format!("cancel {CYCLE}")]);
+    assert_eq!(asked, [format!("migratingVms.pauseMigration {}", of_vm("web"))], "which cancels the cycle as well");
     let (_, asked) = ran(&["replicate", "resume", "web"], 0);
-    assert_eq!(asked, [format!("state 2 of {JOB}")]);
-}
-
-#[test]
-fn the_replication_of_a_vm_that_is_cut_over_goes_on_once_that_is_reverted() {
-    let (others, _) = coordinator();
-    let answer = move |request| match request {
-        ApiRequest::ReplicaList => {
-            ApiReply::Replicas { replicas: vec![view(Some(&replication()), Some(CutoverStanding::Over))] }
-        }
-        other => others(other),
-    };
-    with_coordinator(answer, |url| {
-        let ended = sterna(&["--server", url, "replicate", "resume", "web"]);
-        let told = text(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(3), "{told}");
-        assert!(told.contains("is cut over to beta") && told.contains("sterna cutover revert web"), "{told}");
-    });
-}
-
-#[test]
-fn a_pause_needs_no_cycle_that_could_be_stopped_where_it_has_ended_meanwhile() {
-    for (ended, code) in [(over(), 0), (replicating(CYCLE), 3)] {
-        let (others, _) = coordinator();
-        let answer = move |request| match request {
-            ApiRequest::JobCancel { .. } => {
-                let (kind, message) = (ApiErrorKind::Refused, format!("job {CYCLE} cannot be cancelled"));
-                ApiReply::Error { error: ApiError { kind, message, hints: vec![], refusals: vec![] } }
-            }
-            ApiRequest::JobShow { job } if job.to_string() == CYCLE => shown(&ended),
-            other => others(other),
-        };
-        with_coordinator(answer, |url| {
-            let paused = sterna(&["--server", url, "replicate", "pause", "web"]);
-            assert_eq!(paused.status.code(), Some(code), "{}", text(&paused.stderr));
-        });
-    }
+    assert_eq!(asked, [format!("migratingVms.resumeMigration {}", of_vm("web"))]);
 }
 
 #[test]
@@ -220,9 +188,9 @@ fn what_is_done_to_a_group_goes_on_where_one_is_refused() {
     let lines: Vec<&str> = printed.lines().collect();
     let paused = "web: replication is paused; go on with sterna replicate resume web";
     assert_eq!(lines, ["db: not done: db is held", paused]);
-    assert_eq!(asked, [format!("state 3 of {DB}"), format!("state 3 of {JOB}"), format!("cancel {CYCLE}")]);
+    assert_eq!(asked, ["db", "web"].map(|vm| format!("migratingVms.pauseMigration {}", of_vm(vm))));
     let (printed, asked) = ran(&["--output", "json", "group", "resume", "shop"], 3);
-    assert_eq!(asked, [format!("state 2 of {DB}"), format!("state 2 of {JOB}")]);
+    assert_eq!(asked, ["db", "web"].map(|vm| format!("migratingVms.resumeMigration {}", of_vm(vm))));
     let told: serde_json::Value = serde_json::from_str(&printed).expect("JSON");
     let done: Vec<_> = told.as_array().expect("a list").iter().map(|of| (&of["vm"], &of["done"])).collect();
     assert_eq!(done, [(&"db".into(), &false.into()), (&"web".into(), &true.into())]);

@@ -154,6 +154,13 @@ pub enum ApiRequest {
     },
     /// All jobs, newest first.
     JobList,
+    /// What of a list had no room in [a part](ApiReply::Part) of it.
+    Rest {
+        /// The request for the list.
+        of: Box<ApiRequest>,
+        /// So many of it are known.
+        skip: u32,
+    },
     /// One job.
     JobShow {
         /// Which.
@@ -234,7 +241,7 @@ pub enum ApiRequest {
 impl ApiRequest {
     /// The resource and the verb its subject names.
     #[must_use]
-    pub const fn subject_tokens(&self) -> (&'static str, &'static str) {
+    pub fn subject_tokens(&self) -> (&'static str, &'static str) {
         match self {
             Self::HostList => ("host", "list"),
             Self::HostShow { .. } => ("host", "show"),
@@ -257,6 +264,7 @@ impl ApiRequest {
             Self::ReplicaDrop { .. } => ("replica", "drop"),
             Self::ReplicaExtend { .. } => ("replica", "extend"),
             Self::ReplicaFinalize { .. } => ("replica", "finalize"),
+            Self::Rest { of, .. } => of.subject_tokens(),
             Self::JobList => ("job", "list"),
             Self::JobShow { .. } => ("job", "show"),
             Self::JobGroup { .. } => ("job", "group"),
@@ -387,6 +395,11 @@ pub enum ApiReply {
         #[serde(default)]
         progress: Vec<Progress>,
     },
+    /// The beginning of a list that is too long for one message; [`ApiRequest::Rest`] has more of it.
+    Part {
+        /// So much of it as there was room for.
+        list: Box<ApiReply>,
+    },
     /// One job.
     Job {
         /// Its status.
@@ -421,6 +434,66 @@ pub enum ApiReply {
         /// Why.
         error: ApiError,
     },
+}
+
+impl ApiReply {
+    /// How many a list has; none where it is no list.
+    #[must_use]
+    pub fn listed(&self) -> Option<usize> {
+        Some(match self {
+            Self::Hosts { hosts } => hosts.len(),
+            Self::Vms { vms } => vms.len(),
+            Self::Planned { planned } => planned.len(),
+            Self::Replicas { replicas } => replicas.len(),
+            Self::Jobs { jobs, .. } => jobs.len(),
+            _ => return None,
+        })
+    }
+
+    /// Leaves all of a list out but these of it.
+    pub fn keep(&mut self, range: std::ops::Range<usize>) {
+        fn keep<T>(list: &mut Vec<T>, range: std::ops::Range<usize>) {
+            list.truncate(range.end);
+            list.drain(..range.start.min(list.len()));
+        }
+        match self {
+            Self::Hosts { hosts } => keep(hosts, range),
+            Self::Vms { vms } => keep(vms, range),
+            Self::Planned { planned } => keep(planned, range),
+            Self::Replicas { replicas } => keep(replicas, range),
+            Self::Jobs { jobs, progress } => {
+                keep(jobs, range);
+                progress.retain(|progress| jobs.iter().any(|status| status.job == progress.job));
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds to a list what comes after it, which begins with its last. Whether it does: a list may have changed meanwhile.
+    pub fn go_on(&mut self, rest: Self) -> bool {
+        fn go_on<T, K: PartialEq>(list: &mut Vec<T>, rest: Vec<T>, key: impl Fn(&T) -> K) -> bool {
+            let follows = list.last().map(&key) == rest.first().map(&key);
+            list.extend(rest.into_iter().skip(1).filter(|_| follows));
+            follows
+        }
+        match (self, rest) {
+            (Self::Hosts { hosts }, Self::Hosts { hosts: rest }) => {
+                go_on(hosts, rest, |view| view.inventory.host.clone())
+            }
+            (Self::Vms { vms }, Self::Vms { vms: rest }) => go_on(vms, rest, |view| view.report.id()),
+            (Self::Planned { planned }, Self::Planned { planned: rest }) => {
+                go_on(planned, rest, |view| view.planned.id)
+            }
+            (Self::Replicas { replicas }, Self::Replicas { replicas: rest }) => {
+                go_on(replicas, rest, |view| (view.vm, view.host.clone()))
+            }
+            (Self::Jobs { jobs, progress }, Self::Jobs { jobs: rest, progress: more }) => {
+                progress.extend(more);
+                go_on(jobs, rest, |status| status.job)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// Why a request was not carried out.

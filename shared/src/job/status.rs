@@ -15,6 +15,8 @@ use crate::time::Timestamp;
 
 /// The most notices a status keeps; the oldest go first.
 pub const NOTICES_MAX: usize = 64;
+/// The most characters of a notice that a status keeps.
+const NOTICE_LENGTH_MAX: usize = 2048;
 
 /// A job, as the events so far tell it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -438,7 +440,8 @@ impl JobStatus {
         if self.notices.len() == NOTICES_MAX {
             self.notices.remove(0);
         }
-        self.notices.push(Notice { at: event.at, host: host_of(event), text: text.to_owned() });
+        let text = text.chars().take(NOTICE_LENGTH_MAX).collect();
+        self.notices.push(Notice { at: event.at, host: host_of(event), text });
     }
 }
 

@@ -43,12 +43,13 @@ const METHODS: [(&str, &[&str]); 6] = [
     ("operations", &["get", "list", "delete", "cancel"]),
 ];
 /// Where the tests are that the page names.
-const TESTS: [&str; 10] = [
+const TESTS: [&str; 11] = [
     "tests/google",
     "src/view/google",
     "../coordinator/src/cli",
     "../coordinator/src/cli/replicate",
     "../coordinator/src/google",
+    "../coordinator/src/planner/tests",
     "../coordinator/src/service",
     "../coordinator/src/service/tests",
     "../coordinator/tests",

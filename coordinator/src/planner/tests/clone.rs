@@ -148,6 +148,18 @@ fn a_clone_has_secure_boot_as_the_vm_has_where_nothing_else_is_asked() {
 }
 
 #[test]
+fn a_clone_boots_as_the_vm_does_or_is_not_made() {
+    let mut world = sound();
+    wish(&mut world).firmware = Some(Firmware::Bios);
+    assert!(world.plan().is_ok(), "so it does");
+    wish(&mut world).firmware = Some(Firmware::Uefi);
+    assert_eq!(world.codes(), [RefusalCode::BootOptionImpossible].into());
+    let vm = &mut world.target.replicas[0].vm;
+    (vm.firmware, vm.kernel) = (Firmware::Uefi, None);
+    assert!(world.plan().is_ok());
+}
+
+#[test]
 fn secure_boot_is_refused_for_each_thing_that_the_vm_lacks() {
     let mut world = sound();
     wish(&mut world).secure_boot = Some(true);

@@ -1,7 +1,9 @@
-//! Google's methods, asked of a coordinator: what is told, a clone that is made, a job that is cancelled.
+//! Google's methods, asked of a coordinator: what is told, a clone or a cutover that is made, a job that is cancelled, and what is to
+//! become of a replication.
 
 use serde_json::{Value, json};
 use sterna_shared::bus::{ApiError, ApiErrorKind};
+use sterna_shared::job::{JobKind, RefusalCode};
 use sterna_shared::view::google::Method;
 
 use super::replication::error;
@@ -207,4 +209,167 @@ fn a_clone_job_is_cancelled_by_its_name() {
     world.end(job, EventBody::Terminated);
     assert_eq!(world.told(Method::CloneJobsGet, &name)["state"], "CANCELLED");
     assert_eq!(world.refused(Method::CloneJobsCancel, &name).kind, ApiErrorKind::Refused, "it is over");
+}
+
+#[test]
+fn a_cutover_is_made_once_of_what_its_request_says() {
+    let mut world = World::replicated();
+    let job = example::job(1);
+    let body = json!({ "parent": VM, "requestId": job.to_string(), "cutoverJob": { "state": "ACTIVE" } });
+    let Written { body: operation, warnings, .. } = write_json(world.google(Method::CutoverJobsCreate, &body));
+    let operation: Value = serde_json::from_slice(&operation).expect("JSON");
+    assert!(warnings[0].starts_with("cutoverJob.state is left aside: "), "{warnings:?}");
+    let name = format!("{VM}/cutoverJobs/{job}");
+    assert_eq!(operation["name"], format!("{LOCATION}/operations/{job}"));
+    assert_eq!((&operation["metadata"]["target"], &operation["metadata"]["verb"]), (&json!(name), &json!("create")));
+    assert_eq!(world.told(Method::CutoverJobsGet, &json!({ "name": name }))["name"], name);
+    let begun = world.begun.len();
+    assert_eq!(world.told(Method::CutoverJobsCreate, &body)["name"], operation["name"]);
+    assert_eq!(world.begun.len(), begun, "it is one job, however often it is asked for");
+    let plan = &world.state.jobs[&job].status.plan;
+    assert_eq!((plan.kind, plan.target.id.as_str()), (JobKind::Cutover, "beta"));
+    let of_another = json!({ "parent": VM.replace("vm0", "vm9") });
+    assert_eq!(world.refused(Method::CutoverJobsCreate, &of_another).kind, ApiErrorKind::NotFound);
+    let taken = json!({ "parent": VM, "requestId": world.begun[0].to_string() });
+    let fault = world.refused(Method::CutoverJobsCreate, &taken);
+    assert!(fault.kind == ApiErrorKind::Refused && fault.message.starts_with("requestId: job "), "{}", fault.message);
+}
+
+#[test]
+fn a_replication_is_changed_by_its_name() {
+    let mut world = World::replicated();
+    let patch = |mask: &str| {
+        json!({ "updateMask": mask, "migratingVm": {
+            "name": VM, "policy": { "idleDuration": "900s" }, "labels": { "team": "shop" },
+        } })
+    };
+    let answer = world.told(Method::MigratingVmsPatch, &patch("policy.idleDuration"));
+    let vm = &answer["response"];
+    assert_eq!((&answer["done"], &vm["name"]), (&json!(true), &json!(VM)));
+    assert_eq!((&vm["policy"]["idleDuration"], vm["labels"].is_null()), (&json!("900s"), true), "as the mask says");
+    assert!(vm["@type"].as_str().is_some_and(|of| of.ends_with(".MigratingVm")), "{vm}");
+    let vm = &world.told(Method::MigratingVmsPatch, &patch(" labels , policy"))["response"];
+    assert_eq!(vm["labels"], json!({ "team": "shop" }));
+    let name = json!({ "migratingVm": VM });
+    let member = json!({ "group": format!("{LOCATION}/groups/night"), "migratingVm": VM });
+    world.told(Method::GroupsAdd, &member);
+    let group = world.told(Method::MigratingVmsGet, &json!({ "name": VM }))["group"].clone();
+    assert_eq!(group, member["group"]);
+    world.told(Method::GroupsRemove, &member);
+    assert_eq!(world.told(Method::MigratingVmsGet, &json!({ "name": VM }))["group"], json!(null));
+    let refused = world.refused(Method::MigratingVmsExtend, &name);
+    assert_eq!((refused.kind, refused.refusals.len()), (ApiErrorKind::Refused, 1), "it does not expire");
+}
+
+#[test]
+fn a_replication_is_paused_and_goes_on_by_its_name() {
+    let (mut world, _) = World::replicating();
+    world.accept();
+    let name = json!({ "migratingVm": VM });
+    let of = |world: &mut World| world.told(Method::MigratingVmsGet, &json!({ "name": VM }))["state"].clone();
+    let begun = world.kinds.len();
+    let answer = world.told(Method::MigratingVmsPause, &name);
+    assert!(answer["response"]["@type"].as_str().is_some_and(|of| of.ends_with("PauseMigrationResponse")), "{answer}");
+    assert!(world.kinds[begun..].iter().any(|kind| kind.starts_with("cancel")), "the cycle under way is cancelled");
+    assert_eq!(of(&mut world), "PAUSED");
+    world.told(Method::MigratingVmsPause, &name);
+    let cycle = *world.begun.last().expect("a cycle");
+    world.end(cycle, EventBody::Terminated);
+    world.wait(1);
+    assert_eq!(world.begun.last(), Some(&cycle), "none begins");
+    world.told(Method::MigratingVmsResume, &name);
+    world.wait(1);
+    assert_ne!(world.begun.last(), Some(&cycle), "one begins");
+    assert_eq!(of(&mut world), "FIRST_SYNC");
+}
+
+#[test]
+fn the_replication_of_a_vm_that_is_cut_over_goes_on_once_that_is_reverted() {
+    let (mut world, _) = World::cut_over();
+    let name = json!({ "migratingVm": VM });
+    let fault = world.refused(Method::MigratingVmsResume, &name);
+    assert_eq!(fault.kind, ApiErrorKind::Refused);
+    assert!(fault.message.contains("is cut over to beta"), "{}", fault.message);
+    assert_eq!(fault.hints, ["revert it first: sterna cutover revert vm0"]);
+    world.cut_over = false;
+    world.beat(1);
+    world.told(Method::MigratingVmsResume, &name);
+}
+
+#[test]
+fn what_makes_no_sense_for_a_replication_is_refused_by_name() {
+    let mut world = World::replicated();
+    let nobody = VM.replace("vm0", "vm9");
+    for method in [
+        Method::MigratingVmsPause,
+        Method::MigratingVmsResume,
+        Method::MigratingVmsExtend,
+        Method::MigratingVmsFinalize,
+    ] {
+        let fault = world.refused(method, &json!({ "migratingVm": nobody }));
+        assert_eq!((fault.kind, fault.message), (ApiErrorKind::NotFound, format!("there is no {nobody}")), "{method}");
+        let fault = world.refused(method, &json!({}));
+        assert!(fault.message.starts_with(&format!("{method}: migratingVm: it is missing")), "{}", fault.message);
+    }
+    let fault = world.refused(Method::MigratingVmsFinalize, &json!({ "migratingVm": VM }));
+    assert_eq!(fault.refusals[0].code, RefusalCode::NotCutOver);
+    let nameless = world.refused(Method::MigratingVmsPatch, &json!({ "migratingVm": {} }));
+    assert!(nameless.message.contains("migratingVm.name: it is missing"), "{}", nameless.message);
+    let masked = json!({ "migratingVm": { "name": VM }, "updateMask": "state" });
+    let masked = world.refused(Method::MigratingVmsPatch, &masked);
+    assert!(masked.kind == ApiErrorKind::Invalid && masked.message.contains("state: the mask names it"), "{masked:?}");
+    let member = |location: &str| json!({ "group": format!("projects/sterna/locations/{location}/groups/x"), "migratingVm": VM });
+    let fault = world.refused(Method::GroupsRemove, &member("beta"));
+    assert!(fault.kind == ApiErrorKind::Refused && fault.message.contains("is not in group x"), "{}", fault.message);
+    let fault = world.refused(Method::GroupsAdd, &member("alpha"));
+    assert!(
+        fault.kind == ApiErrorKind::Invalid && fault.message.contains("group: it is at alpha"),
+        "{}",
+        fault.message
+    );
+}
+
+#[test]
+fn a_list_is_filtered_by_what_its_resources_say() {
+    let mut world = World::replicated();
+    for number in 1..=3 {
+        let mut clone = clone(example::job(number));
+        clone["cloneJob"]["computeEngineTargetDetails"]["vmName"] = json!(format!("trial{number}"));
+        world.told(Method::CloneJobsCreate, &clone);
+    }
+    let mut names = |filter: &str, token: Value| {
+        let page = json!({ "filter": filter, "pageSize": 1, "pageToken": token });
+        let page = world.told(Method::CloneJobsList, &page);
+        let names = page["cloneJobs"].as_array().cloned().unwrap_or_default();
+        let names =
+            names.into_iter().map(|job| job["computeEngineTargetDetails"]["vmName"].clone()).collect::<Vec<_>>();
+        (names, page["nextPageToken"].clone())
+    };
+    let filter = "computeEngineTargetDetails.vmName=trial1 OR computeEngineTargetDetails.vmName=trial3";
+    let (first, token) = names(filter, json!(null));
+    assert_eq!(first, ["trial3"]);
+    assert_eq!(names(filter, token), (vec![json!("trial1")], json!(null)), "there is no more that it takes");
+    assert_eq!(names("state=FAILED", json!(null)), (vec![], json!(null)));
+}
+
+#[test]
+fn a_list_goes_on_where_a_part_of_it_ended() {
+    let mut world = World::replicated();
+    let whole = world.ask(ApiRequest::JobList);
+    let count = whole.listed().expect("a list");
+    assert!(count > 1);
+    let part = || {
+        let mut part = whole.clone();
+        part.keep(0..1);
+        part
+    };
+    let (mut list, mut other) = (part(), part());
+    let rest = world.ask(ApiRequest::Rest { of: Box::new(ApiRequest::JobList), skip: 0 });
+    assert!(list.go_on(rest) && list == whole, "{list:?}");
+    let rest = world.ask(ApiRequest::Rest { of: Box::new(ApiRequest::JobList), skip: 1 });
+    assert!(!other.go_on(rest), "it does not begin with what the part ends with");
+    let beyond = world.ask(ApiRequest::Rest { of: Box::new(ApiRequest::JobList), skip: u32::MAX });
+    assert_eq!(beyond.listed(), Some(0));
+    let of = Box::new(ApiRequest::SystemShow);
+    assert_eq!(error(world.ask(ApiRequest::Rest { of, skip: 0 })).kind, ApiErrorKind::Invalid);
 }

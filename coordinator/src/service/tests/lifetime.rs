@@ -10,7 +10,7 @@ use super::*;
 
 impl World {
     /// A replication whose VM was cut over; its recurring job.
-    fn cut_over() -> (Self, JobId) {
+    pub(super) fn cut_over() -> (Self, JobId) {
         let (mut world, job) = Self::replicating();
         world.accept();
         world.end_cycle();

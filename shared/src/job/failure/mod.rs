@@ -236,6 +236,8 @@ pub enum RefusalCode {
     ProbeImpossible,
     /// The VM lacks what a clone of it would need to have secure boot.
     SecureBootImpossible,
+    /// A clone is to boot otherwise than the VM.
+    BootOptionImpossible,
 }
 
 /// One reason why not, with what to do about it.

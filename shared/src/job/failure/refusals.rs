@@ -116,17 +116,17 @@ catalogue!(RefusalCode {
     CertificateExpired = "STERNA-R023", "certificate_expired",
         "A host's certificate has expired or is not yet valid.",
         causes ["It was not renewed in time.", "A host's clock is wrong."],
-        remedies ["Set the clocks right, or issue a new one: `sterna pki issue host HOST`."];
+        remedies ["Set the clocks right, or issue a new one: `sterna pki issue host HOST --address ADDRESS --dir DIRECTORY --force`."];
     CertificateAuthority = "STERNA-R024", "certificate_authority",
         "The two hosts trust different authorities.",
         causes ["Their certificates were issued by two fleets, or the authority was made anew in between."],
-        remedies ["Issue both by one authority: `sterna pki issue host HOST`."];
+        remedies ["Issue both by one authority: `sterna pki issue host HOST --address ADDRESS --dir DIRECTORY --force`."];
     HostBusy = "STERNA-R025", "host_busy",
         "A host takes no further move at present.",
         causes ["It has as many moves in hand as its limits allow."],
         remedies [
             "Wait for one to end: `sterna job list`.",
-            "Or raise the limit: `sterna host set HOST`.",
+            "Or raise the limit: `sterna host set HOST --outbound N`, `--inbound N` or `--storage N`.",
         ];
     InvalidValue = "STERNA-R026", "invalid_value",
         "A value of the request is out of its range, or does not go with another.",
@@ -157,7 +157,7 @@ catalogue!(RefusalCode {
     PeerCertificate = "STERNA-R032", "peer_certificate",
         "One of the two hosts does not accept the other's certificate.",
         causes ["The certificates are of different authorities, or one has expired.", "Another host answers at that address."],
-        remedies ["Issue both by one authority: `sterna pki issue host HOST`.", "See what the target advertises: `sterna host show HOST`."];
+        remedies ["Issue both by one authority: `sterna pki issue host HOST --address ADDRESS --dir DIRECTORY --force`.", "See what the target advertises: `sterna host show HOST`."];
     ClockSkew = "STERNA-R033", "clock_skew",
         "A host's clock differs from the coordinator's.",
         causes ["The clock is not kept by NTP."],
@@ -172,7 +172,7 @@ catalogue!(RefusalCode {
     CertificateExpiring = "STERNA-R035", "certificate_expiring",
         "A host's certificate expires within two weeks.",
         causes ["It was not renewed yet."],
-        remedies ["Issue a new one: `sterna pki issue host HOST`."];
+        remedies ["Issue a new one: `sterna pki issue host HOST --address ADDRESS --dir DIRECTORY --force`."];
     OlderHypervisor = "STERNA-R036", "older_hypervisor",
         "The target's QEMU is older than the source's.",
         causes ["The hosts are not upgraded together."],
@@ -289,4 +289,8 @@ catalogue!(RefusalCode {
             "Leave out `--secure-boot`.",
             "Or define the VM with `firmware = \"uefi\"` and a machine pc-q35-…, see that its system starts so, and wait for a cycle.",
         ];
+    BootOptionImpossible = "STERNA-R062", "boot_option_impossible",
+        "The clone is to boot by another firmware than the VM.",
+        causes ["The `bootOption` that was given is not that of the VM: what is on its disks boots by one of the two."],
+        remedies ["Leave `bootOption` out, or give that of the VM: `sterna replicate show VM --output google` tells it."];
 });

@@ -119,7 +119,10 @@ impl From<RefusalCode> for ErrorClass {
             RefusalCode::Memory => Self::new(Type::Oversubscription, Cause::OutOfMemory, Medium),
             RefusalCode::PoolSpace => Self::new(Type::Oversubscription, Cause::StorageCapacityProblem, Medium),
             RefusalCode::ProbeImpossible => unsupported(Cause::ConfigurationCustomizationError),
-            RefusalCode::PoolKind | RefusalCode::PoolNotShared | RefusalCode::SecureBootImpossible => {
+            RefusalCode::PoolKind
+            | RefusalCode::PoolNotShared
+            | RefusalCode::SecureBootImpossible
+            | RefusalCode::BootOptionImpossible => {
                 unsupported(Cause::ConfigurationCustomizationError).status(Status::NotSupported)
             }
             RefusalCode::NothingToMove => unsupported(Cause::ProceduralError).status(Status::InvalidParameter),

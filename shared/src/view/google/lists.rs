@@ -131,6 +131,12 @@ impl<'a> Known<'a> {
         CutoverJob::of(&name, status, progress)
     }
 
+    /// The job of the replication that has that name.
+    #[must_use]
+    pub fn replication(&self, name: &MigratingVmName) -> Option<&'a JobStatus> {
+        self.replications().into_iter().find(|job| MigratingVmName::of(job) == *name)
+    }
+
     /// All replications with their clones; or those of one VM, by its name or id.
     #[must_use]
     pub fn migrating_vms(&self, vm: Option<&str>) -> MigratingVmList {
@@ -245,9 +251,9 @@ impl<'a> Known<'a> {
         self.jobs.iter().filter(|job| job.policy.recurs()).map(|job| job.job).collect()
     }
 
-    /// Of each VM and host the replication that is not over, or the newest.
+    /// Of each VM and host the replication that is not over, or the newest; and of those that go by one name, since a VM may have been
+    /// deleted and another be called so.
     fn replications(&self) -> Vec<&'a JobStatus> {
-        let rank = |job: &JobStatus| (!job.state.is_final(), job.submitted_at, job.job);
         let mut found: BTreeMap<(VmId, &HostId), &JobStatus> = BTreeMap::new();
         let recurring = self.recurring();
         for job in self.jobs.iter().filter(|job| is_replication(job, &recurring)) {
@@ -256,7 +262,14 @@ impl<'a> Known<'a> {
                 *known = job;
             }
         }
-        let mut found: Vec<&JobStatus> = found.into_values().collect();
+        let mut named: BTreeMap<MigratingVmName, &JobStatus> = BTreeMap::new();
+        for job in found.into_values() {
+            let known = named.entry(MigratingVmName::of(job)).or_insert(job);
+            if rank(job) > rank(known) {
+                *known = job;
+            }
+        }
+        let mut found: Vec<&JobStatus> = named.into_values().collect();
         found.sort_by(|a, b| (&a.plan.vm.name, &a.plan.target.id).cmp(&(&b.plan.vm.name, &b.plan.target.id)));
         found
     }
@@ -292,6 +305,11 @@ impl<'a> Known<'a> {
 /// Whether a job is a replication: one that recurs, or a cycle that is no run of such.
 fn is_replication(job: &JobStatus, recurring: &BTreeSet<JobId>) -> bool {
     job.plan.kind == JobKind::Replicate && !job.parent.is_some_and(|parent| recurring.contains(&parent))
+}
+
+/// Which of several counts most.
+fn rank(job: &JobStatus) -> (bool, Timestamp, JobId) {
+    (!job.state.is_final(), job.submitted_at, job.job)
 }
 
 fn place(job: &JobStatus) -> (VmId, &HostId) {

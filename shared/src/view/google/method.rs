@@ -42,6 +42,16 @@ methods! {
     MigratingVmsGet = "migratingVms.get": "migratingVms", "get";
     /// Those of a source.
     MigratingVmsList = "migratingVms.list": "migratingVms", "list";
+    /// Change when cycles are made, and labels.
+    MigratingVmsPatch = "migratingVms.patch": "migratingVms", "patch";
+    /// Make no cycles for a time.
+    MigratingVmsPause = "migratingVms.pauseMigration": "migratingVms", "pauseMigration";
+    /// Make cycles again.
+    MigratingVmsResume = "migratingVms.resumeMigration": "migratingVms", "resumeMigration";
+    /// Push back when it expires.
+    MigratingVmsExtend = "migratingVms.extendMigration": "migratingVms", "extendMigration";
+    /// End it for good, once it is cut over.
+    MigratingVmsFinalize = "migratingVms.finalizeMigration": "migratingVms", "finalizeMigration";
     /// One cycle.
     ReplicationCyclesGet = "replicationCycles.get": "replicationCycles", "get";
     /// Those of a replicated VM.
@@ -54,6 +64,8 @@ methods! {
     CloneJobsGet = "cloneJobs.get": "cloneJobs", "get";
     /// Those of a replicated VM.
     CloneJobsList = "cloneJobs.list": "cloneJobs", "list";
+    /// Move a VM over to the host of its replica.
+    CutoverJobsCreate = "cutoverJobs.create": "cutoverJobs", "create";
     /// Cancel a cutover job.
     CutoverJobsCancel = "cutoverJobs.cancel": "cutoverJobs", "cancel";
     /// One cutover job.
@@ -64,6 +76,10 @@ methods! {
     GroupsGet = "groups.get": "groups", "get";
     /// Those of a location.
     GroupsList = "groups.list": "groups", "list";
+    /// Put a replication into a group.
+    GroupsAdd = "groups.addGroupMigration": "groups", "addGroupMigration";
+    /// Take one out of it.
+    GroupsRemove = "groups.removeGroupMigration": "groups", "removeGroupMigration";
     /// One operation.
     OperationsGet = "operations.get": "operations", "get";
     /// Those of a location.
