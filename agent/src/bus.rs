@@ -14,6 +14,7 @@
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -26,7 +27,7 @@ use sterna_shared::bus::{
 use sterna_shared::host::Inventory;
 use sterna_shared::id::{Epoch, HostId};
 use sterna_shared::job::{Event, Progress};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::{debug, info, warn};
 
 use crate::journal::{Journal, JournalError};
@@ -45,6 +46,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(3);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Requests that may wait for the service.
 const INBOUND_QUEUE: usize = 64;
+/// Requests on one subject that are answered at a time.
+const REQUESTS_MAX: usize = 256;
 /// Events read from the journal at a time.
 const PUBLISH_BATCH: usize = 64;
 /// A command that cannot be taken now is sent again after this long.
@@ -234,13 +237,20 @@ impl Bus {
     }
 
     async fn serve_requests(self, subject: Subject, inbound: mpsc::Sender<Inbound>) {
+        let places = Arc::new(Semaphore::new(REQUESTS_MAX));
         while !inbound.is_closed() {
             match self.client.subscribe(subject.to_string()).await {
                 Ok(mut requests) => {
                     while let Some(message) = requests.next().await {
+                        // One that finds no place is dropped, and whoever asked asks again: nobody fills this host's memory.
+                        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
                         // Each is answered on its own task: one that takes long holds up no other.
                         let of_agents = matches!(subject, Subject::Handover(_));
-                        tokio::spawn(self.clone().serve_request(message, of_agents, inbound.clone()));
+                        let answer = self.clone().serve_request(message, of_agents, inbound.clone());
+                        tokio::spawn(async move {
+                            answer.await;
+                            drop(place);
+                        });
                     }
                 }
                 Err(error) => debug!(%error, "requests cannot be received"),

@@ -52,6 +52,9 @@ pub struct Host {
     pub journal: Journal,
     /// Held while files of replicas are merged, and while a clone is made of some: one at a time.
     pub layers_in_use: tokio::sync::Mutex<()>,
+    /// Held while a layer is begun, and while a replica is forgotten: record and files as one. In it the VM whose replica's layers are
+    /// being merged, which takes longer than it is held.
+    pub layer_changes: tokio::sync::Mutex<Option<VmId>>,
     teller: Teller,
 }
 
@@ -115,8 +118,8 @@ impl Host {
         journal: Journal,
         teller: Teller,
     ) -> Self {
-        let layers_in_use = tokio::sync::Mutex::new(());
-        Self { config, pools, probe, tls, journal, layers_in_use, teller }
+        let (layers_in_use, layer_changes) = (tokio::sync::Mutex::new(()), tokio::sync::Mutex::new(None));
+        Self { config, pools, probe, tls, journal, layers_in_use, layer_changes, teller }
     }
 
     /// Its id.

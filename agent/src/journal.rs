@@ -20,6 +20,7 @@
 pub mod retention;
 
 mod events;
+mod file;
 mod limits;
 mod partial;
 mod planned;
@@ -28,7 +29,7 @@ mod replica;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Durability, ReadableTable, TableDefinition, WriteTransaction};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sterna_shared::bus::{EnvelopeError, decode, encode};
@@ -42,6 +43,7 @@ use tokio::sync::watch;
 
 use self::events::{EVENTS, TOLD};
 pub use self::events::{EVENTS_MAX, News, Quiet};
+use self::file::File;
 use self::partial::PARTIALS;
 pub use self::partial::{Kept, Partial, PartialDisk};
 use self::planned::PLANNED;
@@ -175,7 +177,7 @@ fn write_error(source: impl Into<redb::Error>) -> JournalError {
 /// A handle to the journal.
 #[derive(Debug, Clone)]
 pub struct Journal {
-    database: Arc<Database>,
+    file: Arc<File>,
     /// How many have asked for quiet.
     quiet: Arc<watch::Sender<usize>>,
 }
@@ -186,9 +188,7 @@ impl Journal {
     /// # Errors
     /// It is held by another process, or not readable.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
-        let database = Database::create(path)
-            .map_err(|source| JournalError::Open { path: path.to_owned(), source: Box::new(source) })?;
-        let journal = Self { database: Arc::new(database), quiet: Arc::new(watch::Sender::new(0)) };
+        let journal = Self { file: Arc::new(File::open(path)?), quiet: Arc::new(watch::Sender::new(0)) };
         journal.transact(|tables| {
             tables.open_table(VMS).map_err(write_error)?;
             tables.open_table(JOBS).map_err(write_error)?;
@@ -204,11 +204,13 @@ impl Journal {
     }
 
     fn transact<T>(&self, work: impl FnOnce(&WriteTransaction) -> Result<T, JournalError>) -> Result<T, JournalError> {
-        let mut transaction = self.database.begin_write().map_err(write_error)?;
-        transaction.set_durability(Durability::Immediate).map_err(write_error)?;
-        let result = work(&transaction)?;
-        transaction.commit().map_err(write_error)?;
-        Ok(result)
+        self.file.with(|database| {
+            let mut transaction = database.begin_write().map_err(write_error)?;
+            transaction.set_durability(Durability::Immediate).map_err(write_error)?;
+            let result = work(&transaction)?;
+            transaction.commit().map_err(write_error)?;
+            Ok(result)
+        })
     }
 
     /// Runs a transaction where blocking is allowed: an `fsync` takes milliseconds, or seconds on a bad day.
@@ -375,9 +377,10 @@ impl Journal {
     }
 
     fn fact(&self, name: &str) -> Result<u64, JournalError> {
-        let transaction = self.database.begin_read().map_err(read_error)?;
-        let table = transaction.open_table(FACTS).map_err(read_error)?;
-        Ok(table.get(name).map_err(read_error)?.map_or(0, |value| value.value()))
+        self.file.read(|transaction| {
+            let table = transaction.open_table(FACTS).map_err(read_error)?;
+            Ok(table.get(name).map_err(read_error)?.map_or(0, |value| value.value()))
+        })
     }
 
     fn one<T: DeserializeOwned>(
@@ -385,23 +388,25 @@ impl Journal {
         table: TableDefinition<'_, [u8; 16], &'static [u8]>,
         key: [u8; 16],
     ) -> Result<Option<T>, JournalError> {
-        let transaction = self.database.begin_read().map_err(read_error)?;
-        let table = transaction.open_table(table).map_err(read_error)?;
-        let bytes = table.get(key).map_err(read_error)?;
-        bytes.map(|bytes| decode("record", bytes.value())).transpose().map_err(JournalError::from)
+        self.file.read(|transaction| {
+            let table = transaction.open_table(table).map_err(read_error)?;
+            let bytes = table.get(key).map_err(read_error)?;
+            bytes.map(|bytes| decode("record", bytes.value())).transpose().map_err(JournalError::from)
+        })
     }
 
     fn all<T: DeserializeOwned>(
         &self,
         table: TableDefinition<'_, [u8; 16], &'static [u8]>,
     ) -> Result<Vec<T>, JournalError> {
-        let transaction = self.database.begin_read().map_err(read_error)?;
-        let table = transaction.open_table(table).map_err(read_error)?;
-        let mut records = Vec::new();
-        for entry in table.iter().map_err(read_error)? {
-            records.push(decode("record", entry.map_err(read_error)?.1.value())?);
-        }
-        Ok(records)
+        self.file.read(|transaction| {
+            let table = transaction.open_table(table).map_err(read_error)?;
+            let mut records = Vec::new();
+            for entry in table.iter().map_err(read_error)? {
+                records.push(decode("record", entry.map_err(read_error)?.1.value())?);
+            }
+            Ok(records)
+        })
     }
 
     /// The whole journal as JSON, tokens blanked.

@@ -35,6 +35,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::{error, info, warn};
 
 use self::kept::KnownSince;
+use self::replicas::Merges;
 use self::unreachable::Reached;
 use crate::bus::{Bus, Inbound};
 use crate::clock;
@@ -97,8 +98,11 @@ pub struct Service {
     prober: Prober,
     probes: ExpectedProbes,
     tends_replicas: Option<tokio::task::JoinHandle<()>>,
+    merges: Option<Merges>,
     /// VMs that are being taken over from their replicas, which is no job: nothing else is done with them.
     taking_over: BTreeSet<VmId>,
+    /// VMs whose replicas are being removed, which is no job either: no cycle of theirs begins.
+    dropping: BTreeSet<VmId>,
 }
 
 /// A job in hand.
@@ -133,7 +137,7 @@ enum Ending {
 struct Answer {
     answer: AgentReply,
     reply: oneshot::Sender<AgentReply>,
-    /// The VM that is taken over with it, or is not.
+    /// The VM that is taken over with it, or is not; or whose replica is removed.
     taken_over: Option<VmId>,
 }
 
@@ -181,7 +185,9 @@ impl Service {
             prober: Prober::new(Arc::clone(&host.tls)),
             probes: ExpectedProbes::default(),
             taking_over: BTreeSet::new(),
+            dropping: BTreeSet::new(),
             tends_replicas: None,
+            merges: None,
         };
         service.take_up_vms().await?;
         service.take_up_jobs().await?;
@@ -244,7 +250,7 @@ impl Service {
                     told.map(|told| told.send(()));
                 }
                 Event::Answer(Answer { answer, reply, taken_over }) => {
-                    taken_over.map(|vm| self.taking_over.remove(&vm));
+                    taken_over.map(|vm| self.taking_over.remove(&vm) || self.dropping.remove(&vm));
                     // The fleet knows of the change before the asker does, who may build on it at once.
                     self.bus.publish_inventory(&self.inventory()).await;
                     let _ = reply.send(answer);

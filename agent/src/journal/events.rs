@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redb::{ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadableTable, TableDefinition};
 use sterna_shared::bus::{decode, encode};
 use sterna_shared::id::JobId;
 use sterna_shared::job::{Event, EventBody, Reporter};
@@ -96,14 +96,15 @@ impl Journal {
     /// # Errors
     /// The journal cannot be read.
     pub fn events_after(&self, after: u64, count: usize) -> Result<Vec<(u64, Event)>, JournalError> {
-        let transaction = self.database.begin_read().map_err(read_error)?;
-        let table = transaction.open_table(EVENTS).map_err(read_error)?;
-        let mut events = Vec::new();
-        for entry in table.range(after.saturating_add(1)..).map_err(read_error)?.take(count) {
-            let (number, bytes) = entry.map_err(read_error)?;
-            events.push((number.value(), decode("event", bytes.value())?));
-        }
-        Ok(events)
+        self.file.read(|transaction| {
+            let table = transaction.open_table(EVENTS).map_err(read_error)?;
+            let mut events = Vec::new();
+            for entry in table.range(after.saturating_add(1)..).map_err(read_error)?.take(count) {
+                let (number, bytes) = entry.map_err(read_error)?;
+                events.push((number.value(), decode("event", bytes.value())?));
+            }
+            Ok(events)
+        })
     }
 
     /// Events in order, the first `skip` left out, at most `count`; and whether there are more.
@@ -111,15 +112,16 @@ impl Journal {
     /// # Errors
     /// The journal cannot be read.
     pub fn events_page(&self, skip: u64, count: usize) -> Result<(Vec<Event>, bool), JournalError> {
-        let transaction = self.database.begin_read().map_err(read_error)?;
-        let table = transaction.open_table(EVENTS).map_err(read_error)?;
-        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
-        let mut rest = table.iter().map_err(read_error)?.skip(skip);
-        let mut events = Vec::new();
-        for entry in rest.by_ref().take(count) {
-            events.push(decode("event", entry.map_err(read_error)?.1.value())?);
-        }
-        Ok((events, rest.next().is_some()))
+        self.file.read(|transaction| {
+            let table = transaction.open_table(EVENTS).map_err(read_error)?;
+            let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+            let mut rest = table.iter().map_err(read_error)?.skip(skip);
+            let mut events = Vec::new();
+            for entry in rest.by_ref().take(count) {
+                events.push(decode("event", entry.map_err(read_error)?.1.value())?);
+            }
+            Ok((events, rest.next().is_some()))
+        })
     }
 
     /// The number up to which the broker has the events.

@@ -2,7 +2,6 @@
 //!
 //! One fact a setting; one that is not there was not set.
 
-use redb::ReadableDatabase;
 use sterna_shared::host::LimitsChange;
 
 use super::{FACTS, Journal, JournalError, read_error, write_error};
@@ -19,21 +18,22 @@ impl Journal {
     /// # Errors
     /// The journal cannot be read.
     pub fn limits_set(&self) -> Result<LimitsChange, JournalError> {
-        let transaction = self.database.begin_read().map_err(read_error)?;
-        let facts = transaction.open_table(FACTS).map_err(read_error)?;
-        let number = |name: &str| -> Result<Option<u64>, JournalError> {
-            Ok(facts.get(name).map_err(read_error)?.map(|value| value.value()))
-        };
-        // Only what fits was written; what does not is nothing that this build could keep to.
-        let count = |name: &str| -> Result<Option<u16>, JournalError> {
-            Ok(number(name)?.and_then(|value| u16::try_from(value).ok()))
-        };
-        Ok(LimitsChange {
-            enabled: number(FACT_ENABLED)?.map(|value| value != 0),
-            outbound_moves_max: count(FACT_OUTBOUND)?,
-            inbound_moves_max: count(FACT_INBOUND)?,
-            storage_moves_max: count(FACT_STORAGE)?,
-            lanes_max: number(FACT_LANES)?.and_then(|value| u8::try_from(value).ok()),
+        self.file.read(|transaction| {
+            let facts = transaction.open_table(FACTS).map_err(read_error)?;
+            let number = |name: &str| -> Result<Option<u64>, JournalError> {
+                Ok(facts.get(name).map_err(read_error)?.map(|value| value.value()))
+            };
+            // Only what fits was written; what does not is nothing that this build could keep to.
+            let count = |name: &str| -> Result<Option<u16>, JournalError> {
+                Ok(number(name)?.and_then(|value| u16::try_from(value).ok()))
+            };
+            Ok(LimitsChange {
+                enabled: number(FACT_ENABLED)?.map(|value| value != 0),
+                outbound_moves_max: count(FACT_OUTBOUND)?,
+                inbound_moves_max: count(FACT_INBOUND)?,
+                storage_moves_max: count(FACT_STORAGE)?,
+                lanes_max: number(FACT_LANES)?.and_then(|value| u8::try_from(value).ok()),
+            })
         })
     }
 

@@ -18,7 +18,8 @@ use sterna_shared::vm::{DiskSpec, VmSpec};
 use super::{Journal, JournalError, write_error};
 use crate::disk::extent::{Extent, ExtentSet};
 
-/// The most ranges of one disk that are journalled, the first ones: a disk that is received in order has a handful.
+/// The most ranges of one disk that are journalled, the first ones: a disk that is received in order has a handful. Of one that is
+/// received scattered the rest is left out, so nothing follows from a range that is not named.
 /// With the most disks that a VM may have, a record stays well below the limit of an encoded message.
 const RANGES_JOURNALLED_MAX: usize = 1024;
 
@@ -48,7 +49,7 @@ pub struct PartialDisk {
     /// Its place and form.
     pub spec: DiskSpec,
     /// What was received of it and is on stable storage, as [`ExtentSet::encode`] has it. A hint: what is there is told
-    /// by reading.
+    /// by reading. More may have been written than that.
     #[serde(with = "serde_bytes")]
     received: Vec<u8>,
 }
@@ -70,7 +71,7 @@ impl PartialDisk {
         Self { spec, received: bounded.encode() }
     }
 
-    /// What was received of it; a record that is not readable holds nothing.
+    /// What was received of it, or less; a record that is not readable holds nothing.
     #[must_use]
     pub fn received(&self) -> ExtentSet {
         ExtentSet::decode(&self.received).unwrap_or_default()

@@ -32,7 +32,8 @@ pub struct ReplicaRecord {
 pub struct Part {
     /// Its number.
     pub number: u32,
-    /// What was received of each disk, in the replica's order.
+    /// What was received of each disk, in the replica's order: at least that. What was written besides, the layer's images alone
+    /// know.
     pub disks: Vec<PartialDisk>,
 }
 

@@ -88,7 +88,8 @@ impl Journal {
                 let key = plan.job.uuid().into_bytes();
                 jobs.remove(key).map_err(write_error)?;
                 told.remove(key).map_err(write_error)?;
-                latest = latest.max(microseconds(plan.planned_at));
+                // A coordinator's clock may have been ahead; nothing that is planned from now on is as old as this.
+                latest = latest.max(microseconds(plan.planned_at).min(microseconds(now)));
             }
             facts.insert(FACT_FORGOTTEN, latest).map_err(write_error)?;
             Ok(forgotten.len())

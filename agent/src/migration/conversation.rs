@@ -83,13 +83,13 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// Begins to read, and opens the lanes as a route for the handover of the keeper's VM.
+    /// Begins to read, and opens the lanes as a route to the peer for the handover of the keeper's VM.
     pub async fn open(peer: HostId, job: JobId, sender: Sender, control: Receiver<Bytes>, keeper: Keeper) -> Self {
         let (inbox_sender, inbox) = mpsc::channel(MESSAGES_MAX);
         let (failed_sender, failed) = watch::channel(None);
         let (give_up, given_up) = watch::channel(false);
         let (route, outbox) = mpsc::channel(MESSAGES_MAX);
-        keeper.route(Some((job, route))).await;
+        keeper.route(peer.clone(), job, route).await;
         let mut tasks = JoinSet::new();
         let signals = Signals { failed: failed_sender, give_up };
         tasks.spawn(read(peer.clone(), control, keeper, inbox_sender, signals));

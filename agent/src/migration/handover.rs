@@ -38,6 +38,8 @@ use crate::hypervisor::qemu::{Machine, MachineError, MigrationStatus, QEMU, RunS
 use crate::journal::{JournalError, Role, VmRecord};
 use crate::migration::images::{self, ImageError};
 
+/// How long after it could not be read or written the journal is tried again.
+const JOURNAL_RETRY: Duration = Duration::from_secs(1);
 /// How long QEMU may take from its start to its monitor's first answer.
 const LAUNCH_WAIT: Duration = Duration::from_secs(30);
 /// How long a guest may take from `cont` to executing.
@@ -224,7 +226,12 @@ impl Handover {
         if let Some(guest) = &self.guest {
             match guest.machine.run_state().await? {
                 // A guest that was paused by a person, or by a move that was cut short, is let go on.
-                RunState::Paused => return self.resume().await,
+                // So is one that was not let go yet, and one that its disks failed: they may have room again.
+                RunState::Paused
+                | RunState::Prelaunch
+                | RunState::FinishMigrate
+                | RunState::PostMigrate
+                | RunState::IoError => return self.resume().await,
                 // One that was shut down for a cutover which came to nothing starts anew.
                 RunState::Shutdown => self.end_in_good_order().await,
                 _ => {
@@ -332,11 +339,7 @@ impl Handover {
         info!(vm = %self.record.spec.id, record = record.name(), job = named, generation = %record.seen(), "ownership");
         let written = self.put(VmRecord { ownership: record, ..self.record.clone() }).await;
         if written.is_err() {
-            // What the disk holds is unknown until it is read again.
-            if let Ok(Some(record)) = self.host.journal.vm(self.record.spec.id) {
-                self.record = record;
-            }
-            self.ownership = Ownership::restore(self.record.ownership.clone());
+            self.read_back().await;
             return written;
         }
         if let Some(job) = job {
@@ -351,6 +354,27 @@ impl Handover {
             }
         }
         Ok(())
+    }
+
+    /// Finds out which record the disk holds after one could not be written. It may be either, or be gone with the next power cut: only one
+    /// that was read, and was written once more, can be acted by. Until then nothing is done with the VM.
+    async fn read_back(&mut self) {
+        let vm = self.record.spec.id;
+        loop {
+            match self.host.journal.vm(vm) {
+                Ok(Some(record)) => {
+                    if self.put(record).await.is_ok() {
+                        break;
+                    }
+                }
+                // It never had one.
+                Ok(None) => break,
+                Err(_) => {}
+            }
+            error!(%vm, "which record the disk holds of the VM is not known; nothing is done with it until the journal can be written");
+            tokio::time::sleep(JOURNAL_RETRY).await;
+        }
+        self.ownership = Ownership::restore(self.record.ownership.clone());
     }
 
     async fn put(&mut self, record: VmRecord) -> Result<(), HandoverError> {

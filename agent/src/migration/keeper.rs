@@ -10,7 +10,13 @@
 //!
 //! Orders are carried out one after another, so no two parts of the agent can ever disagree about one VM. While a handover
 //! is unsettled the keeper asks again every [`TICK`], over every route there is, for ever.
+//!
+//! A guest whose power button is pressed may take an hour. It is waited for beside the orders, so that it can still be stopped by
+//! force, or given up; what would begin something with it waits too, or is refused.
 
+mod routes;
+
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +28,7 @@ use sterna_shared::peer::message::Message as PeerMessage;
 use sterna_shared::vm::VmSpec;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{debug, info, warn};
 
 use crate::bus::Bus;
@@ -32,12 +38,13 @@ use crate::hypervisor::qemu::{Machine, RunState};
 use crate::journal::{JobRecord, VmRecord};
 use crate::migration::handover::{Handover, HandoverError, Outbound, View};
 use crate::requests;
+use routes::Routes;
 
 /// How often an unsettled handover is asked about, and a guest's state is looked at.
 pub const TICK: Duration = Duration::from_secs(1);
 /// How long a QEMU that does not answer holds its keeper up: orders, above all to end it, must not wait for one that hangs.
 const STATE_WAIT: Duration = Duration::from_millis(200);
-/// Orders that may wait.
+/// Orders that may wait; and of each kind those that wait until a guest is off.
 const ORDERS_MAX: usize = 32;
 
 /// A handle to a VM's keeper.
@@ -48,6 +55,8 @@ pub struct Keeper {
     view: watch::Receiver<View>,
 }
 
+/// Ends when a guest is off, or has had its time.
+type Off = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Reply<T> = oneshot::Sender<Result<T, HandoverError>>;
 
 enum Order {
@@ -60,7 +69,7 @@ enum Order {
     Respecify { spec: Box<VmSpec>, reply: Reply<()> },
     StandsStill { since: Option<JobId> },
     Machine { reply: oneshot::Sender<Option<Machine>> },
-    Route { route: Option<(JobId, mpsc::Sender<PeerMessage>)> },
+    Route { peer: HostId, job: JobId, lanes: mpsc::Sender<PeerMessage> },
 }
 
 /// The keeper's task is gone: the agent is stopping.
@@ -88,7 +97,8 @@ impl Keeper {
         let (publisher, view) =
             watch::channel(View { record: record.clone(), state: VmState::Stopped, unchanged_since: None });
         let handover = Handover::restore(Arc::clone(&host), record, guest, publisher);
-        let task = Task { vm, host, handover, bus, route: None, asked: None, changes, feedback: orders.downgrade() };
+        let (routes, feedback) = (Routes::default(), orders.downgrade());
+        let task = Task { vm, host, handover, bus, routes, leaving: None, asked: None, changes, feedback };
         tokio::spawn(task.run(receiver));
         Self { vm, orders, view }
     }
@@ -151,7 +161,8 @@ impl Keeper {
         self.order(|reply| Order::Resume { reply }).await
     }
 
-    /// Stops the guest: by its power button, and by force after `timeout`, or at once.
+    /// Stops the guest: by its power button, and by force after `timeout`, or at once. One that is being stopped already is waited
+    /// for by all who asked, until the first of their times is up.
     ///
     /// # Errors
     /// [`KeeperError`].
@@ -185,9 +196,9 @@ impl Keeper {
         answer.await.map_err(|_| Stopping)
     }
 
-    /// Opens or closes the lanes of a job as a route for the handover's messages.
-    pub async fn route(&self, route: Option<(JobId, mpsc::Sender<PeerMessage>)>) {
-        let _ = self.orders.send(Order::Route { route }).await;
+    /// Opens the lanes of a job as a route for the handover's messages to a peer. It closes with them.
+    pub async fn route(&self, peer: HostId, job: JobId, lanes: mpsc::Sender<PeerMessage>) {
+        let _ = self.orders.send(Order::Route { peer, job, lanes }).await;
     }
 
     async fn order<T>(&self, order: impl FnOnce(Reply<T>) -> Order) -> Result<T, KeeperError> {
@@ -202,7 +213,9 @@ struct Task {
     host: Arc<Host>,
     handover: Handover,
     bus: Bus,
-    route: Option<(JobId, mpsc::Sender<PeerMessage>)>,
+    routes: Routes,
+    /// The guest is on its way down.
+    leaving: Option<Leaving>,
     /// How the guest is, while QEMU has not answered that yet.
     asked: Option<JoinHandle<VmState>>,
     changes: Arc<Notify>,
@@ -210,10 +223,21 @@ struct Task {
     feedback: mpsc::WeakSender<Order>,
 }
 
+/// A guest whose power button is pressed.
+struct Leaving {
+    off: Off,
+    until: Instant,
+    /// Who had it pressed.
+    replies: Vec<Reply<()>>,
+    /// Who would begin something with its QEMU.
+    machines: Vec<oneshot::Sender<Option<Machine>>>,
+}
+
 /// What a keeper waits for.
 enum Event {
     Order(Order),
     GuestEnded,
+    GuestOff,
     Tick,
     Over,
 }
@@ -232,8 +256,12 @@ impl Task {
                     self.asked = None;
                 }
                 Event::GuestEnded => self.guest_ended().await,
+                Event::GuestOff => self.guest_off().await,
                 Event::Tick => self.tick().await,
                 Event::Over => return,
+            }
+            if self.handover.guest().is_none() {
+                self.left();
             }
             if let Some(state) = self.look().await {
                 self.handover.show(state);
@@ -244,21 +272,30 @@ impl Task {
         }
     }
 
-    async fn select(&self, orders: &mut mpsc::Receiver<Order>, ticks: &mut tokio::time::Interval) -> Event {
+    async fn select(&mut self, orders: &mut mpsc::Receiver<Order>, ticks: &mut tokio::time::Interval) -> Event {
+        let Self { handover, leaving, .. } = self;
         let guest_ended = async {
-            match self.handover.guest() {
+            match handover.guest() {
                 Some(guest) => drop(guest.process.ended().await),
+                None => std::future::pending().await,
+            }
+        };
+        let guest_off = async {
+            match leaving.as_mut() {
+                Some(leaving) => leaving.off.as_mut().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             order = orders.recv() => order.map_or(Event::Over, Event::Order),
             () = guest_ended => Event::GuestEnded,
+            () = guest_off => Event::GuestOff,
             _ = ticks.tick() => Event::Tick,
         }
     }
 
     async fn carry_out(&mut self, order: Order) {
+        let Some(order) = self.put_off(order) else { return };
         // An answer that nobody waits for any more is dropped: the order was carried out all the same.
         match order {
             Order::Feed { input, reply } => {
@@ -284,17 +321,17 @@ impl Task {
                 let outcome = self.handover.resume().await;
                 let _ = reply.send(outcome);
             }
-            Order::Stop { force, timeout, reply } => {
-                let outcome = self.stop(force, timeout).await;
-                let _ = reply.send(outcome);
-            }
+            Order::Stop { force, timeout, reply } => match self.stop(force).await {
+                Ok(Some(machine)) => self.await_off(machine, timeout, reply),
+                outcome => drop(reply.send(outcome.map(drop))),
+            },
             Order::Respecify { spec, reply } => {
                 let outcome = self.handover.respecify(*spec).await;
                 let _ = reply.send(outcome);
             }
             Order::StandsStill { since } => self.handover.stands_still(since),
             Order::Machine { reply } => drop(reply.send(self.handover.machine())),
-            Order::Route { route } => self.route = route,
+            Order::Route { peer, job, lanes } => self.routes.open(peer, job, lanes),
         }
     }
 
@@ -304,29 +341,92 @@ impl Task {
         self.handover.want_running(wanted_running).await
     }
 
-    async fn stop(&mut self, force: bool, timeout: Duration) -> Result<(), HandoverError> {
-        let Some(machine) = self.handover.machine() else {
-            return self.handover.want_running(false).await;
+    /// Has what begins something with a guest that is on its way down wait, or refuses it. Gives back what is to be done at once.
+    fn put_off(&mut self, order: Order) -> Option<Order> {
+        let Some(leaving) = &mut self.leaving else { return Some(order) };
+        let refusal = || HandoverError::State {
+            state: VmState::Running,
+            remedy: "it is being stopped; wait until it is, or stop it with `--force`",
         };
-        if !self.handover.record().ownership.is_settled() {
-            return Err(HandoverError::NotOwner { state: self.handover.record().ownership.name() });
+        match order {
+            Order::Machine { reply } => {
+                leaving.machines.retain(|reply| !reply.is_closed());
+                if leaving.machines.len() >= ORDERS_MAX {
+                    return Some(Order::Machine { reply });
+                }
+                leaving.machines.push(reply);
+            }
+            Order::Start { reply } | Order::Prepare { reply, .. } => drop(reply.send(Err(refusal()))),
+            Order::LaunchIncoming { reply } => drop(reply.send(Err(refusal()))),
+            Order::Feed { input: Input::BeginCede { .. } | Input::Delete, reply } => {
+                drop(reply.send(Err(refusal())));
+            }
+            order => return Some(order),
         }
+        None
+    }
+
+    /// Stops the guest, or presses its power button: then its QEMU is given back, and it is to be waited for.
+    async fn stop(&mut self, force: bool) -> Result<Option<Machine>, HandoverError> {
+        let Some(machine) = self.handover.machine() else {
+            self.handover.want_running(false).await?;
+            return Ok(None);
+        };
+        self.expect_settled()?;
         self.handover.want_running(false).await?;
         if !force && machine.power_button().await.is_ok() {
-            let off = machine.run_state_reached(&[RunState::Shutdown], timeout);
-            let ended = async {
-                match self.handover.guest() {
-                    Some(guest) => drop(guest.process.ended().await),
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = off => {}
-                () = ended => {}
-            }
+            return Ok(Some(machine));
         }
         self.handover.end_in_good_order().await;
-        Ok(())
+        self.left();
+        Ok(None)
+    }
+
+    /// Answers when the guest is off, or `grace` is over.
+    fn await_off(&mut self, machine: Machine, grace: Duration, reply: Reply<()>) {
+        let until = Instant::now() + grace;
+        let off: Off = Box::pin(async move {
+            let _ = machine.run_state_reached(&[RunState::Shutdown], grace).await;
+        });
+        let Some(leaving) = &mut self.leaving else {
+            self.leaving = Some(Leaving { off, until, replies: vec![reply], machines: Vec::new() });
+            return;
+        };
+        if until < leaving.until {
+            (leaving.off, leaving.until) = (off, until);
+        }
+        leaving.replies.retain(|reply| !reply.is_closed());
+        if leaving.replies.len() >= ORDERS_MAX {
+            let remedy = "it is being stopped, and too many wait for that already";
+            drop(reply.send(Err(HandoverError::State { state: VmState::Running, remedy })));
+            return;
+        }
+        leaving.replies.push(reply);
+    }
+
+    /// The guest is off, or has had its time.
+    async fn guest_off(&mut self) {
+        // A guest that came by a move may have been let run meanwhile, and be neither here nor there.
+        if self.expect_settled().is_ok() {
+            self.handover.end_in_good_order().await;
+        }
+        self.left();
+    }
+
+    /// The guest is not waited for any more: whoever did is answered.
+    fn left(&mut self) {
+        let Some(Leaving { replies, machines, .. }) = self.leaving.take() else { return };
+        for reply in replies {
+            let _ = reply.send(self.expect_settled());
+        }
+        for reply in machines {
+            let _ = reply.send(self.handover.machine());
+        }
+    }
+
+    fn expect_settled(&self) -> Result<(), HandoverError> {
+        let ownership = &self.handover.record().ownership;
+        if ownership.is_settled() { Ok(()) } else { Err(HandoverError::NotOwner { state: ownership.name() }) }
     }
 
     async fn guest_ended(&mut self) {
@@ -353,13 +453,10 @@ impl Task {
         }
     }
 
-    /// Sends by the lanes of the job, and by NATS where they are not there or nothing came of them.
+    /// Sends by the lanes of sessions with the peer, and by NATS where they are not there or nothing came of them.
     fn send(&self, outbound: &[Outbound], first: bool) {
         for (to, message) in outbound {
-            let by_lanes = match &self.route {
-                Some((_, lanes)) => lanes.try_send(PeerMessage::Handover { message: *message }).is_ok(),
-                None => false,
-            };
+            let by_lanes = self.routes.send(to, *message);
             if !(by_lanes && first) {
                 self.send_by_bus(to.clone(), *message);
             }
@@ -367,7 +464,7 @@ impl Task {
     }
 
     fn send_by_bus(&self, to: HostId, message: Message) {
-        let job = job_of(&self.handover.record().ownership).or(self.route.as_ref().map(|(job, _)| *job));
+        let job = job_of(&self.handover.record().ownership).or_else(|| self.routes.job(&to));
         let Some(Ok(Some(JobRecord { plan, .. }))) = job.map(|job| self.host.journal.job(job)) else { return };
         let (bus, feedback, vm, job) = (self.bus.clone(), self.feedback.clone(), self.vm, plan.job);
         let from = self.host.id().clone();

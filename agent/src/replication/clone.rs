@@ -67,9 +67,21 @@ impl Cloner {
         }
     }
 
-    /// After a restart of the agent: nobody was told that it is there.
+    /// After a restart of the agent. A clone that is there may have been told of, and been used since; what was not made to its end goes.
     pub async fn recover(self) -> Outcome {
-        self.undo(MoveError::AgentRestarted).await
+        let context = &self.context;
+        let is_there = matches!(context.keeper.record().ownership, Record::Owner { .. });
+        if !is_there || context.plan.kind == JobKind::Rehearse {
+            return self.undo(MoveError::AgentRestarted).await;
+        }
+        let starts = context.plan.clone.as_ref().is_some_and(|clone| clone.start);
+        if starts
+            && matches!(context.keeper.machine().await, Ok(None))
+            && let Err(error) = context.keeper.start().await
+        {
+            return error_outcome(context, &error.into());
+        }
+        Outcome::Completed { blackout_us: 0 }
     }
 
     async fn make(&self, alive: Alive) -> Result<(), MoveError> {

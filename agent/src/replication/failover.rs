@@ -19,6 +19,7 @@ use tracing::{info, warn};
 
 use super::variables;
 use crate::host::Host;
+use crate::hypervisor::qemu::RunState;
 use crate::journal::Partial;
 use crate::migration::context::MoveError;
 use crate::migration::images::{self, ImageError};
@@ -46,7 +47,11 @@ pub async fn take_over(host: &Host, keeper: &Keeper, snapshot: u32, above: Gener
     if !runs_above(keeper, above) {
         own(host, keeper, snapshot, above).await?;
     }
-    if keeper.machine().await?.is_none() {
+    let runs = match keeper.machine().await? {
+        Some(machine) => machine.run_state().await? == RunState::Running,
+        None => false,
+    };
+    if !runs {
         keeper.start().await?;
     }
     Ok(())

@@ -1,26 +1,50 @@
 //! The files of a replica's layers: made, served, merged, removed.
 //!
 //! **Contract.** The journal's record says which layers there are; a file that it does not name is nobody's. What clones stand
-//! on is never written to. Files are merged, and opened for a new clone, by one at a time ([`Host::layers_in_use`]).
+//! on is never written to. Files are merged, and opened for a new clone, by one at a time ([`Host::layers_in_use`]): that may take
+//! hours, and who would merge does it another time. Layers are begun and removed by one at a time too ([`hold`]), which is short.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use serde_json::json;
 use sterna_shared::id::VmId;
 use sterna_shared::job::Plan;
 use sterna_shared::replica::{Replica, Retention};
 use sterna_shared::units::ByteCount;
 use sterna_shared::vm::{CacheMode, DiskSpec};
-use tracing::{info, warn};
+use tokio::sync::MutexGuard;
+use tracing::{debug, info, warn};
 
 use crate::disk::digest::{DigestTable, unpack};
+use crate::disk::extent::{Extent, ExtentSet};
+use crate::disk::nbd::Client;
 use crate::disk::pool::{LayerFile, Note};
 use crate::guest::launcher::Launched;
 use crate::guest::storage_daemon::{self, Access};
 use crate::host::{Host, PlacementError};
-use crate::hypervisor::qemu::command_line::Image;
+use crate::hypervisor::qemu::command_line::{Image, format_node};
+use crate::hypervisor::qemu::{COMMAND_WAIT_MAX, Machine, MachineError};
 use crate::journal::{JournalError, Part, ReplicaChange, ReplicaRecord};
+use crate::migration::context::MoveError;
 use crate::migration::images::{DAEMON_WAIT, ImageError, REPLICA, STORAGE_DAEMON};
+use crate::migration::target_disks::TargetDiskError;
+
+/// The context that tells which image of a chain has a range.
+const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";
+/// What it says of a range that the uppermost image has for itself, as data or as zeroes.
+const OWN_DEPTH: u32 = 1;
+/// It is asked for in steps of this, so that no answer has more ranges than are accepted, however scattered they are.
+const DEPTH_STEP: u64 = 64 << 30;
+/// How long an export may take to go.
+const EXPORT_REMOVAL_WAIT: Duration = Duration::from_secs(10);
+
+/// Waits until nobody else begins or removes layers, for the time it takes to make or remove some files. Nobody does as long as what
+/// is returned lives.
+pub async fn hold(host: &Host) -> MutexGuard<'_, Option<VmId>> {
+    host.layer_changes.lock().await
+}
 
 /// Makes the files of a new layer.
 ///
@@ -74,6 +98,36 @@ pub async fn serve(host: &Host, plan: &Plan, replica: &Replica, layer: u32) -> R
     Ok(storage_daemon::serve(Path::new(STORAGE_DAEMON), &images, access, &runtime, unit, DAEMON_WAIT).await?)
 }
 
+/// What the image of a disk has for itself in a layer that is served to be filled, data and zeroes: all that was ever written to it,
+/// whatever was written down of that.
+///
+/// # Errors
+/// QEMU does not say.
+pub async fn own_content(
+    machine: &Machine,
+    socket: &Path,
+    index: usize,
+    disk: &DiskSpec,
+) -> Result<ExtentSet, MoveError> {
+    let id = format!("sterna-layer-{index}");
+    let export = json!({
+        "type": "nbd", "id": id, "node-name": format_node(&disk.name), "name": id, "writable": false,
+        "allocation-depth": true,
+    });
+    let added = machine.qmp().execute("block-export-add", export, COMMAND_WAIT_MAX).await;
+    added.map_err(MachineError::from)?;
+    let open = |source| TargetDiskError::Open { disk: index, source };
+    let client = Client::connect(socket, &id, &[ALLOCATION_DEPTH], 1).await.map_err(open)?;
+    let mut own = ExtentSet::new();
+    for range in Extent::new(0, client.size()).into_iter().flat_map(|whole| whole.split(DEPTH_STEP)) {
+        let statuses = client.block_status(ALLOCATION_DEPTH, range).await.map_err(open)?;
+        statuses.iter().filter(|status| status.flags == OWN_DEPTH).for_each(|status| own.insert(status.extent));
+    }
+    client.close().await;
+    machine.export_remove(&id, EXPORT_REMOVAL_WAIT).await?;
+    Ok(own)
+}
+
 /// Serves a layer and those below it, to be read from the medium.
 ///
 /// # Errors
@@ -112,36 +166,59 @@ pub fn table_of(host: &Host, replica: &Replica, disk: &DiskSpec, layer: u32) -> 
 }
 
 /// Gives up the snapshots that are not to be kept, and merges or removes layers that are needed no more. Layers for which there is
-/// no room are merged another time.
+/// no room, or while others are merged or copied, are merged another time: after the next cycle, or by the agent where none comes.
 ///
 /// # Errors
 /// The journal cannot be written, or layers cannot be merged: what is left is merged the next time.
 pub async fn tidy(host: &Host, vm: VmId, retention: Option<Retention>) -> Result<(), ImageError> {
-    let Some(record) = host.journal.replica(vm)? else { return Ok(()) };
-    remove_orphans(host, &record.replica, record.part.as_ref());
+    {
+        let _changes = hold(host).await;
+        let Some(record) = host.journal.replica(vm)? else { return Ok(()) };
+        remove_orphans(host, &record.replica, record.part.as_ref());
+    }
     let change = retention.map_or(ReplicaChange::Keep, ReplicaChange::Prune);
     let mut state = host.journal.change_replica(vm, change).await?;
     while let Some((record, used)) = state {
         if record.dropped && used.is_empty() {
-            return forget(host, &record).await.map_err(ImageError::from);
+            return forget(host, vm).await.map_err(ImageError::from);
         }
-        let _in_use = host.layers_in_use.lock().await;
-        let Some((lower, upper)) = record.replica.mergeable(&used) else { return Ok(()) };
-        if !has_room_to_merge(host, &record.replica, upper) {
-            warn!(%vm, lower, upper, "layers are not merged until their pool has room for what is there twice meanwhile");
+        if record.replica.mergeable(&used).is_none() {
             return Ok(());
         }
-        merge(host, &record.replica, lower, upper).await?;
-        let merged = host.journal.change_replica(vm, ReplicaChange::Merged { lower, upper }).await?;
-        let Some((after, used)) = merged else { return Ok(()) };
-        if after.replica.layers.len() == record.replica.layers.len() {
-            return Ok(()); // A clone stands on it by now.
-        }
-        remove(host, &record.replica, upper);
-        info!(%vm, lower, upper, "layers merged");
-        state = Some((after, used));
+        // Whoever copies a replica holds it for hours, and a cycle is not over before this is.
+        let Ok(_in_use) = host.layers_in_use.try_lock() else {
+            debug!(%vm, "layers are merged later, since others are being merged or copied");
+            return Ok(());
+        };
+        state = merge_next(host, vm).await?;
     }
     Ok(())
+}
+
+/// Whether it looks as if layers of a replica could be merged now: nobody merges or copies any, and there is room. Clones may stand
+/// on them all the same.
+#[must_use]
+pub fn may_be_merged(host: &Host, record: &ReplicaRecord) -> bool {
+    let next = record.replica.mergeable(&BTreeSet::new());
+    next.is_some_and(|(_, upper)| has_room_to_merge(host, &record.replica, upper))
+        && host.layers_in_use.try_lock().is_ok()
+}
+
+/// Merges two layers, while no others are merged or copied: how the replica is then, where there may be more to do.
+async fn merge_next(host: &Host, vm: VmId) -> Result<Option<(ReplicaRecord, BTreeSet<u32>)>, ImageError> {
+    let mut changes = hold(host).await;
+    // Since it was looked at, a clone may have come to stand on them.
+    let Some((record, used)) = host.journal.change_replica(vm, ReplicaChange::Keep).await? else { return Ok(None) };
+    let Some((lower, upper)) = record.replica.mergeable(&used) else { return Ok(None) };
+    if !has_room_to_merge(host, &record.replica, upper) {
+        warn!(%vm, lower, upper, "layers are not merged until their pool has room for what is there twice meanwhile");
+        return Ok(None);
+    }
+    *changes = Some(vm);
+    drop(changes);
+    let merged = merge(host, &record.replica, lower, upper).await;
+    *hold(host).await = None;
+    merged
 }
 
 /// What the upper layer takes is written into the lower one before it is removed.
@@ -152,7 +229,26 @@ fn has_room_to_merge(host: &Host, replica: &Replica, upper: u32) -> bool {
     }))
 }
 
-async fn merge(host: &Host, replica: &Replica, lower: u32, upper: u32) -> Result<(), ImageError> {
+/// Merges a layer into the one below it, in the files and then in the record.
+async fn merge(
+    host: &Host,
+    replica: &Replica,
+    lower: u32,
+    upper: u32,
+) -> Result<Option<(ReplicaRecord, BTreeSet<u32>)>, ImageError> {
+    let vm = replica.vm.id;
+    merge_files(host, replica, lower, upper).await?;
+    let merged = host.journal.change_replica(vm, ReplicaChange::Merged { lower, upper }).await?;
+    // Where there are as many as before, a clone stands on it by now.
+    let Some((after, used)) = merged.filter(|(after, _)| after.replica.layers.len() != replica.layers.len()) else {
+        return Ok(None);
+    };
+    remove(host, replica, upper);
+    info!(%vm, lower, upper, "layers merged");
+    Ok(Some((after, used)))
+}
+
+async fn merge_files(host: &Host, replica: &Replica, lower: u32, upper: u32) -> Result<(), ImageError> {
     let Some(layers) = replica.chain(upper) else { return Ok(()) };
     for disk in &replica.disks {
         let pool = host.pool(disk)?;
@@ -166,17 +262,26 @@ async fn merge(host: &Host, replica: &Replica, lower: u32, upper: u32) -> Result
     Ok(())
 }
 
-/// Nobody wants it and nobody stands on it: its record goes first.
-async fn forget(host: &Host, record: &ReplicaRecord) -> Result<(), JournalError> {
+/// Removes a replica that nobody wants and nobody stands on, the record after the files: an agent that falls out in between removes
+/// it anew. One whose layers are being merged goes another time.
+async fn forget(host: &Host, vm: VmId) -> Result<(), JournalError> {
+    let merging = hold(host).await;
+    if *merging == Some(vm) {
+        return Ok(());
+    }
+    // Since it was looked at, it may have been removed, and begun anew.
+    let state = host.journal.change_replica(vm, ReplicaChange::Keep).await?;
+    let Some((record, _)) = state.filter(|(record, used)| record.dropped && used.is_empty()) else { return Ok(()) };
     let replica = &record.replica;
-    host.journal.change_replica(replica.vm.id, ReplicaChange::Forget).await?;
     let part = record.part.iter().map(|part| part.number);
     replica.layers.iter().map(|layer| layer.number).chain(part).for_each(|layer| remove(host, replica, layer));
-    info!(vm = %replica.vm.id, "replica removed");
+    host.journal.change_replica(vm, ReplicaChange::Forget).await?;
+    info!(%vm, "replica removed");
     Ok(())
 }
 
-/// Removes the files of layers that the record does not name: an agent fell out between the two.
+/// Removes the files of layers that the record does not name: an agent fell out between the two. Where a cycle may begin meanwhile
+/// the record is read, and this is done, in one [`hold`].
 pub fn remove_orphans(host: &Host, replica: &Replica, part: Option<&Part>) {
     let numbers = replica.layers.iter().map(|layer| layer.number);
     let known: BTreeSet<u32> = numbers.chain(part.map(|part| part.number)).collect();

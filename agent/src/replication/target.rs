@@ -236,13 +236,15 @@ impl CycleTarget {
             return Err(ImageError::NoVariables.into());
         }
         let disks = disks_here(plan);
+        // From the look at the record until it names the new layer: what an earlier replica has left goes before that, or after.
+        let changes_of_layers = layers::hold(host).await;
         let record = self.expect_headroom(&disks).await?;
         let part = record.as_ref().and_then(|record| record.part.clone());
         let replica = match record {
             None => Replica::new(plan.vm.clone(), disks, plan.source.id.clone()),
             Some(record) if record.dropped => {
                 return Err(MoveError::Stale {
-                    what: "a replica of the VM was removed here, and clones stand on it still",
+                    what: "a replica of the VM was removed here, and is not gone yet: clones stand on it, or its layers are merged",
                 });
             }
             Some(record) if !same_disks(&record.replica.disks, &disks) => {
@@ -267,6 +269,7 @@ impl CycleTarget {
             layers::make(host, &replica, number).await?;
             host.journal.change_replica(plan.vm.id, ReplicaChange::Begin(Box::new(replica.clone()))).await?;
         }
+        drop(changes_of_layers);
         let daemon = layers::serve(host, plan, &replica, number).await?;
         let (machine, socket) = (daemon.machine.clone(), daemon.runtime.nbd_socket());
         self.daemon = Some(daemon);
@@ -278,18 +281,21 @@ impl CycleTarget {
         let blocks = session.blocks().map_err(|source| MoveError::Connect { peer: plan.source.id.clone(), source })?;
         let mut tables: Vec<Option<DigestTable>> =
             replica.disks.iter().map(|disk| layers::table(host, &replica, disk)).collect();
-        let received: Vec<Option<ExtentSet>> = match &part {
+        let mut received: Vec<Option<ExtentSet>> = match &part {
             Some(part) => part.disks.iter().map(|disk| Some(disk.received())).collect(),
             None => vec![None; replica.disks.len()],
         };
         let mut held = Vec::new();
-        for ((disk, table), received) in replica.disks.iter().zip(&mut tables).zip(&received) {
-            let of_part = received.as_ref().map_or(0, ExtentSet::total);
+        for (index, disk) in replica.disks.iter().enumerate() {
+            let (table, received) = (&mut tables[index], received.get_mut(index).and_then(Option::as_mut));
+            let of_part = received.as_ref().map_or(0, |received| received.total());
             held.push(table.as_ref().map_or(of_part, |_| disk.size.0));
-            // What the cycle that was cut has written is not what the latest snapshot holds.
-            for extent in received.iter().flat_map(ExtentSet::iter) {
-                table.iter_mut().for_each(|table| table.mark_stale(extent));
-            }
+            let (Some(table), Some(received)) = (table, received) else { continue };
+            // What a cycle that was cut has written is not what the latest snapshot holds. Its image alone knows all of it: what
+            // was written down is older, or less, and a chunk that is believed to be as it was is neither sent nor read back.
+            let own = layers::own_content(&machine, &socket, index, disk).await?;
+            own.iter().for_each(|extent| received.insert(extent));
+            received.iter().for_each(|extent| table.mark_stale(extent));
         }
         let ledger = Ledger { journal: host.journal.clone(), vm: plan.vm.id, job: plan.job, place: Place::Replica };
         let origin = if replica.layers.is_empty() { Origin::Fresh } else { Origin::Used };
@@ -338,6 +344,10 @@ impl CycleTarget {
             images::end_daemon(daemon).await;
         }
         let NewLayer { mut replica, number, point, .. } = layer;
+        let mut layers_of_it = replica.layers.iter().map(|layer| layer.number).chain([number]);
+        if !layers_of_it.all(|layer| layers::is_there(host, &replica, layer)) {
+            return Err(MoveError::Stale { what: "files of the VM's replica were removed in the course of the cycle" });
+        }
         for (disk, proof) in replica.disks.iter().zip(&proofs) {
             let chunks: Vec<_> = (0..proof.table.count()).map(|index| proof.table.chunk(index)).collect();
             let pool = host.pool(disk).map_err(ImageError::from)?;

@@ -58,6 +58,9 @@ impl Service {
         if plan.kind != JobKind::Stage && self.is_about_to_be_free(plan.vm.id) {
             return Ok(Taken::Later);
         }
+        if plan.kind == JobKind::Replicate && self.merges_layers_of(plan.vm.id) {
+            return Ok(Taken::Later);
+        }
         if known.is_some_and(|known| known.stage != Stage::Over || self.jobs.contains_key(&job)) {
             return Ok(Taken::Yes);
         }
@@ -130,6 +133,9 @@ impl Service {
         }
         if self.taking_over.contains(&vm) {
             return Some(format!("VM {} is being taken over from its replica", plan.vm.name));
+        }
+        if self.dropping.contains(&vm) && (role == Role::Replica || (role == Role::Target && plan.cutover.is_some())) {
+            return Some(format!("the replica of VM {} is being removed", plan.vm.name));
         }
         if self.is_out_of_reach(vm) {
             return Some(format!("the guest of VM {} does not answer at this host", plan.vm.name));
