@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use sterna_shared::id::JobId;
-use sterna_shared::job::{Event as JobEvent, EventBody, JobStatus, Reporter};
+use sterna_shared::id::{HostId, JobId};
+use sterna_shared::job::{Dispatch, Event as JobEvent, EventBody, JobStatus, Reporter};
 use sterna_shared::view::google::Averages;
 
 use super::state::{Action, Job, Now, State};
@@ -94,6 +94,8 @@ impl State {
             match self.jobs.contains_key(&status.job) {
                 true => {}
                 false if status.state.is_final() => self.gone.add(status.job),
+                // A status is written before what is told of it. Who fell out in between has told nobody, and whoever asked was told that.
+                false if self.was_told_nobody(&status) => out.push(Action::RemoveJob(status.job)),
                 false => self.add(status, out),
             }
         }
@@ -102,6 +104,14 @@ impl State {
         out.extend(removed.map(Action::RemoveJob));
         let is_over = |job: &JobId| self.jobs.get(job).is_some_and(|job| job.status.state.is_final());
         std::mem::take(&mut self.kept_live).into_iter().filter(is_over).collect()
+    }
+
+    /// Whether a job has been planned, and neither is its plan kept, as it is before any host is told of it, nor has a host told of it.
+    fn was_told_nobody(&self, status: &JobStatus) -> bool {
+        let unheard = |host: &HostId| status.last_seen(&Reporter::Host(host.clone())) == 0;
+        status.dispatch == Dispatch::Sent
+            && !self.sent.contains_key(&status.job)
+            && status.plan.parties().into_iter().all(unheard)
     }
 
     fn add(&mut self, status: JobStatus, out: &mut Vec<Action>) {

@@ -122,6 +122,31 @@ fn what_is_kept_as_if_it_went_on_is_written_anew_once_it_is_over() {
 }
 
 #[test]
+fn what_was_written_of_a_job_and_told_to_nobody_is_no_job() {
+    let mut shown = World::new(1, 1);
+    let draft = shown.submit(0, Policy::default());
+    let plan = Plan { job: id(0), ..shown.state.jobs[&draft].status.plan.clone() };
+    let status = JobStatus::planned(plan.clone());
+    assert_eq!(status.dispatch, sterna_shared::job::Dispatch::Sent);
+    let listed = |plans: Vec<Plan>, of: JobStatus| {
+        let mut state = taking_over();
+        state.remember([of], 0);
+        state.remember_sent(plans);
+        let actions = apply(&mut state, Event::Replayed);
+        let removed = actions.iter().any(|action| matches!(action, Action::RemoveJob(job) if *job == id(0)));
+        (state.jobs.contains_key(&id(0)), removed)
+    };
+    assert_eq!(listed(vec![], status.clone()), (false, true));
+    assert_eq!(listed(vec![plan.clone()], status.clone()), (true, false), "its plan is kept, and sent again");
+    let mut accepted = status;
+    let reporter = Reporter::Host(plan.source.id.clone());
+    let body = EventBody::Accepted { plan: Box::new(plan) };
+    let event = JobEvent { job: id(0), reporter, sequence: 1, at: example::now(), body };
+    accepted.apply(&event).expect("legal");
+    assert_eq!(listed(vec![], accepted), (true, false), "a host has it");
+}
+
+#[test]
 fn what_was_forgotten_for_its_age_does_not_go_on_as_it_was_kept() {
     let mut state = taking_over();
     let [submitted, _] = story(0);
