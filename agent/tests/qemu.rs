@@ -7,21 +7,24 @@ use std::time::Duration;
 
 use bench::{Bench, Guard, QEMU, WAIT, qemu_io};
 use serde_json::{Value, json};
+use sterna_agent::disk::extent::{Extent, ExtentSet};
+use sterna_agent::disk::pool::{LayerFile, Pool};
 use sterna_agent::guest::launcher::{AttachError, LaunchError, Launched, attach, launch};
 use sterna_agent::guest::process::{Ended, touched_bytes};
 use sterna_agent::guest::storage_daemon::{Access, serve};
 use sterna_agent::guest::tap;
-use sterna_agent::hypervisor::qemu::command_line::{disk_nodes, format_node, top_node};
+use sterna_agent::hypervisor::qemu::command_line::{Image, ImageKind, disk_nodes, format_node, top_node};
 use sterna_agent::hypervisor::qemu::probe::{Verdict, WORK_WAIT_MAX, probe, try_out};
 use sterna_agent::hypervisor::qemu::qmp::{Qmp, QmpError};
 use sterna_agent::hypervisor::qemu::{
     BitmapOptions, Export, MachineError, MigrationSettings, MigrationStatus, RunState, Throttle,
 };
 use sterna_agent::probe::measure_machine;
+use sterna_agent::replication::layers::own_content;
 use sterna_shared::host::Accelerator;
 use sterna_shared::probe::Measured;
 use sterna_shared::units::{Bandwidth, ByteCount};
-use sterna_shared::vm::{CacheMode, DiskBus, DiskSpec, Firmware};
+use sterna_shared::vm::{CacheMode, DiskBus, DiskFormat, DiskSpec, Firmware};
 
 const BITMAP: BitmapOptions = BitmapOptions { granularity: 65536, persistent: false };
 
@@ -373,6 +376,36 @@ async fn a_storage_daemon_serves_what_a_machine_would() {
     assert!(bitmaps.iter().any(|bitmap| bitmap.name == "main" && bitmap.persistent), "it is in the image: {bitmaps:?}");
     assert!(reader.machine.export_add(&export("data", &node, true, &[])).await.is_err(), "nothing may be written");
     Launched::clone(&reader).end(WAIT).await.expect("ended");
+}
+
+#[tokio::test]
+async fn a_layer_tells_of_all_that_was_ever_written_to_it_and_of_nothing_below() {
+    const SIZE: ByteCount = ByteCount::mebibytes(4);
+    let bench = Bench::new();
+    let folder = tempfile::tempdir().expect("a folder");
+    let pool = Pool::open("fast".parse().expect("a name"), folder.path(), None).expect("a pool");
+    let disk = DiskSpec { format: DiskFormat::Qcow2, size: SIZE, ..bench.vm.disks[1].clone() };
+    let make = |number| pool.create_layer(bench.vm.id, &disk.name, LayerFile::Layer(number), SIZE);
+    let (lower, upper) = (make(1).await.expect("made"), make(2).await.expect("made"));
+    let mut fill = std::process::Command::new("qemu-io");
+    assert!(fill.args(["-f", "qcow2", "-c", "write -q -P 1 0 2M"]).arg(&lower).status().expect("it runs").success());
+    let images = [(&disk, Image { path: upper, kind: ImageKind::File, layers: vec![lower] })];
+    let (runtime, unit) = (bench.runtime("layers"), format!("sterna-test-{}-layers", std::process::id()));
+    let access = Access::Write { raw_files: CacheMode::Writeback };
+    let daemon = serve("qemu-storage-daemon".as_ref(), &images, access, &runtime, unit, WAIT).await;
+    let daemon = Guard::new(daemon.expect("a daemon"));
+    let socket = runtime.nbd_socket();
+    daemon.machine.nbd_server_start(&socket).await.expect("a server");
+    daemon.machine.export_add(&export("data", &format_node(&disk.name), true, &[])).await.expect("an export");
+    let own = async || own_content(&daemon.machine, &socket, 0, &disk).await.expect("an answer");
+    assert_eq!(own().await, ExtentSet::new());
+    // What is below already, what is not, and zeroes where nothing is.
+    for command in ["write -P 1 0 64k", "write -P 2 1M 64k", "write -z 3M 64k"] {
+        qemu_io("data", &socket, command);
+    }
+    let written = [0, 1 << 20, 3 << 20].map(|start| Extent::new(start, 64 << 10).expect("in range"));
+    assert_eq!(own().await.iter().collect::<Vec<_>>(), written);
+    assert_eq!(daemon.machine.exports().await.expect("exports"), ["data"], "what was asked by is gone");
 }
 
 #[tokio::test]
