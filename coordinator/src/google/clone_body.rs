@@ -44,7 +44,7 @@ const OF_DISKS: &str = "computeEngineDisksTargetDetails";
 pub(super) const REQUEST: &str = "requestId";
 /// The deprecated names of the same; the newer of them first.
 const OLDER: [&str; 2] = ["computeEngineVmDetails", "targetDetails"];
-const TOLD: &str = "a job tells it, and nobody asks for it";
+pub(super) const TOLD: &str = "a job tells it, and nobody asks for it";
 
 /// Those of a body.
 const OF_BODY: &[Field] = &[
@@ -53,6 +53,10 @@ const OF_BODY: &[Field] = &[
     taken(OLDER[1], Kind::Object),
     taken(OF_DISKS, Kind::Object),
     taken(REQUEST, Kind::Text),
+];
+
+/// Those that every job tells.
+pub(super) const OF_JOB: &[Field] = &[
     aside("name", Kind::Text, TOLD),
     aside("createTime", Kind::Text, TOLD),
     aside("endTime", Kind::Text, TOLD),
@@ -113,7 +117,7 @@ impl CloneBody {
     /// Reads a body, which is at that place of a request.
     pub(super) fn of(root: &Node, path: String) -> Result<Self, BodyFault> {
         let mut body = Self::default();
-        let root = Fields::of(root, path, &[OF_BODY], &mut body.warnings)?;
+        let root = Fields::of(root, path, &[OF_BODY, OF_JOB], &mut body.warnings)?;
         if root.get(OF_DISKS).is_some() {
             let what = format!("a clone is a VM; disks without one are not built yet. Give {NEWER}");
             return Err(fault(&root.path(OF_DISKS), what));

@@ -8,7 +8,7 @@ use sterna_shared::id::JobId;
 use sterna_shared::view::google::{GroupName, InvalidName, MigratingVmName, Parent};
 
 use super::body::{BodyFault, Field, Fields, Kind, Node, aside, fault, read, taken};
-use super::clone_body::{CloneBody, REQUEST, read_request};
+use super::clone_body::{CloneBody, OF_JOB, REQUEST, TOLD, read_request};
 use super::filter::Filter;
 use super::vm_body::{NAME, VmBody};
 
@@ -52,19 +52,10 @@ const OF_CUTOVER: &[Field] = &[
     aside("cutoverJobId", Kind::Text, "a cutover job is called by its job's id, which requestId says"),
 ];
 
-const TOLD: &str = "a job tells it, and nobody asks for it";
-
-/// Those of a cutover job.
+/// Those of a cutover job beside what any job tells.
 const OF_CUTOVER_JOB: &[Field] = &[
-    aside("name", Kind::Text, TOLD),
-    aside("createTime", Kind::Text, TOLD),
-    aside("endTime", Kind::Text, TOLD),
-    aside("state", Kind::Text, TOLD),
-    aside("stateTime", Kind::Text, TOLD),
     aside("stateMessage", Kind::Text, TOLD),
     aside("progressPercent", Kind::Number, TOLD),
-    aside("error", Kind::Object, TOLD),
-    aside("steps", Kind::List, TOLD),
     aside("computeEngineTargetDetails", Kind::Object, TOLD),
     aside("computeEngineVmDetails", Kind::Object, TOLD),
     aside("targetDetails", Kind::Object, TOLD),
@@ -209,7 +200,7 @@ pub(crate) struct Of {
     pub(crate) size: usize,
     pub(crate) has_views: bool,
     /// The fields that one of them has, by which they can be filtered.
-    pub(crate) fields: &'static [&'static str],
+    pub(crate) fields: &'static [&'static [&'static str]],
 }
 
 impl List {
@@ -219,7 +210,7 @@ impl List {
         let mut warnings = Vec::new();
         let (own, views) = ([taken(of.field, Kind::Text)], if of.has_views { OF_VIEW } else { &[] });
         let fields = Fields::of(&root, String::new(), &[&own[..], OF_LIST, views], &mut warnings)?;
-        let filter = fields.text(FILTER).map(|text| Filter::parse(text, of.fields)).transpose();
+        let filter = fields.text(FILTER).map(|text| Filter::parse(text, &of.fields.concat())).transpose();
         let filter = filter.map_err(|what| fault(FILTER, what))?;
         let within = fields.text(of.field).map(of.parse).transpose();
         let within = within.map_err(|error| fault(of.field, error.to_string()))?.unwrap_or_default();
@@ -263,7 +254,7 @@ impl CreateCutover {
         let mut warnings = Vec::new();
         let fields = Fields::of(&root, String::new(), &[OF_CUTOVER], &mut warnings)?;
         if let Some(job) = fields.get(CUTOVER_JOB) {
-            Fields::of(job, CUTOVER_JOB.to_owned(), &[OF_CUTOVER_JOB], &mut warnings)?;
+            Fields::of(job, CUTOVER_JOB.to_owned(), &[OF_JOB, OF_CUTOVER_JOB], &mut warnings)?;
         }
         Ok(Self { of: name(&fields, PARENT)?, request: read_request(&fields)?, warnings })
     }
@@ -280,7 +271,7 @@ mod tests {
     const JOB: &str = "0197c0de-0000-7000-8000-000000000101";
 
     fn list(body: &Value) -> Result<List, String> {
-        let of = Of { field: PARENT, parse: Parent::of_vm, size: 25, has_views: true, fields: &["name", "state"] };
+        let of = Of { field: PARENT, parse: Parent::of_vm, size: 25, has_views: true, fields: &[&["name", "state"]] };
         List::read(&body.to_string(), of).map_err(|fault| fault.to_string())
     }
 

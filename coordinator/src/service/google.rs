@@ -14,6 +14,13 @@ use crate::api::fault;
 use crate::google::{self, Change, Create, CreateCutover, Replications, Wanted};
 use crate::planner::Seeds;
 
+/// A job that is to be made, and what of its request was left aside.
+struct Made {
+    request: MoveRequest,
+    policy: Policy,
+    warnings: Vec<String>,
+}
+
 impl State {
     /// Answers a method of Google's. The id is of the job that comes of it, unless its request has one.
     pub(super) fn google(
@@ -28,25 +35,21 @@ impl State {
             Wanted::Told(reply) => Ok(Outcome::Reply(reply)),
             Wanted::Clone(create) => {
                 let job = create.request.unwrap_or(job);
-                self.create_clone(*create, (job, token), now, out)
+                let made = self.clone_wanted(*create, job, now)?;
+                self.create(made, Seeds { job, token, attempt: 0, now: now.at }, now, out)
             }
             Wanted::Cutover(create) => {
                 let job = create.request.unwrap_or(job);
-                self.create_cutover(create, (job, token), now, out)
+                let made = self.cutover_wanted(create, job, now)?;
+                self.create(made, Seeds { job, token, attempt: 0, now: now.at }, now, out)
             }
             Wanted::Change(of, change) => self.change_replication(&of, change, token, now, out),
             Wanted::Cancel(job, reply) => Ok(answered(self.cancel(job, token, now, out)?, reply)),
         }
     }
 
-    /// Has a clone made, and answers with the operation of that. One that there is already by that id is told of, whatever is asked for.
-    fn create_clone(
-        &mut self,
-        create: Create,
-        (job, token): (JobId, Token),
-        now: Now,
-        out: &mut Vec<Action>,
-    ) -> Result<Outcome, ApiError> {
+    /// The clone that is to be made. One that there is already by that id is told of, whatever is asked for.
+    fn clone_wanted(&self, create: Create, job: JobId, now: Now) -> Result<Made, ApiError> {
         let Create { of, clone, .. } = create;
         if self.is_to_be_made(job, JobKind::Clone)? {
             self.can_be_cloned(&of, clone.host.as_ref(), now)?;
@@ -56,17 +59,11 @@ impl State {
         let wish = clone.wish(of.vm.as_str(), VmId::from_uuid(job.uuid())).map_err(invalid)?;
         let request = MoveRequest::making(JobKind::Clone, of.vm.as_str(), Some(of.location), wish);
         let policy = Policy { labels: clone.labels, ..Policy::default() };
-        self.create(request, policy, clone.warnings, Seeds { job, token, attempt: 0, now: now.at }, now, out)
+        Ok(Made { request, policy, warnings: clone.warnings })
     }
 
-    /// Has a VM cut over, as nothing else is said live where it runs, and answers likewise.
-    fn create_cutover(
-        &mut self,
-        create: CreateCutover,
-        (job, token): (JobId, Token),
-        now: Now,
-        out: &mut Vec<Action>,
-    ) -> Result<Outcome, ApiError> {
+    /// The cutover likewise: as nothing else is said, live where the guest runs.
+    fn cutover_wanted(&self, create: CreateCutover, job: JobId, now: Now) -> Result<Made, ApiError> {
         let CreateCutover { of, warnings, .. } = create;
         let vm = if self.is_to_be_made(job, JobKind::Cutover)? {
             self.replication_named(&of, now)?.plan.vm.id.to_string()
@@ -75,7 +72,7 @@ impl State {
         };
         let plain = MoveRequest::plain(JobKind::Cutover, &vm, Some(of.location));
         let request = MoveRequest { cutover: Some(CutoverWish::default()), ..plain };
-        self.create(request, Policy::default(), warnings, Seeds { job, token, attempt: 0, now: now.at }, now, out)
+        Ok(Made { request, policy: Policy::default(), warnings })
     }
 
     /// Whether there is no job of that id yet; an error where there is one of another kind.
@@ -91,16 +88,8 @@ impl State {
     }
 
     /// Has a job made, and answers with the operation of that.
-    fn create(
-        &mut self,
-        request: MoveRequest,
-        policy: Policy,
-        warnings: Vec<String>,
-        seeds: Seeds,
-        now: Now,
-        out: &mut Vec<Action>,
-    ) -> Result<Outcome, ApiError> {
-        let job = seeds.job;
+    fn create(&mut self, made: Made, seeds: Seeds, now: Now, out: &mut Vec<Action>) -> Result<Outcome, ApiError> {
+        let (job, Made { request, policy, warnings }) = (seeds.job, made);
         let outcome = self.migrate(request, false, Box::new(policy), seeds, now, out)?;
         // The job is there by now, whatever can be told of it.
         let told = self.operation(|name| name.job == job && !name.finalizes, now, warnings);
@@ -143,15 +132,13 @@ impl State {
     ) -> Result<Outcome, ApiError> {
         let status = self.replication_named(of, now)?;
         let (job, vm) = (status.job, status.plan.vm.id.to_string());
-        if let Change::Finalize = change {
-            let outcome = self.finalize(&vm, now, out)?;
-            let told = self.operation(|name| name.job == job && name.finalizes, now, Vec::new());
-            return Ok(answered(outcome, told.unwrap_or_else(|error| ApiReply::Error { error })));
-        }
-        self.live(job)?;
-        if !status.policy.recurs() {
-            let message = format!("job {job} is a single cycle of VM {}, and ends by itself", of.vm);
-            return Err(fault(ApiErrorKind::Refused, message, format!("cancel it: sterna job cancel {job}")));
+        // Whether it can be finalized is asked elsewhere, also of one that is over.
+        if change != Change::Finalize {
+            self.live(job)?;
+            if !status.policy.recurs() {
+                let message = format!("job {job} is a single cycle of VM {}, and ends by itself", of.vm);
+                return Err(fault(ApiErrorKind::Refused, message, format!("cancel it: sterna job cancel {job}")));
+            }
         }
         let group = |group| vec![JobChange::Group { group }];
         let (kind, outcome, warnings) = match change {
@@ -170,7 +157,11 @@ impl State {
                 return Err(fault(ApiErrorKind::Refused, message, "migratingVms.get tells the group that it is in"));
             }
             Change::Leave(_) => ("RemoveGroupMigrationResponse", self.edit(job, group(None), now, out)?, Vec::new()),
-            Change::Finalize => unreachable!("it is done above"),
+            Change::Finalize => {
+                let outcome = self.finalize(&vm, now, out)?;
+                let told = self.operation(|name| name.job == job && name.finalizes, now, Vec::new());
+                return Ok(answered(outcome, told.unwrap_or_else(|error| ApiReply::Error { error })));
+            }
         };
         // A response is empty; only of what is patched it is what that is now.
         let told = self.told_of_replications(now);
